@@ -1,0 +1,52 @@
+"""usam: a modular component library for audio language models.
+
+Public names are loaded on first use (PEP 562): importing usam imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "build_model": "usam.hf",
+    "UsamModel": "usam.model",
+    "UsamForConditionalGeneration": "usam.model",
+    "UsamConfig": "usam.config",
+    "UsamProcessor": "usam.processor",
+    "load_spec": "usam.spec",
+    "Spec": "usam.spec",
+    "json_schema": "usam.spec",
+    "Config": "usam.spec",
+    "SpecError": "usam.spec",
+    "ComponentError": "usam.registry",
+    "Encoder": "usam.encoders",
+    "Fusion": "usam.fusions",
+    "Projector": "usam.projectors",
+    "Loss": "usam.losses",
+    "LLM": "usam.llm",
+    "build_encoder": "usam.encoders",
+    "build_fusion": "usam.fusions",
+    "build_projector": "usam.projectors",
+    "build_loss": "usam.losses",
+    "build_llm": "usam.llm",
+    "Audio": "usam.types",
+    "Frames": "usam.types",
+    "Prompt": "usam.types",
+    "LossInputs": "usam.types",
+    "LossOutput": "usam.types",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
+    raise AttributeError(f"module 'usam' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,227 @@
+"""A component is a small module that owns its options; what all families share is here.
+
+One road for weights: `__init__` builds structure and works on the meta device, `pretrained` reads a
+source, `reset_parameters` fills what a module itself owns, `adapt` injects LoRA and freezes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from usam.registry import ComponentError
+from usam.spec import Config, SpecError, component_config
+
+ADAPTER = "usam"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LoRA(Config):
+    """Low-rank adapters (Hu et al., 2021), by PEFT and with PEFT's names."""
+
+    r: int = Field(8, gt=0)
+    """Rank."""
+    lora_alpha: float = Field(16, gt=0)
+    """Scale: the update is multiplied by lora_alpha / r."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: list[str] | str | None = None
+    """Names of the linear layers that get adapters; None takes PEFT's choice for the model type."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r)."""
+    use_dora: bool = False
+    """Weight-decomposed adapters (DoRA)."""
+
+
+class ComponentConfig(Config):
+    """Options that every family has."""
+
+    freeze: Literal["all", "none"] | list[str] = "none"
+    """What does not train: all, none, or patterns of parameter names such as `encoder.layers.[0-9].*`."""
+    lora: LoRA | None = None
+    """Low-rank adapters; they train whatever `freeze` says."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Multiplies the learning rate of this component's parameters."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the weights; auto: as the source stores them, else float32. What trains is float32 unless named."""
+
+    component: ClassVar[type[Any]]
+
+
+class Component(nn.Module):
+    """A part of the model.
+
+    A subclass has a nested `Config`, takes it as its only positional argument, and infers its widths.
+    """
+
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own_config(cls)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """The source's tensors under this component's own names; nothing when there is no source."""
+        return {}
+
+    def reset_parameters(self) -> None:
+        """Fill the parameters and buffers that this very module owns (not those of its children)."""
+
+    def load_weights(self) -> None:
+        """Load `pretrained()`.
+
+        Raises:
+            ComponentError: a tensor is missing, unexpected or of another shape; all are listed.
+        """
+        tensors = self.pretrained()
+        if tensors:
+            check_keys(self, tensors, repr(self.config.type or type(self).__name__))
+            self.load_state_dict(tensors, assign=True)
+
+    def train(self, mode: bool = True) -> Component:
+        """Training mode, except for what is frozen: no dropout there, and no drifting statistics."""
+        super().train(mode)
+        if mode:
+            keep_frozen_still(self, self.config.freeze)
+        return self
+
+
+def own_config(cls: Any) -> None:
+    """Give a component class a Config of its own, which knows the class it configures."""
+    if "Config" not in cls.__dict__:
+        space = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config", "__doc__": cls.__doc__}
+        cls.Config = type(cls.Config)("Config", (cls.Config,), space)
+    cls.Config.component = cls
+
+
+def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], who: str) -> None:
+    """Compare a source's tensors with what a module holds.
+
+    Raises:
+        ComponentError: names every key that is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    faults = [f"missing {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]
+    faults += [f"unexpected {key} {tuple(tensors[key].shape)}" for key in tensors.keys() - own.keys()]
+    faults += [
+        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own.keys() & tensors.keys()
+        if own[key].shape != tensors[key].shape
+    ]
+    if faults:
+        raise ComponentError(f"{who}: the checkpoint does not fit: " + "; ".join(sorted(faults)))
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def adapt(module: M, config: ComponentConfig) -> M:
+    """Inject LoRA, then freeze what the config says; adapters always train.
+
+    Raises:
+        SpecError: a pattern that matches no parameter, or target modules that do not exist.
+    """
+    if config.lora is not None:
+        _inject(module, config.lora)
+    patterns = {"all": ["*"], "none": []}.get(config.freeze) if isinstance(config.freeze, str) else config.freeze
+    unused = set(patterns or [])
+    for name, parameter in module.named_parameters():
+        plain = base_name(name)
+        hits = [pattern for pattern in patterns or [] if fnmatchcase(plain, pattern)]
+        unused.difference_update(hits)
+        parameter.requires_grad_(is_adapter(name) or not hits)
+    if unused - {"*"}:
+        some = ", ".join(base_name(name) for name, _ in list(module.named_parameters())[:3])
+        raise SpecError(f"freeze: no parameter matches {sorted(unused)}; names look like {some}")
+    if config.freeze == "all":
+        for child in module.modules():
+            if isinstance(child, nn.modules.dropout._DropoutNd) and not _in_adapter(child, module):
+                child.p = 0.0
+    return module
+
+
+def _inject(module: nn.Module, lora: LoRA) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    options = lora.to_dict()
+    options.pop("type")
+    try:
+        inject_adapter_in_model(LoraConfig(**options), module, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise SpecError(f"lora: {error}") from error
+
+
+def _in_adapter(dropout: nn.Module, module: nn.Module) -> bool:
+    return any(dropout in layer.modules() for layer in adapter_parts(module))
+
+
+def adapter_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The dropouts and matrices that LoRA added."""
+    for name, child in module.named_modules():
+        if name.rpartition(".")[2].startswith("lora_"):
+            yield child
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is one that LoRA added."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def base_name(name: str) -> str:
+    """A parameter's name as it is without LoRA."""
+    return name.replace(".base_layer.", ".")
+
+
+def with_base_layers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A source's tensors under the names they have after LoRA has wrapped some layers."""
+    wrapped = {base_name(name): name for name in module.state_dict() if ".base_layer." in name}
+    return {wrapped.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether nothing in the module trains."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def keep_frozen_still(module: nn.Module, freeze: str | list[str]) -> None:
+    """Put what is frozen in eval mode inside a module that is in training mode."""
+    if is_frozen(module) and freeze != "none":
+        nn.Module.train(module, False)
+    elif freeze == "all":  # adapters train, nothing else does
+        nn.Module.train(module, False)
+        for part in adapter_parts(module):
+            part.train(True)
+    elif freeze != "none":
+        for child in module.modules():
+            if child is not module and any(True for _ in child.parameters()) and is_frozen(child):
+                nn.Module.train(child, False)
+
+
+def build(group: str, component: str | Mapping[str, Any] | Config, options: Mapping[str, Any]) -> Any:
+    """(class, config) of one component given by name or dict, with options laid over."""
+    if isinstance(component, Config):
+        node: Any = {**component.to_dict(), **options} if options else component
+    else:
+        node = {**({"type": component} if isinstance(component, str) else component), **options}
+    config = component_config(group, node)
+    return importlib.import_module(group).registry.get(config.type), config
+
+
+def finish(module: M, config: ComponentConfig, weights: bool) -> M:
+    """Load and adapt a component that stands alone."""
+    if weights and isinstance(module, Component):
+        module.load_weights()
+    adapt(module, config)
+    if config.dtype != "auto":
+        module.to(DTYPES[config.dtype])
+    return module.eval()

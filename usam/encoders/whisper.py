@@ -1,0 +1,163 @@
+"""Whisper's encoder (Radford et al., 2022), any size, on audio of any length."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import WhisperConfig
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from usam.clock import N, ceil_div
+from usam.encoders import Encoder
+from usam.types import Frames, prefix_mask
+from usam.weights import Source, locate, read, read_config
+
+FFT, HOP = 400, 160
+SAMPLES_PER_FRAME = 2 * HOP  # the second convolution halves the mel frames
+
+
+class Whisper(Encoder):
+    """Clips are cut into the windows Whisper was trained on (30 s), each padded with silence, as the
+    original does; longer audio is several windows, and only frames of real audio come out.
+    """
+
+    class Config(Encoder.Config):
+        """Options of the Whisper encoder."""
+
+        path: str | None = None
+        """Hub id, folder or file of the weights; only the encoder's are read."""
+        revision: str | None = None
+        """Revision of the hub repository."""
+        arch: dict[str, Any] | None = None
+        """Options of transformers' WhisperConfig; None reads them from `path`."""
+        attn_implementation: str = "sdpa"
+        """Attention of transformers: sdpa, eager, flash_attention_2 ..."""
+        windows_at_once: int = Field(16, ge=1)
+        """Windows of a long clip encoded together: bounds the memory."""
+
+        @property
+        def sample_rate(self) -> int:
+            """16 kHz."""
+            return 16000
+
+        @property
+        def rate(self) -> float:
+            """50 frames per second."""
+            return self.sample_rate / SAMPLES_PER_FRAME
+
+        def length(self, samples: N) -> N:
+            """One frame for every 320 samples begun."""
+            return ceil_div(samples, SAMPLES_PER_FRAME)
+
+        def resolved(self) -> Whisper.Config:
+            """The same config with its architecture filled in."""
+            if self.arch is not None:
+                return self
+            if self.path is None:
+                raise ValueError("whisper needs 'path' (weights) or 'arch' (options of WhisperConfig)")
+            arch = read_config(self.path, self.revision)
+            return self.model_copy(update={"arch": encoder_arch(arch)})
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.resolved())
+        whisper = WhisperConfig(**self.config.arch)
+        whisper._attn_implementation = config.attn_implementation
+        self.dim = whisper.d_model
+        self.window = whisper.max_source_positions * SAMPLES_PER_FRAME
+        self.mel = LogMel(whisper.num_mel_bins)
+        self.encoder = WhisperEncoder(whisper)
+
+    def source(self) -> Source | None:
+        """Where the weights come from."""
+        return locate(self.config.path, self.config.revision) if self.config.path else None
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """The tensors under `model.encoder.` of a Whisper checkpoint."""
+        source = self.source()
+        if source is None:
+            return {}
+        return {f"encoder.{name}": tensor for name, tensor in read(source, "model.encoder.").items()}
+
+    def forward(self, audio: Tensor, mask: Tensor) -> Frames:
+        """Frames of (batch, ceil(samples / 320), d_model) at 50 per second."""
+        size = self.config.length(audio.shape[1])
+        frame_mask = prefix_mask(self.config.length(mask.sum(-1)), size)
+        count = max(1, ceil_div(audio.shape[1], self.window))
+        padding = (0, count * self.window - audio.shape[1])
+        windows = rearrange(F.pad(audio.masked_fill(~mask, 0), padding), "b (w s) -> (b w) s", w=count)
+        if count == 1:
+            x = self._encode(windows)
+        else:
+            heard = rearrange(F.pad(mask, padding), "b (w s) -> (b w) s", w=count).any(-1)
+            if torch.compiler.is_compiling():
+                heard = torch.ones_like(heard)  # which windows are empty is not known when tracing
+            x = self._encode_some(windows, heard)
+        x = rearrange(x, "(b w) t d -> b (w t) d", w=count)[:, :size]
+        return Frames(x.masked_fill(~frame_mask.unsqueeze(-1), 0), frame_mask, self.config.rate)
+
+    def _encode(self, windows: Tensor) -> Tensor:
+        mel = self.mel(windows).to(self.encoder.conv1.weight.dtype)
+        return cast(Tensor, self.encoder(mel).last_hidden_state)
+
+    def _encode_some(self, windows: Tensor, heard: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._encode(windows)
+        index = heard.nonzero().squeeze(-1)
+        shape = (windows.shape[0], self.window // SAMPLES_PER_FRAME, self.dim)
+        x = torch.zeros(shape, dtype=self.encoder.conv1.weight.dtype, device=windows.device)
+        for part in index.split(self.config.windows_at_once):
+            x = x.index_copy(0, part, self._encode(windows[part]))
+        return x
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram, in float32 whatever the model's dtype.
+
+    Args:
+        bins: mel bins, 80 or 128 (large-v3).
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+        self.register_buffer("window", torch.empty(FFT, dtype=torch.float32), persistent=False)
+        self.register_buffer("filters", torch.empty(FFT // 2 + 1, bins, dtype=torch.float32), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A periodic Hann window and the slaney mel filters, 0 to 8000 Hz."""
+        filters = mel_filter_bank(FFT // 2 + 1, self.bins, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
+        device = self.filters.device
+        self.window = torch.hann_window(FFT, dtype=torch.float64).float().to(device)
+        self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LogMel:
+        super()._apply(fn, recurse)
+        if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
+            self.reset_parameters()
+        return self
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(batch, samples) at 16 kHz -> (batch, bins, samples // 160), each item scaled by its own maximum."""
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum = torch.stft(audio.float(), FFT, HOP, window=self.window, return_complex=True)[..., :-1]
+            power = spectrum.real.square() + spectrum.imag.square()
+            mel = (self.filters.mT @ power).clamp_min(1e-10).log10()
+            mel = torch.maximum(mel, mel.amax((-2, -1), keepdim=True) - 8)
+            return (mel + 4) / 4
+
+
+def encoder_arch(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a Whisper config the encoder depends on, as options of WhisperConfig."""
+    keys = ["d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions", "activation_function", "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "scale_embedding", "init_std"]
+    return {key: config[key] for key in keys if key in config}

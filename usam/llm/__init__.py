@@ -1,0 +1,71 @@
+"""Language models read the projected audio between the words of a prompt, and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from usam.component import ComponentConfig, build, own_config
+from usam.registry import Registry
+from usam.spec import Config
+from usam.weights import Source
+
+
+class LLM:
+    """A builder, because its two halves live in two places of the model: the backbone and the head."""
+
+    class Config(ComponentConfig):
+        """Options every language model has."""
+
+        freeze: Literal["all", "none"] | list[str] = "all"
+        """What does not train: all, none, or patterns of parameter names."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own_config(cls)
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    def dim(self) -> int:
+        """Width of the token embeddings, which is the width of a projected audio frame."""
+        raise NotImplementedError(f"{type(self).__name__} has no dim")
+
+    def text_config(self) -> PreTrainedConfig:
+        """A new transformers config of the causal language model."""
+        raise NotImplementedError(f"{type(self).__name__} has no text_config()")
+
+    def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
+        """Embeddings in, `last_hidden_state` out, no head; a transformers model whose config is `text_config`."""
+        raise NotImplementedError(f"{type(self).__name__} has no backbone(text_config)")
+
+    def head(self, text_config: PreTrainedConfig) -> nn.Linear:
+        """States to logits: a Linear, or a subclass that adds the model's logit scale or soft cap."""
+        raise NotImplementedError(f"{type(self).__name__} has no head(text_config)")
+
+    def source(self) -> Source | None:
+        """Where the weights come from; None when they are random."""
+        return None
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """The source's tensors, under `backbone.` and `head.`; nothing when there is no source."""
+        return {}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """A new tokenizer."""
+        raise NotImplementedError(f"{type(self).__name__} has no tokenizer()")
+
+
+registry: Registry[LLM] = Registry(LLM, "usam.llm")
+register = registry.register
+
+
+def build_llm(component: str | Mapping[str, Any] | Config, /, **options: Any) -> LLM:
+    """One language model's builder, outside any spec: `build_llm("transformers", path="Qwen/Qwen3-0.6B")`."""
+    cls, config = build("usam.llm", component, options)
+    llm: LLM = cls(config)
+    return llm

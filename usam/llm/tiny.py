@@ -1,0 +1,78 @@
+"""A small random Llama with a byte tokenizer: embedded, so that everything runs without a download."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from usam.component import adapt
+from usam.llm import LLM
+
+PAD, END = "<|pad|>", "<|end|>"
+
+
+class Tiny(LLM):
+    """Two Llama layers over bytes; random, and trained whole unless frozen."""
+
+    class Config(LLM.Config):
+        """Options of the embedded language model."""
+
+        freeze: Literal["all", "none"] | list[str] = "none"
+        """What does not train: all, none, or patterns of parameter names."""
+        dim: int = Field(128, ge=8)
+        """Width."""
+        layers: int = Field(2, ge=1)
+        """Decoder layers."""
+        heads: int = Field(4, ge=1)
+        """Attention heads."""
+        tie_word_embeddings: bool = False
+        """Whether the head is the embedding table."""
+        attn_implementation: str | None = None
+        """Attention of transformers; None takes the default."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the token embeddings."""
+        return int(self.config.dim)
+
+    def text_config(self) -> PreTrainedConfig:
+        """A Llama config over 256 bytes and two special tokens."""
+        config = LlamaConfig(
+            vocab_size=258,
+            hidden_size=self.config.dim,
+            intermediate_size=4 * self.config.dim,
+            num_hidden_layers=self.config.layers,
+            num_attention_heads=self.config.heads,
+            num_key_value_heads=self.config.heads,
+            max_position_embeddings=32768,
+            tie_word_embeddings=self.config.tie_word_embeddings,
+            pad_token_id=256,
+            bos_token_id=None,
+            eos_token_id=257,
+        )
+        config._attn_implementation = self.config.attn_implementation
+        return config
+
+    def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
+        """A LlamaModel."""
+        return adapt(AutoModel.from_config(text_config), self.config)
+
+    def head(self, text_config: PreTrainedConfig) -> nn.Linear:
+        """A linear layer without bias."""
+        head = nn.Linear(self.config.dim, text_config.vocab_size, bias=False)
+        return head.requires_grad_(self.config.freeze != "all")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """One token a byte, and tokens for padding and the end of a turn."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([AddedToken(PAD, special=True), AddedToken(END, special=True)])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+        )

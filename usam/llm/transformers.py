@@ -1,0 +1,186 @@
+"""Any causal language model of transformers: frozen, with LoRA, or trained whole."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from usam.component import adapt
+from usam.llm import LLM
+from usam.registry import ComponentError
+from usam.spec import SpecError
+from usam.weights import Source, locate
+
+# Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why.
+REFUSED: dict[str, str] = {}
+
+
+class Transformers(LLM):
+    """A causal LM by hub id or folder, or from its architecture alone."""
+
+    class Config(LLM.Config):
+        """Options of a transformers language model."""
+
+        path: str | None = None
+        """Hub id or folder of the causal LM: its config, weights and tokenizer."""
+        revision: str | None = None
+        """Revision of the hub repository."""
+        arch: dict[str, Any] | None = None
+        """The config with its `model_type`, for a model without weights; None reads it from `path`."""
+        tokenizer: str | None = None
+        """Hub id or folder of the tokenizer; None takes `path`."""
+        attn_implementation: str | None = None
+        """Attention of transformers: sdpa, eager, flash_attention_2 ...; None takes the model's default."""
+        quantization_config: dict[str, Any] | None = None
+        """Quantisation of the backbone, with transformers' names, e.g. {quant_method: bitsandbytes, load_in_4bit: true}."""
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+        """Dtype of the weights; auto: as stored."""
+
+        def resolved(self) -> Transformers.Config:
+            """The same config with its architecture filled in."""
+            if self.arch is not None:
+                return self
+            if self.path is None:
+                raise SpecError("llm: transformers needs 'path' (a causal LM) or 'arch' (its config)")
+            return self.model_copy(update={"arch": read_arch(self.path, self.revision)})
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.resolved())
+        model_type = self.config.arch.get("model_type")
+        if not isinstance(model_type, str):
+            raise SpecError("llm.arch: needs the 'model_type' of transformers, for example 'llama'")
+        if model_type in REFUSED:
+            raise ComponentError(f"llm: model type '{model_type}' is not supported: {REFUSED[model_type]}")
+
+    @property
+    def dim(self) -> int:
+        """Width of the token embeddings."""
+        return int(self._outline.get_input_embeddings().weight.shape[1])
+
+    def text_config(self) -> PreTrainedConfig:
+        """The causal LM's config; a frozen model's dropouts are 0, for it stays in training mode."""
+        arch = dict(self.config.arch)
+        config = AutoConfig.for_model(arch.pop("model_type"), **arch)
+        if config.get_text_config() is not config:
+            raise ComponentError(
+                f"llm: '{config.model_type}' is a multimodal config; give its text model alone "
+                f"('{config.get_text_config().model_type}')"
+            )
+        if self.config.freeze == "all":
+            for name, value in vars(config).items():
+                if re.search(r"drop(out|$)|layerdrop", name) and isinstance(value, float):
+                    setattr(config, name, 0.0)
+        config._attn_implementation = self.config.attn_implementation
+        return config
+
+    @cached_property
+    def _outline(self) -> Any:
+        """The whole causal LM without weights, to read widths and names off."""
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.text_config())
+
+    def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
+        """The causal LM without its head."""
+        return adapt(AutoModel.from_config(text_config), self.config)
+
+    def head(self, text_config: PreTrainedConfig) -> nn.Linear:
+        """The causal LM's head, with its logit scale or soft cap."""
+        output = self._outline.get_output_embeddings()
+        if not isinstance(output, nn.Linear):
+            raise ComponentError(f"llm: '{text_config.model_type}' has no linear head")
+        head = Head(output.in_features, output.out_features, output.bias is not None, text_config)
+        trains = self.config.freeze == "none" or (
+            self.config.freeze != "all" and not any(p.startswith("lm_head") for p in self.config.freeze)
+        )
+        return head.requires_grad_(trains)
+
+    def source(self) -> Source | None:
+        """Where the weights come from."""
+        return locate(self.config.path, self.config.revision) if self.config.path else None
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """The checkpoint's tensors under `backbone.` and `head.`.
+
+        Raises:
+            ComponentError: a tensor is missing or of another shape; all are named.
+        """
+        source = self.source()
+        if source is None:
+            return {}
+        dtype = self.config.dtype
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            config=self.text_config(),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
+        faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
+        if faults:
+            raise ComponentError(f"{self.config.path}: the checkpoint does not fit: " + "; ".join(faults))
+        tensors = {f"backbone.{name}": tensor for name, tensor in model.base_model.state_dict().items()}
+        if not getattr(model.config, "tie_word_embeddings", False):
+            tensors |= {f"head.{n}": t for n, t in model.get_output_embeddings().state_dict().items()}
+        elif (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
+            tensors["head.bias"] = bias.detach()
+        return tensors
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer beside the weights, or the one named."""
+        path = self.config.tokenizer or self.config.path
+        if path is None:
+            raise SpecError("llm: give 'tokenizer' (hub id or folder), for there is no 'path' to take it from")
+        try:
+            return AutoTokenizer.from_pretrained(path, revision=self.config.revision)
+        except (OSError, ValueError) as error:
+            raise ComponentError(f"llm: no tokenizer at '{path}': {error}") from error
+
+
+class Head(nn.Linear):
+    """A language model's head with what some models do to the logits.
+
+    Gemma 2 and 3 cap them softly, Cohere multiplies them, Granite divides them.
+    """
+
+    def __init__(self, in_dim: int, vocab: int, bias: bool, text_config: PreTrainedConfig) -> None:
+        super().__init__(in_dim, vocab, bias=bias)
+        self.cap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        self.factor: float | None = getattr(text_config, "logit_scale", None)
+        self.divisor: float | None = getattr(text_config, "logits_scaling", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits (..., vocab) of states (..., in_dim)."""
+        logits = super().forward(input)
+        if self.factor is not None:
+            logits = logits * self.factor
+        if self.divisor is not None:
+            logits = logits / self.divisor
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits
+
+
+def read_arch(path: str, revision: str | None) -> dict[str, Any]:
+    """A causal LM's config as data: what differs from its type's defaults, and the type."""
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise ComponentError(f"llm: no config of a language model at '{path}': {error}") from error
+    arch = {name: value for name, value in config.to_diff_dict().items() if name not in NOT_ARCHITECTURE}
+    return {"model_type": config.model_type, **arch}
+
+
+NOT_ARCHITECTURE = {"architectures", "transformers_version", "_name_or_path", "auto_map", "torch_dtype", "dtype"}

@@ -1,0 +1,26 @@
+"""Cross entropy of the answer's tokens (U-SAM, eq. 8), as a mean over the supervised positions."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from usam.losses import Loss
+from usam.types import LossInputs, LossOutput
+
+
+class CrossEntropy(Loss):
+    """The head runs on the supervised positions only; the loss itself is computed in float32."""
+
+    class Config(Loss.Config):
+        """Options of the cross entropy."""
+
+        label_smoothing: float = Field(0.0, ge=0, lt=1)
+        """Share of the target that is spread evenly over the vocabulary."""
+
+    def forward(self, inputs: LossInputs) -> LossOutput:
+        """Mean negative log-likelihood of `inputs.labels`."""
+        if inputs.labels.numel() == 0:
+            return LossOutput(self.nothing(inputs))
+        logits = inputs.head(inputs.hidden).float()
+        return LossOutput(F.cross_entropy(logits, inputs.labels, label_smoothing=self.config.label_smoothing))

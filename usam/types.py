@@ -1,0 +1,111 @@
+"""What flows between components: audio, frames, prompts, and what a loss is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from usam.clock import ratio, rescale
+
+
+def prefix_mask(lengths: Tensor, size: int) -> Tensor:
+    """True on the first `lengths[i]` of `size` positions: (batch, size)."""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Waveforms in [-1, 1], one clip a row; the mask is True on a clip's own samples, which come first."""
+
+    x: Tensor  # clip sample
+    mask: Tensor  # clip sample
+    rate: int  # samples per second
+
+    @property
+    def lengths(self) -> Tensor:
+        """Samples of each clip: (clip,)."""
+        return self.mask.sum(-1)
+
+    def at(self, rate: int) -> Audio:
+        """The same sound at another rate; zero where masked, `ceil(n * rate / self.rate)` samples long.
+
+        A Kaiser-windowed sinc (110 dB, pass band to 0.45 of the lower rate), evaluated by phase.
+        """
+        x = self.x.masked_fill(~self.mask, 0)
+        if rate == self.rate:
+            return Audio(x, self.mask, rate)
+        size = rescale(x.shape[-1], self.rate, rate)
+        mask = prefix_mask(rescale(self.lengths, self.rate, rate), size)
+        with torch.autocast(x.device.type, enabled=False):
+            y = _resample(x.float(), self.rate, rate, size)
+        return Audio(y.to(x.dtype).masked_fill(~mask, 0), mask, rate)
+
+
+HALF_WIDTH = 37  # of the filter, in samples of the lower rate: transition band 0.45 to 0.55 at 110 dB
+KAISER_BETA = 0.1102 * (110 - 8.7)
+
+
+def _resample(x: Tensor, source: int, target: int, size: int) -> Tensor:
+    step = ratio(target, source)
+    up, down = step.numerator, step.denominator
+    cutoff = min(1.0, target / source)  # of the source's Nyquist
+    reach = math.ceil(HALF_WIDTH / cutoff)
+    # Output m sits at source position m * down / up: `up` phases, which repeat every `down` source samples.
+    phase = torch.arange(up, dtype=torch.float64, device=x.device) * (down / up)
+    tap = torch.arange(-reach, reach + down, dtype=torch.float64, device=x.device)
+    t = (tap - phase.unsqueeze(-1)) * cutoff
+    inside = (t.abs() < HALF_WIDTH).double()
+    window = torch.special.i0(KAISER_BETA * (1 - (t / HALF_WIDTH).square()).clamp_min(0).sqrt())
+    kernel = torch.sinc(t) * window * inside * (cutoff / torch.special.i0(t.new_tensor(KAISER_BETA)))
+    blocks = -(-size // up)
+    x = F.pad(x, (reach, max(0, blocks * down + reach + down - x.shape[-1])))
+    y = F.conv1d(x.unsqueeze(1), kernel.unsqueeze(1).to(x.dtype), stride=down)  # clip phase block
+    return y.transpose(1, 2).flatten(1)[:, :size]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A stream of features; the mask is True on an item's own frames, which come first."""
+
+    x: Tensor  # batch time dim
+    mask: Tensor  # batch time
+    rate: float  # frames per second
+    aux: Mapping[str, Tensor] = field(default_factory=dict)  # by-products; first axis the item
+
+    @property
+    def lengths(self) -> Tensor:
+        """Frames of each item: (batch,)."""
+        return self.mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Embeddings of the instruction alone, without audio, template or system tokens."""
+
+    x: Tensor  # batch token prompt_dim
+    mask: Tensor  # batch token
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What every loss is given, at N supervised positions of B samples."""
+
+    hidden: Tensor  # N dim: the states that predict the labels
+    labels: Tensor  # N
+    head: Callable[[Tensor], Tensor]  # hidden -> logits
+    audio: Frames  # each sample's projected clips, joined in order
+    answer: tuple[Tensor, Tensor]  # detached input embeddings of the supervised tokens, and their mask
+    aux: Mapping[str, Tensor] = field(default_factory=dict)  # by-products of the projector
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss's unweighted value and what a plot may want to see."""
+
+    value: Tensor  # scalar
+    aux: Mapping[str, Tensor] = field(default_factory=dict)

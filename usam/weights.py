@@ -1,0 +1,168 @@
+"""Weights come from a hub id, a folder or a file; nothing in them is executed, and their hash is known.
+
+Only safetensors and `torch.load(weights_only=True)` are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from usam.registry import ComponentError
+
+# In order of preference: sharded or single, safetensors before pickles.
+INDEXES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from: what was asked for, the revision that was found, and the files."""
+
+    path: str
+    revision: str | None
+    folder: Path
+    files: tuple[Path, ...]
+
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint records, so that a base that changed is noticed."""
+        return {
+            "path": self.path,
+            "revision": self.revision,
+            "sha256": {file.name: sha256(file) for file in self.files},
+        }
+
+
+def locate(path: str, revision: str | None = None) -> Source:
+    """Find the weight files of a file, a folder or a hub id (downloaded when it is not in the cache).
+
+    Raises:
+        ComponentError: no such file or folder, no weights in it, or the hub cannot be reached.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return Source(path, None, local.parent, (local,))
+    if local.is_dir():
+        return Source(path, None, local, _weight_files(local, path))
+    folder = _download(path, revision, [*SMALL_FILES, "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = _download(path, revision, [*SMALL_FILES, "*.bin"])
+    return Source(path, folder.name, folder, _weight_files(folder, path))
+
+
+def read_config(path: str, revision: str | None = None, name: str = "config.json") -> dict[str, Any]:
+    """The JSON config that lies beside the weights.
+
+    Raises:
+        ComponentError: there is none, or it is no JSON.
+    """
+    local = Path(path).expanduser()
+    if not local.exists():
+        local = _download(path, revision, [name])
+    file = (local if local.is_dir() else local.parent) / name
+    if not file.is_file():
+        raise ComponentError(f"{path}: no {name} beside the weights; give the architecture as 'arch' instead")
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ComponentError(f"{file}: not a JSON map: {error}") from error
+
+
+def read(source: Source, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, which is taken off; others are not loaded.
+
+    Raises:
+        ComponentError: a file is truncated, no checkpoint, or would execute code.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in source.files:
+        found = _read_safetensors(file, prefix) if file.suffix == ".safetensors" else _read_pickle(file)
+        tensors |= {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
+    if not tensors:
+        raise ComponentError(f"{source.path}: no tensor's name starts with '{prefix}'; is this another architecture?")
+    return tensors
+
+
+def _read_safetensors(file: Path, prefix: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys() if name.startswith(prefix)}
+    except SafetensorError as error:
+        raise ComponentError(f"{file}: not a whole safetensors file: {error}") from error
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ComponentError(f"{file}: refused, for it holds more than tensors and would execute code") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ComponentError(f"{file}: not a whole PyTorch checkpoint: {error}") from error
+    return {name: t for name, t in found.items() if isinstance(t, Tensor)}
+
+
+def _weight_files(folder: Path, path: str) -> tuple[Path, ...]:
+    for name in INDEXES:
+        if not (folder / name).is_file():
+            continue
+        names: Iterable[str] = [name]
+        if name.endswith(".index.json"):
+            names = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [shard for shard in names if not (folder / shard).is_file()]
+        if missing:
+            raise ComponentError(f"{path}: {name} names files that are not there: {', '.join(missing)}")
+        return tuple(folder / shard for shard in names)
+    raise ComponentError(f"{path}: no weights in {folder}; place one of {', '.join(INDEXES)} there")
+
+
+def _download(path: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ComponentError(f"'{path}' is no file or folder here, and no hub id (owner/name)") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ComponentError(
+            f"'{path}' is no file or folder here and could not be fetched from the hub "
+            f"({type(error).__name__}): download its config.json and weights into a folder and give that as 'path'"
+        ) from error
+
+
+def sha256(file: Path) -> str:
+    """A file's hash, remembered by path, size and time of change."""
+    stat = file.stat()
+    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    memory = _hash_memory()
+    known: dict[str, str] = {}
+    if memory.is_file():
+        try:
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        except ValueError:  # cut off while it was written: hash anew
+            known = {}
+    if key not in known:
+        with file.open("rb") as handle:
+            known[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(known), encoding="utf-8")
+        part.replace(memory)
+    return known[key]
+
+
+def _hash_memory() -> Path:
+    home = os.environ.get("USAM_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "usam"
+    )
+    return Path(home) / "sha256.json"
