@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "build_model": "usam.hf",
-    "UsamModel": "usam.model",
-    "UsamForConditionalGeneration": "usam.model",
-    "UsamConfig": "usam.config",
-    "UsamProcessor": "usam.processor",
+    "UsamModel": "usam.hf",
+    "UsamForConditionalGeneration": "usam.hf",
+    "UsamConfig": "usam.hf",
+    "UsamProcessor": "usam.hf",
     "load_spec": "usam.spec",
     "Spec": "usam.spec",
     "json_schema": "usam.spec",

@@ -7,7 +7,7 @@ source, `reset_parameters` fills what a module itself owns, `adapt` injects LoRA
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from usam.registry import ComponentError
 from usam.spec import Config, SpecError, component_config
+from usam.weights import Source
 
 ADAPTER = "usam"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,6 +71,13 @@ class Component(nn.Module):
         super().__init__()
         self.config = config
 
+    random: ClassVar[tuple[str, ...]] = ()
+    """Patterns of tensor names that no source gives, such as a learned mix of layers."""
+
+    def source(self) -> Source | None:
+        """Where the weights come from; None when they are random."""
+        return None
+
     def pretrained(self) -> dict[str, Tensor]:
         """The source's tensors under this component's own names; nothing when there is no source."""
         return {}
@@ -85,8 +93,8 @@ class Component(nn.Module):
         """
         tensors = self.pretrained()
         if tensors:
-            check_keys(self, tensors, repr(self.config.type or type(self).__name__))
-            self.load_state_dict(tensors, assign=True)
+            check_keys(self, tensors, repr(self.config.type or type(self).__name__), self.random)
+            self.load_state_dict(tensors, assign=True, strict=not self.random)
 
     def train(self, mode: bool = True) -> Component:
         """Training mode, except for what is frozen: no dropout there, and no drifting statistics."""
@@ -104,14 +112,15 @@ def own_config(cls: Any) -> None:
     cls.Config.component = cls
 
 
-def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], who: str) -> None:
-    """Compare a source's tensors with what a module holds.
+def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], who: str, random: Iterable[str] = ()) -> None:
+    """Compare a source's tensors with what a module holds, but for the names that no source gives.
 
     Raises:
         ComponentError: names every key that is missing, unexpected or of another shape.
     """
     own = module.state_dict()
-    faults = [f"missing {key} {tuple(own[key].shape)}" for key in own.keys() - tensors.keys()]
+    missing = [key for key in own.keys() - tensors.keys() if not any(fnmatchcase(key, name) for name in random)]
+    faults = [f"missing {key} {tuple(own[key].shape)}" for key in missing]
     faults += [f"unexpected {key} {tuple(tensors[key].shape)}" for key in tensors.keys() - own.keys()]
     faults += [
         f"{key} is {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
@@ -131,6 +140,7 @@ def adapt(module: M, config: ComponentConfig) -> M:
     Raises:
         SpecError: a pattern that matches no parameter, or target modules that do not exist.
     """
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     if config.lora is not None:
         _inject(module, config.lora)
     patterns = {"all": ["*"], "none": []}.get(config.freeze) if isinstance(config.freeze, str) else config.freeze
@@ -139,7 +149,7 @@ def adapt(module: M, config: ComponentConfig) -> M:
         plain = base_name(name)
         hits = [pattern for pattern in patterns or [] if fnmatchcase(plain, pattern)]
         unused.difference_update(hits)
-        parameter.requires_grad_(is_adapter(name) or not hits)
+        parameter.requires_grad_(is_adapter(name) or (plain in trainable and not hits))
     if unused - {"*"}:
         some = ", ".join(base_name(name) for name, _ in list(module.named_parameters())[:3])
         raise SpecError(f"freeze: no parameter matches {sorted(unused)}; names look like {some}")

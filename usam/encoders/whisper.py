@@ -159,5 +159,19 @@ class LogMel(nn.Module):
 
 def encoder_arch(config: dict[str, Any]) -> dict[str, Any]:
     """What of a Whisper config the encoder depends on, as options of WhisperConfig."""
-    keys = ["d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions", "activation_function", "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "scale_embedding", "init_std"]
+    keys = [
+        "d_model",
+        "encoder_layers",
+        "encoder_attention_heads",
+        "encoder_ffn_dim",
+        "num_mel_bins",
+        "max_source_positions",
+        "activation_function",
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "encoder_layerdrop",
+        "scale_embedding",
+        "init_std",
+    ]
     return {key: config[key] for key in keys if key in config}

@@ -150,27 +150,36 @@ class Transformers(LLM):
 
 
 class Head(nn.Linear):
-    """A language model's head with what some models do to the logits.
-
-    Gemma 2 and 3 cap them softly, Cohere multiplies them, Granite divides them.
-    """
+    """A language model's head with what some models do to the logits: a factor, a soft cap, a padded vocabulary."""
 
     def __init__(self, in_dim: int, vocab: int, bias: bool, text_config: PreTrainedConfig) -> None:
         super().__init__(in_dim, vocab, bias=bias)
-        self.cap: float | None = getattr(text_config, "final_logit_softcapping", None)
-        self.factor: float | None = getattr(text_config, "logit_scale", None)
-        self.divisor: float | None = getattr(text_config, "logits_scaling", None)
+        self.factor = logit_factor(text_config)
+        caps = (getattr(text_config, name, None) for name in LOGIT_CAPS)
+        self.cap: float | None = next((cap for cap in caps if cap is not None), None)
+        self.words: int | None = getattr(text_config, "unpadded_vocab_size", None)
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits (..., vocab) of states (..., in_dim)."""
-        logits = super().forward(input)
-        if self.factor is not None:
+        logits = super().forward(input)[..., : self.words]
+        if self.factor != 1:
             logits = logits * self.factor
-        if self.divisor is not None:
-            logits = logits / self.divisor
         if self.cap is not None:
             logits = torch.tanh(logits / self.cap) * self.cap
         return logits
+
+
+LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def logit_factor(config: PreTrainedConfig) -> float:
+    """What a causal LM multiplies its logits with (or divides its last states by, which is the same)."""
+    if config.model_type == "mpt":  # has the option, and transformers ignores it
+        return 1.0
+    if config.model_type == "hyperclovax":  # named as Granite's divisor, but multiplies
+        return float(config.logits_scaling)
+    divisor = getattr(config, "logits_scaling", None) or getattr(config, "logits_mup_width_multiplier", None)
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(divisor or 1.0)
 
 
 def read_arch(path: str, revision: str | None) -> dict[str, Any]:

@@ -1,0 +1,318 @@
+"""Reads sound from files, bytes and arrays into one mono waveform at one rate."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+BLOCK = 1 << 18  # frames decoded at once, which bounds the memory that a long file takes
+LOUDEST = 16.0  # full scale is 1, decoders overshoot it a little; beyond this, integers have lost their dtype
+MP3_SLACK = 0.1  # seconds: an MP3's header may count the frames in which its decoder starts up
+
+Waveform = NDArray[np.float32]
+
+
+class AudioError(ValueError):
+    """Sound cannot be read: the message names the file or the sample, and says what to do."""
+
+
+def read_audio(source: Any, rate: int, *, start: float = 0.0, duration: float | None = None) -> Waveform:
+    """One mono waveform in [-1, 1] with `ceil(n * rate / own rate)` samples; of a file, only the part wanted is read.
+
+    Channels are averaged, integers scaled by the range of their dtype, and what overshoots full scale is clipped.
+
+    Args:
+        source: a path or `file://` URL, bytes, a binary file object, an array or tensor of (samples) or
+            (channels, samples) already at `rate`, a torchcodec decoder, or a dict that holds one of these
+            as `array` (with `sampling_rate`), `bytes`, `audio`, `path` or `url`.
+        rate: samples per second of the result.
+        start: second at which to begin.
+        duration: seconds to read; None, or more than there are, reads to the end.
+
+    Raises:
+        AudioError: missing, not audio, empty, truncated, broken, not finite, or no sound at `start`.
+    """
+    _check_rate(rate, "rate")
+    thing, name, own_rate = _unwrap(source, "", None)
+    if isinstance(thing, np.ndarray):
+        own_rate = own_rate or rate
+        first, count = _span(thing.shape[1], own_rate, start, duration, name)
+        blocks = (_scaled(thing[:, i : min(i + BLOCK, first + count)]) for i in range(first, first + count, BLOCK))
+        return _joined(blocks, own_rate, rate, first, name)
+    with _opened(thing, name) as file:
+        first, count = _span(file.frames, file.samplerate, start, duration, name)
+        return _joined(_decoded(file, first, count, name), file.samplerate, rate, first, name)
+
+
+def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | None]:
+    """What a source holds in the end (a path, a binary file or an array), its name for errors, an array's rate."""
+    if isinstance(source, Mapping):
+        return _unwrap_dict(source)
+    if hasattr(source, "get_all_samples"):  # a torchcodec decoder, as `datasets` gives it
+        name = name or f"the {type(source).__name__}"
+        try:
+            samples = source.get_all_samples()
+        except Exception as error:
+            raise AudioError(f"{name}: its decoder failed: {error}; decode the file again or leave it out") from error
+        return _array(samples.data, name), name, _check_rate(samples.sample_rate, f"{name}: sample_rate")
+    if isinstance(source, (str, os.PathLike)):
+        path = _path(os.fspath(source))
+        return path, str(path), None
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), name or f"these {len(source)} bytes", None
+    if hasattr(source, "read"):
+        return source, name or f"the file object {getattr(source, 'name', type(source).__name__)}", None
+    name = name or f"the {type(source).__name__}"
+    return _array(source, name), name, rate
+
+
+def _unwrap_dict(source: Mapping[str, Any]) -> tuple[Any, str, int | None]:
+    name = str(source.get("path") or "")
+    rate = source.get("sampling_rate")
+    # In this order: `datasets` gives a path beside the array or the bytes that it has already read.
+    for key in ("array", "bytes", "audio", "path", "url"):
+        if source.get(key) is None:
+            continue
+        if key == "array" or rate is not None:
+            _check_rate(rate, f"{name or 'the dict'}: sampling_rate")
+        return _unwrap(source[key], name, rate)
+    raise AudioError(
+        f"a dict with {', '.join(map(repr, source)) or 'nothing'} holds no sound: "
+        "give 'array' and 'sampling_rate', or 'path', 'bytes', 'audio' or 'url'"
+    )
+
+
+def _path(text: str | bytes) -> Path:
+    text = os.fsdecode(text)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        return Path(text).expanduser()
+    url = urlsplit(text)
+    if url.scheme != "file":
+        raise AudioError(f"{text}: nothing is fetched from a network; download the file and give its path")
+    if url.netloc not in ("", "localhost"):
+        raise AudioError(f"{text}: names the host '{url.netloc}'; write file:///path/to/file")
+    return Path(unquote(url.path))
+
+
+def _array(source: Any, name: str) -> NDArray[Any]:
+    """Samples as (channels, samples), of whatever dtype they had."""
+    if hasattr(source, "detach"):  # a tensor: perhaps on a device, in training, in bfloat16
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+    try:
+        x = np.asarray(source)
+    except ValueError as error:
+        raise AudioError(f"{name}: not an array: {error}") from error
+    if isinstance(source, (list, tuple)) and x.dtype == np.int64:  # Python's ints have no range
+        x = x.astype(np.float32)
+    if x.dtype.kind not in "iuf":
+        raise AudioError(
+            f"{name}: cannot be read as sound: give a path, bytes, a file object, an array of numbers, or a dict of one"
+        )
+    if x.dtype.kind in "iu" and x.dtype.itemsize == 8:
+        raise AudioError(f"{name}: {x.dtype} is no format of sound; convert to the integers it came from, or to float")
+    if x.ndim not in (1, 2):
+        raise AudioError(f"{name}: shape {x.shape}; expected (samples) or (channels, samples)")
+    x = np.atleast_2d(x)
+    if x.shape[0] > x.shape[1] > 0:
+        raise AudioError(f"{name}: shape {x.shape} has more channels than samples; transpose to (channels, samples)")
+    return x
+
+
+def _scaled(x: NDArray[Any]) -> Waveform:
+    """(channels, samples) of any dtype to a mono waveform of full scale 1."""
+    if x.dtype.kind in "iu":
+        half = 2.0 ** (8 * x.dtype.itemsize - 1)
+        return np.asarray((x.mean(0, dtype=np.float64) - (half if x.dtype.kind == "u" else 0)) / half, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
+        return np.asarray(x.mean(0, dtype=np.float64), np.float32)
+
+
+def _check_rate(rate: Any, name: str) -> int:
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate <= 0:
+        raise AudioError(f"{name}: expected samples per second as an int above 0, found {rate!r}")
+    return int(rate)
+
+
+def _span(frames: int, rate: int, start: float, duration: float | None, name: str) -> tuple[int, int]:
+    """(first frame, number of frames) of the part that is wanted."""
+    if not (math.isfinite(start) and start >= 0):
+        raise AudioError(f"{name}: start {start} s; expected 0 or more")
+    if duration is not None and not (math.isfinite(duration) and duration > 0):
+        raise AudioError(f"{name}: duration {duration} s; expected more than 0, or None for all")
+    if frames == 0:
+        raise AudioError(f"{name}: holds no samples; leave it out, or write it again")
+    first = round(start * rate)
+    if first >= frames:
+        raise AudioError(f"{name}: start {start} s is beyond the end, which is at {frames / rate:.3f} s")
+    count = frames - first if duration is None else min(frames - first, round(duration * rate))
+    if count == 0:
+        raise AudioError(f"{name}: duration {duration} s is shorter than one sample at {rate} Hz")
+    return first, count
+
+
+def _joined(blocks: Iterable[Waveform], own_rate: int, rate: int, first: int, name: str) -> Waveform:
+    """Mono blocks, checked and brought to `rate` as a stream; `first` is the frame at which they begin."""
+    stream = soxr.ResampleStream(own_rate, rate, 1, quality="VHQ") if own_rate != rate else None
+    parts = []
+    n = 0
+    for block in blocks:
+        _check_values(block, first + n, own_rate, name)
+        n += len(block)
+        parts.append(block if stream is None else stream.resample_chunk(block))
+    if stream is not None:  # a little silence, so that the last, begun sample comes out too
+        parts.append(stream.resample_chunk(np.zeros(-(-own_rate // rate) + 1, np.float32), last=True))
+    x: Waveform = np.concatenate(parts)[: -(-n * rate // own_rate)]
+    return np.clip(x, -1, 1, out=x)
+
+
+def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(x) <= LOUDEST)
+    if not bad.any():
+        return
+    i = int(bad.argmax())
+    where = f"{name}: the sample at {(first + i) / rate:.3f} s is"
+    if not np.isfinite(x[i]):
+        raise AudioError(f"{where} {x[i]}; leave the clip out, or write it again without NaN and infinity")
+    raise AudioError(f"{where} {x[i]:g}, but full scale is 1: give integers in their own dtype (int16 ...), or divide")
+
+
+@contextmanager
+def _opened(source: Path | IO[bytes], name: str) -> Iterator[Any]:
+    """A soundfile.SoundFile, after the checks that libsndfile does not make."""
+    if isinstance(source, Path):
+        with _open_path(source) as handle, _opened(handle, name) as file:
+            yield file
+        return
+    handle = _whole(source, name)
+    try:
+        file = soundfile.SoundFile(handle)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, so the rate is unknown
+        raise AudioError(
+            f"{name}: not audio that libsndfile reads ({getattr(error, 'error_string', error)}); "
+            "convert it to WAV or FLAC, for example with `ffmpeg -i in out.flac`"
+        ) from error
+    with file:
+        if file.frames > 1 << 48:  # libsndfile's "unknown", for a FLAC that was written to a pipe
+            raise AudioError(f"{name}: its header does not say how long it is; write it again, for example with ffmpeg")
+        yield file
+
+
+def _open_path(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise AudioError(f"{path}: no such file (looked in {path.parent.resolve()})") from error
+    except IsADirectoryError as error:
+        raise AudioError(f"{path}: is a folder; give one file in it") from error
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be opened: {error.strerror}") from error
+
+
+def _whole(handle: IO[bytes], name: str) -> IO[bytes]:
+    """A file object that can seek, stands at its beginning, and is as long as its header says."""
+    if not (hasattr(handle, "seekable") and handle.seekable()):
+        data = handle.read()
+        if not isinstance(data, bytes):
+            raise AudioError(f"{name}: gives {type(data).__name__}, not bytes; open the file with mode 'rb'")
+        handle = io.BytesIO(data)
+    size = handle.seek(0, io.SEEK_END)
+    if size == 0:
+        raise AudioError(f"{name}: empty file (0 bytes); write or download it again")
+    handle.seek(0)
+    magic = handle.read(4)
+    if not isinstance(magic, bytes):
+        raise AudioError(f"{name}: a text file; open it with mode 'rb'")
+    if magic in CHUNKED:
+        handle = _whole_chunks(handle, size, CHUNKED[magic], name)
+    elif magic == b"OggS":
+        _check_last_page(handle, size, name)
+    handle.seek(0)
+    return handle
+
+
+# Files of chunks (WAV, AIFF): byte order by magic number.
+CHUNKED = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
+# What stands for the size of the sound when WAV goes to a pipe: ffmpeg, sox, arecord.
+STREAMED = (0xFFFFFFFF, 0x7FFFF000, 0x7FFFFF00, 0x80000000)
+
+
+def _whole_chunks(handle: IO[bytes], size: int, order: str, name: str) -> IO[bytes]:
+    """The file, if its sound is as long as the header says: libsndfile would shorten it without a word."""
+    handle.seek(4)
+    outer = struct.unpack(f"{order}I", handle.read(4).ljust(4, b"\0"))[0]
+    at = 12
+    long_size = None
+    while at + 8 <= size:
+        handle.seek(at)
+        kind, declared = struct.unpack(f"{order}4sI", handle.read(8))
+        at += 8
+        if kind == b"ds64":  # RF64 keeps 64-bit sizes: of the file, then of the sound
+            long_size = struct.unpack("<Q", handle.read(16)[8:].ljust(8, b"\0"))[0]
+        if kind in (b"data", b"SSND"):
+            if declared == 0xFFFFFFFF and long_size:
+                declared = long_size
+            if kind == b"data" and declared == 0 and at < size and outer + 8 != size:
+                # Streamed too, but libsndfile takes the 0 at its word.
+                handle.seek(0)
+                data = handle.read()
+                return io.BytesIO(data[: at - 4] + struct.pack(f"{order}I", STREAMED[0]) + data[at:])
+            if declared > size - at and declared not in STREAMED:
+                raise AudioError(
+                    f"{name}: truncated: its header declares {declared} bytes of sound, and {size - at} are there; "
+                    "copy or download it again"
+                )
+            return handle
+        at += declared + declared % 2
+    return handle
+
+
+def _check_last_page(handle: IO[bytes], size: int, name: str) -> None:
+    """Refuse an Ogg file that breaks off inside a page: libsndfile would leave the page out without a word."""
+    longest = 27 + 255 + 255 * 255
+    handle.seek(max(0, size - longest))
+    tail = handle.read()
+    page = tail[tail.rfind(b"OggS") :]
+    lacing = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    if len(page) < 27 or len(page) < 27 + page[26] + sum(lacing):
+        raise AudioError(f"{name}: truncated: it breaks off inside a page; copy or download it again")
+
+
+def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]:
+    """`count` frames from `first` on, averaged over the channels, in blocks."""
+    rate = file.samplerate
+    buffer = np.empty((min(BLOCK, count), file.channels), np.float32)
+    done = 0
+    try:
+        file.seek(first)
+        while done < count:
+            block = file.read(out=buffer[: count - done])
+            if not len(block):
+                break
+            done += len(block)
+            yield block.mean(1)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{name}: broken or truncated at {(first + done) / rate:.3f} s of {file.frames / rate:.3f} s "
+            f"({error.error_string}); copy or download it again"
+        ) from error
+    slack = MP3_SLACK * rate if file.format == "MP3" else 0
+    if done == 0 or count - done > slack:
+        raise AudioError(
+            f"{name}: truncated: its header declares {file.frames / rate:.3f} s, and it breaks off at "
+            f"{(first + done) / rate:.3f} s; copy or download it again"
+        )

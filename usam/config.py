@@ -1,0 +1,100 @@
+"""The spec as a transformers config, with the text model's config inside it and the weights' provenance."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from usam.llm import LLM, build_llm
+from usam.spec import Spec, component_config
+
+AUDIO_TOKEN = "<|audio|>"
+
+
+class UsamConfig(PreTrainedConfig):
+    """A model's spec with every architecture filled in, so that it reloads without the hub.
+
+    `text_config` is built once and becomes the very object that the language model's `config` is: a copy
+    would lose its attention implementation, and a static cache would then ignore left padding.
+    """
+
+    model_type = "usam"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    keys_to_ignore_at_inference = ["past_key_values", "losses", "aux"]
+
+    spec: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    audio_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    delta: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.spec is not None and self.text_config is None:
+            self.text_config = self.llm().text_config()
+        super().__post_init__(**kwargs)
+        text: Any = self.text_config
+        if self.spec is not None and text._attn_implementation is None:
+            text._attn_implementation = self.spec["llm"].get("attn_implementation")
+        self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
+        if self.audio_token_id is None:
+            self.audio_token_id = text.vocab_size
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if getattr(self, name, None) is None:
+                setattr(self, name, getattr(text, name, None))
+
+    @classmethod
+    def from_spec(cls, spec: Spec, audio_token_id: int | None = None) -> UsamConfig:
+        """The config of a spec; reads the architectures of its sources, no weights.
+
+        Args:
+            spec: what to build.
+            audio_token_id: the placeholder's id; None takes the first id past the embedding table.
+        """
+        return cls(spec=resolve(spec).to_dict(), audio_token_id=audio_token_id)
+
+    @cached_property
+    def parsed(self) -> Spec:
+        """The checked spec.
+
+        Raises:
+            SpecError: written for a newer usam, or options that this version does not know.
+            ComponentError: a component's package is not installed.
+        """
+        if self.spec is None:
+            raise ValueError("this UsamConfig has no spec; make one with UsamConfig.from_spec(load_spec(...))")
+        return Spec.from_tree(self.spec)
+
+    def llm(self) -> LLM:
+        """The builder of the language model."""
+        assert self.spec is not None
+        return build_llm(component_config("usam.llm", self.spec["llm"], ("llm",)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "parsed"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as data, without what is derived."""
+        data: dict[str, Any] = super().to_dict()
+        data.pop("parsed", None)
+        return data
+
+
+def resolve(spec: Spec) -> Spec:
+    """The same spec with every component's architecture filled in from its source."""
+
+    def full(config: Any) -> Any:
+        return config.resolved() if hasattr(config, "resolved") else config
+
+    return spec.model_copy(
+        update={
+            "encoders": {name: full(config) for name, config in spec.encoders.items()},
+            "fusion": full(spec.fusion),
+            "projector": [full(stage) for stage in spec.projector],
+            "llm": full(spec.llm),
+            "losses": {name: full(config) for name, config in spec.losses.items()},
+        }
+    )

@@ -1,0 +1,1 @@
+"""Data: manifests, collation, and the embedded spoken corpus."""

@@ -1,0 +1,373 @@
+"""The rules of transformers in one place: build, save, load, delta checkpoints, export, registration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+
+from usam import __version__
+from usam.component import DTYPES, base_name, is_adapter, with_base_layers
+from usam.config import UsamConfig
+from usam.model import UsamForConditionalGeneration, UsamModel
+from usam.processor import UsamFeatureExtractor, UsamProcessor
+from usam.registry import ComponentError, Registry
+from usam.spec import Spec, load_spec
+from usam.weights import Source, locate, read
+
+BACKBONE, HEAD = "model.language_model.", "lm_head."
+NOT_QUANTISED = ["encoders", "fusion", "projector", "lm_head", "losses"]  # routers are inside the projector
+
+# What AutoModel and pipelines pass on that has no meaning here: files are found by `locate`.
+DOWNLOAD_OPTIONS = ["cache_dir", "force_download", "local_files_only", "token", "subfolder", "use_safetensors", "variant", "weights_only", "proxies", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "resume_download", "code_revision"]
+
+
+def build_model(
+    spec: str | Path | Mapping[str, Any] | Spec,
+    *overrides: str | Mapping[str, Any],
+    weights: bool = True,
+    **kwargs: Any,
+) -> UsamForConditionalGeneration:
+    """The model of a spec, with its sources' weights, in eval mode.
+
+    Args:
+        spec: a bundled name, a file, a saved model's folder, a dict or a Spec.
+        overrides: patches such as `"encoders.mert=null"` or `"llm.lora.r=16"`.
+        weights: False builds the structure alone, with random weights; also under `torch.device("meta")`.
+        kwargs: options of transformers' `from_pretrained`, such as `device_map`, `dtype`.
+
+    Raises:
+        SpecError, ComponentError: the spec, or a source, is wrong; the message says what to write.
+    """
+    checked = load_spec(spec, *overrides)
+    config = UsamConfig.from_spec(checked, placeholder_id(checked))
+    skeleton = outline(config)
+    base = sources(skeleton) if weights else Base()
+    if not base.tensors:
+        dtypes = plan_dtypes(skeleton, {}, (), kwargs.pop("dtype", None))
+        model = UsamForConditionalGeneration(config, dtypes)
+        return cast(UsamForConditionalGeneration, model.eval())
+    random = [prefix for prefix, part in parts(skeleton) if part.source() is None]
+
+    def may_be_missing(key: str) -> bool:
+        return is_adapter(key) or any(map(key.startswith, random)) or _is_own(skeleton, key)
+
+    dtypes = plan_dtypes(skeleton, base.tensors, (), kwargs.pop("dtype", None))
+    model = assemble(config, base.tensors, dtypes, may_be_missing, "the sources' weights", **kwargs)
+    model.base = base
+    model.sourced = frozenset(base.tensors)
+    return model
+
+
+def placeholder_id(spec: Spec) -> int | None:
+    """The placeholder's id in the language model's tokenizer; None when the spec names no tokenizer."""
+    llm = spec.llm
+    if getattr(llm, "path", "none") is None and getattr(llm, "tokenizer", None) is None:
+        return None
+    return int(UsamProcessor.from_spec(spec).audio_token_id)
+
+
+@dataclass
+class Base:
+    """What the sources gave: tensors by name, and each part's source."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    origins: dict[str, Source] = field(default_factory=dict)
+
+
+def outline(config: UsamConfig) -> UsamForConditionalGeneration:
+    """The model's structure without memory."""
+    with torch.device("meta"):
+        return UsamForConditionalGeneration(config)
+
+
+def parts(model: UsamForConditionalGeneration) -> Iterator[tuple[str, Any]]:
+    """Every component with its prefix; the language model's builder stands for its two halves."""
+    for name, encoder in model.model.encoders.items():
+        yield f"model.encoders.{name}.", encoder
+    yield "model.fusion.", model.model.fusion
+    for i, stage in enumerate(model.model.projector.stages):
+        yield f"model.projector.stages.{i}.", stage
+    yield BACKBONE, model.config.llm()
+    for name, loss in model.losses.items():
+        yield f"losses.{name}.", loss
+
+
+def sources(skeleton: UsamForConditionalGeneration) -> Base:
+    """Read every part's source, under the names that the model uses."""
+    base = Base()
+    for prefix, part in parts(skeleton):
+        origin = part.source()
+        if origin is not None:
+            base.origins[prefix.rstrip(".")] = origin
+        found = part.pretrained()
+        if prefix == BACKBONE:
+            halves = {"backbone.": (BACKBONE, skeleton.model.language_model), "head.": (HEAD, skeleton.lm_head)}
+            for half, (target, module) in halves.items():
+                tensors = {n.removeprefix(half): t for n, t in found.items() if n.startswith(half)}
+                base.tensors |= {target + n: t for n, t in with_base_layers(module, tensors).items()}
+        else:
+            base.tensors |= {prefix + n: t for n, t in with_base_layers(part, found).items()}
+    return base
+
+
+def plan_dtypes(
+    skeleton: UsamForConditionalGeneration, base: Mapping[str, Tensor], saved: Any, dtype: Any
+) -> dict[str, torch.dtype]:
+    """The dtype of every parameter.
+
+    A saved tensor keeps its own; then comes the part's `dtype`; what trains is float32; the rest is as
+    its source stores it. A `dtype` given by the caller overrides all of it.
+    """
+    if isinstance(dtype, str):
+        dtype = None if dtype == "auto" else DTYPES[dtype]
+    named = {prefix: part.config.dtype for prefix, part in parts(skeleton)}
+    named[HEAD] = named[BACKBONE]
+    plan = {}
+    for name, parameter in skeleton.named_parameters():
+        part = next(named[prefix] for prefix in named if name.startswith(prefix))
+        if dtype is not None:
+            plan[name] = dtype
+        elif name in saved:
+            plan[name] = saved[name].dtype
+        elif part != "auto":
+            plan[name] = DTYPES[part]
+        elif parameter.requires_grad or name not in base:
+            plan[name] = torch.float32
+        else:
+            plan[name] = base[name].dtype
+    return plan
+
+
+def assemble(
+    config: UsamConfig,
+    tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    may_be_missing: Any,
+    who: str,
+    **kwargs: Any,
+) -> UsamForConditionalGeneration:
+    """The model with these tensors.
+
+    Raises:
+        ComponentError: lists every tensor that is missing, unexpected or of another shape.
+    """
+    quantization = config.parsed.llm.to_dict().get("quantization_config")
+    if quantization is not None and "quantization_config" not in kwargs:
+        kwargs["quantization_config"] = with_skip_list(quantization)
+    backbone = [dtype for name, dtype in dtypes.items() if name.startswith(BACKBONE) and not is_adapter(name)]
+    with _quiet():
+        model, info = PreTrainedModel.from_pretrained.__func__(  # type: ignore[attr-defined]
+            UsamForConditionalGeneration,
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=max(set(backbone), key=backbone.count, default=torch.float32),
+            dtypes=dtypes,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+    faults = [f"missing {key}" for key in info["missing_keys"] if not may_be_missing(key)]
+    faults += [f"unexpected {key}" for key in info["unexpected_keys"]]
+    faults += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in info["mismatched_keys"]]
+    if faults:
+        raise ComponentError(f"{who} do not fit the model: " + "; ".join(sorted(faults)))
+    return cast(UsamForConditionalGeneration, model)
+
+
+def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """A quantisation config that leaves our own parts and the head as they are."""
+    config = dict(quantization)
+    bits = config.get("quant_method") == "bitsandbytes" or "load_in_4bit" in config or "load_in_8bit" in config
+    key = "llm_int8_skip_modules" if bits else "modules_to_not_convert"
+    config[key] = sorted({*(config.get(key) or []), *NOT_QUANTISED})
+    return config
+
+
+def load(
+    path: str | Path, config: UsamConfig | None = None, dtype: Any = None, revision: str | None = None, **kwargs: Any
+) -> UsamForConditionalGeneration:
+    """A saved model: a full checkpoint, or a delta laid over its sources.
+
+    Raises:
+        ComponentError: a plugin is missing, a source changed since it was saved, or tensors do not fit.
+    """
+    for option in DOWNLOAD_OPTIONS:
+        kwargs.pop(option, None)
+    source = locate(str(path), revision)
+    config = config if isinstance(config, UsamConfig) else UsamConfig.from_pretrained(source.folder)
+    skeleton = outline(config)
+    saved = read(source)
+    base = Base()
+    if config.delta:
+        check_sources(config, skeleton)
+        base = sources(skeleton)
+    dtypes = plan_dtypes(skeleton, base.tensors, saved, dtype)
+    model = assemble(config, {**base.tensors, **saved}, dtypes, lambda key: False, f"{path}: its weights", **kwargs)
+    model.base = base
+    model.sourced = frozenset(base.tensors.keys() - saved.keys())
+    model.name_or_path = model.config.name_or_path = str(path)
+    if (source.folder / "generation_config.json").is_file() and "generation_config" not in kwargs:
+        model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    return model
+
+
+def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: Any, **kwargs: Any) -> None:
+    """Write config.json, usam.yaml and the tensors that no source can give back."""
+    state = model.state_dict() if state_dict is None else dict(state_dict)
+    kept = {name: tensor for name, tensor in state.items() if name in delta_names(model, state)}
+    model.config.delta = len(kept) < len(state)
+    model.config.provenance = provenance(model)
+    PreTrainedModel.save_pretrained(model, folder, state_dict=kept, **kwargs)
+    if kwargs.get("is_main_process", True):
+        text = "# The spec of this model; use it as `base:` in another.\n" + model.config.parsed.to_yaml()
+        (Path(folder) / "usam.yaml").write_text(text, encoding="utf-8")
+
+
+def delta_names(model: UsamForConditionalGeneration, state: Mapping[str, Any]) -> set[str]:
+    """What a checkpoint must hold: what trains, what came from no source, what was in the delta before."""
+    ties = model.all_tied_weights_keys
+    trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    return {name for name in state if name in trains or ties.get(name, name) not in model.sourced}
+
+
+def provenance(model: UsamForConditionalGeneration) -> dict[str, Any]:
+    """Versions of usam and of every package whose component is used; source and hash of every base."""
+    before = model.config.provenance or {}
+    origins = model.base.origins if model.base is not None else {}
+    return {
+        "usam": __version__,
+        "components": {key: str(value) for key, value in _providers(model.config.parsed).items()},
+        "sources": {name: origin.provenance() for name, origin in origins.items()} or before.get("sources", {}),
+    }
+
+
+def _providers(spec: Spec) -> dict[str, str]:
+    used: dict[str, str] = {}
+    families: list[tuple[Registry[Any], list[Any]]] = [
+        (_registry("encoders"), list(spec.encoders.values())),
+        (_registry("fusions"), [spec.fusion]),
+        (_registry("projectors"), spec.projector),
+        (_registry("llm"), [spec.llm]),
+        (_registry("losses"), list(spec.losses.values())),
+    ]
+    for registry, configs in families:
+        for config in configs:
+            entry = registry.find(config.type)
+            used[f"{registry.group}:{config.type}"] = f"{entry.provider} {entry.version}".strip()
+    return used
+
+
+def _registry(family: str) -> Registry[Any]:
+    import importlib
+
+    return cast(Registry[Any], importlib.import_module(f"usam.{family}").registry)
+
+
+def check_sources(config: UsamConfig, skeleton: UsamForConditionalGeneration) -> None:
+    """Compare every source's hash with the one recorded.
+
+    Raises:
+        ComponentError: a base checkpoint is another one than the delta was trained on.
+    """
+    recorded = (config.provenance or {}).get("sources", {})
+    for prefix, part in parts(skeleton):
+        name = prefix.rstrip(".")
+        if name not in recorded:
+            continue
+        origin = part.source()
+        if origin is None:
+            raise ComponentError(
+                f"{name}: this is a delta over {recorded[name]['path']}, but the spec has no path for it"
+            )
+        found = origin.provenance()["sha256"]
+        for file, digest in recorded[name]["sha256"].items():
+            if found.get(file) != digest:
+                raise ComponentError(
+                    f"{name}: the base weights of {recorded[name]['path']} are not those this model was trained on: "
+                    f"{file} has sha256 {found.get(file, 'none: no such file')}, expected {digest}"
+                    + (f" (revision {recorded[name]['revision']})" if recorded[name].get("revision") else "")
+                )
+
+
+def export(source: str | Path, folder: str | Path) -> UsamForConditionalGeneration:
+    """Write one self-contained folder: LoRA merged, no losses, no source needed to load it.
+
+    Args:
+        source: a folder or hub id that `save_pretrained` wrote.
+        folder: where the merged model and its processor go.
+    """
+    model = load(source)
+    for layer in model.modules():
+        if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
+            cast(Any, layer).merge()
+    tensors = {
+        base_name(name): tensor
+        for name, tensor in model.state_dict().items()
+        if not is_adapter(name) and not name.startswith("losses.") and name not in model.all_tied_weights_keys
+    }
+    tree = model.config.parsed.to_dict()
+    nodes = [*tree["encoders"].values(), tree["fusion"], *tree["projector"], tree["llm"]]
+    for node in nodes:
+        node.pop("lora", None)
+        if node.get("arch") is not None:
+            for option in ("path", "revision", "tokenizer"):
+                node.pop(option, None)
+    tree["losses"] = {}
+    config = UsamConfig(
+        spec=tree,
+        text_config=model.config.text_config.to_dict(),
+        audio_token_id=model.config.audio_token_id,
+    )
+    merged = assemble(config, tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
+    merged.generation_config = model.generation_config
+    merged.save_pretrained(folder)
+    UsamProcessor.from_pretrained(source).save_pretrained(folder)
+    return merged
+
+
+def _is_own(skeleton: UsamForConditionalGeneration, key: str) -> bool:
+    """Whether a sourced component says that it fills this tensor itself."""
+    for prefix, part in parts(skeleton):
+        if key.startswith(prefix) and isinstance(part, nn.Module):
+            return any(fnmatchcase(key.removeprefix(prefix), pattern) for pattern in part.random)
+    return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Our own check of the keys is stricter than the report that transformers would log."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+AutoConfig.register("usam", UsamConfig)
+AutoModel.register(UsamConfig, UsamModel)
+AutoModelForMultimodalLM.register(UsamConfig, UsamForConditionalGeneration)
+AutoModelForCausalLM.register(UsamConfig, UsamForConditionalGeneration)
+AutoFeatureExtractor.register(UsamConfig, UsamFeatureExtractor)
+AutoProcessor.register(UsamConfig, UsamProcessor)
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["usam"] = "UsamForConditionalGeneration"  # `transformers serve` reads this
