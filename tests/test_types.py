@@ -27,8 +27,8 @@ def faded(x: np.ndarray) -> np.ndarray:
     return x * np.hanning(len(x))
 
 
-def two_seconds(rate: int) -> np.ndarray:
-    return np.arange(2 * rate) / rate
+def half_a_second(rate: int) -> np.ndarray:
+    return np.arange(rate // 2) / rate
 
 
 # At 0.45 soxr itself is down by 0.006 dB (its pass band falls off by up to 0.01 dB), which is an error of
@@ -37,42 +37,42 @@ def two_seconds(rate: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("rate", "target"), RATES)
 def test_a_sweep_is_as_soxr_makes_it(rate, target):
-    t, top = two_seconds(rate), 0.35 * min(rate, target)
-    sweep = faded(np.sin(2 * np.pi * top * t**2 / 4))
+    t, top = half_a_second(rate), 0.35 * min(rate, target)
+    sweep = faded(np.sin(2 * np.pi * top * t**2))
     theirs = soxr.resample(sweep, rate, target, quality="VHQ")
     assert below(theirs, resampled(sweep, rate, target) - theirs) > 80
 
 
 @pytest.mark.parametrize(("rate", "target"), RATES)
 def test_white_noise_is_as_soxr_makes_it(rate, target):
-    noise = faded(np.random.default_rng(0).normal(0, 0.1, 2 * rate))
+    noise = faded(np.random.default_rng(0).normal(0, 0.1, rate // 2))
     theirs = np.fft.rfft(soxr.resample(noise, rate, target, quality="VHQ"))
     ours = np.fft.rfft(resampled(noise, rate, target))
-    low = np.fft.rfftfreq(2 * target, 1 / target) < 0.35 * min(rate, target)
+    low = np.fft.rfftfreq(target // 2, 1 / target) < 0.35 * min(rate, target)
     assert below(theirs[low], (ours - theirs)[low]) > 80
 
 
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.25, 0.4, 0.45])
+@pytest.mark.parametrize("share", [0.001, 0.25, 0.45])
 @pytest.mark.parametrize(("rate", "target"), RATES)
 def test_a_tone_keeps_its_shape(rate, target, share):
     hz = share * min(rate, target)
-    y = resampled(np.sin(2 * np.pi * hz * two_seconds(rate)), rate, target)
-    truth = np.sin(2 * np.pi * hz * two_seconds(target))
+    y = resampled(np.sin(2 * np.pi * hz * half_a_second(rate)), rate, target)
+    truth = np.sin(2 * np.pi * hz * half_a_second(target))
     inner = slice(target // 10, -target // 10)
     assert below(truth[inner], (y - truth)[inner]) > 100
 
 
 @pytest.mark.parametrize("share", [0.55, 0.6, 0.9])
 def test_what_the_lower_rate_cannot_hold_is_gone(share):
-    y = resampled(np.sin(2 * np.pi * share * 16000 * two_seconds(48000)), 48000, 16000)
+    y = resampled(np.sin(2 * np.pi * share * 16000 * half_a_second(48000)), 48000, 16000)
     assert below(np.ones(1), y[1600:-1600]) > 100
 
 
 @pytest.mark.parametrize(("rate", "target"), RATES)
 def test_a_clip_alone_equals_the_clip_in_a_batch(rate, target):
-    lengths = torch.tensor([1, 700, 2345, 4000])
-    x = torch.randn(4, 4000, generator=torch.Generator().manual_seed(0))  # noise where it is masked, too
-    batch = Audio(x, prefix_mask(lengths, 4000), rate).at(target)
+    lengths = torch.tensor([1, 700, 1500])
+    x = torch.randn(3, 1500, generator=torch.Generator().manual_seed(0))  # noise where it is masked, too
+    batch = Audio(x, prefix_mask(lengths, 1500), rate).at(target)
     for i, n in enumerate(lengths.tolist()):
         alone = Audio(x[i : i + 1, :n], torch.ones(1, n, dtype=torch.bool), rate).at(target)
         torch.testing.assert_close(batch.x[i : i + 1][batch.mask[i : i + 1]], alone.x[0], rtol=0, atol=1e-5)

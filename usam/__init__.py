@@ -6,7 +6,7 @@ Public names are loaded on first use (PEP 562): importing usam imports neither t
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 

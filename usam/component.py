@@ -163,10 +163,8 @@ def adapt(module: M, config: ComponentConfig) -> M:
 def _inject(module: nn.Module, lora: LoRA) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    options = lora.to_dict()
-    options.pop("type")
     try:
-        inject_adapter_in_model(LoraConfig(**options), module, adapter_name=ADAPTER)
+        inject_adapter_in_model(LoraConfig(**lora.to_dict()), module, adapter_name=ADAPTER)
     except ValueError as error:
         raise SpecError(f"lora: {error}") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from usam.llm import LLM, build_llm
+from usam.registry import ComponentError, Registry
 from usam.spec import Spec, component_config
 
 AUDIO_TOKEN = "<|audio|>"
@@ -66,7 +69,22 @@ class UsamConfig(PreTrainedConfig):
         """
         if self.spec is None:
             raise ValueError("this UsamConfig has no spec; make one with UsamConfig.from_spec(load_spec(...))")
-        return Spec.from_tree(self.spec)
+        try:
+            return Spec.from_tree(self.spec)
+        except ComponentError as error:
+            raise ComponentError("; ".join([str(error), *self._not_installed()])) from error
+
+    def _not_installed(self) -> Iterator[str]:
+        for key, package in (self.provenance or {}).get("components", {}).items():
+            group, _, name = key.partition(":")
+            registry: Registry[Any] = importlib.import_module(group).registry
+            provider, _, version = package.partition(" ")
+            try:
+                registry.find(name)
+            except ComponentError:
+                upgrade = "--upgrade " if provider == "usam" else ""
+                remedy = f"pip install {upgrade}{provider}" if version else f"import {provider}, which registers it"
+                yield f"'{name}' was saved with {package}: {remedy}"
 
     def llm(self) -> LLM:
         """The builder of the language model."""

@@ -34,10 +34,35 @@ from usam.spec import Spec, load_spec
 from usam.weights import Source, locate, read
 
 BACKBONE, HEAD = "model.language_model.", "lm_head."
-NOT_QUANTISED = ["encoders", "fusion", "projector", "lm_head", "losses"]  # routers are inside the projector
+
+# Patterns of modules that stay as they are when the language model is quantised, and the option that takes them.
+NOT_QUANTISED = ["model.encoders", "model.fusion", "model.projector", "lm_head", "losses", r".*\.lora_\w+"]
+SKIP_OPTIONS = {
+    "bitsandbytes": "llm_int8_skip_modules",
+    "hqq": "skip_modules",
+    "aqlm": "linear_weights_not_to_quantize",
+    "compressed-tensors": "ignore",
+}
 
 # What AutoModel and pipelines pass on that has no meaning here: files are found by `locate`.
-DOWNLOAD_OPTIONS = ["cache_dir", "force_download", "local_files_only", "token", "subfolder", "use_safetensors", "variant", "weights_only", "proxies", "trust_remote_code", "adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "resume_download", "code_revision"]
+DOWNLOAD_OPTIONS = [
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "subfolder",
+    "use_safetensors",
+    "variant",
+    "weights_only",
+    "proxies",
+    "trust_remote_code",
+    "adapter_kwargs",
+    "_from_auto",
+    "_from_pipeline",
+    "_commit_hash",
+    "resume_download",
+    "code_revision",
+]
 
 
 def build_model(
@@ -61,18 +86,21 @@ def build_model(
     config = UsamConfig.from_spec(checked, placeholder_id(checked))
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()
-    if not base.tensors:
-        dtypes = plan_dtypes(skeleton, {}, (), kwargs.pop("dtype", None))
+    dtypes = plan_dtypes(skeleton, base.tensors, (), kwargs.pop("dtype", None))
+    if not weights:
+        if kwargs:
+            raise TypeError(f"with weights=False only dtype can be given, not {', '.join(sorted(kwargs))}")
         model = UsamForConditionalGeneration(config, dtypes)
         return cast(UsamForConditionalGeneration, model.eval())
     random = [prefix for prefix, part in parts(skeleton) if part.source() is None]
+    if BACKBONE in random:
+        random.append(HEAD)
 
     def may_be_missing(key: str) -> bool:
-        return is_adapter(key) or any(map(key.startswith, random)) or _is_own(skeleton, key)
+        return is_adapter(key) or key.startswith(tuple(random)) or _is_own(skeleton, key)
 
-    dtypes = plan_dtypes(skeleton, base.tensors, (), kwargs.pop("dtype", None))
-    model = assemble(config, base.tensors, dtypes, may_be_missing, "the sources' weights", **kwargs)
-    model.base = base
+    model = assemble(skeleton, base.tensors, dtypes, may_be_missing, "the sources' weights", **kwargs)
+    model.origins = base.origins
     model.sourced = frozenset(base.tensors)
     return model
 
@@ -134,8 +162,8 @@ def plan_dtypes(
 ) -> dict[str, torch.dtype]:
     """The dtype of every parameter.
 
-    A saved tensor keeps its own; then comes the part's `dtype`; what trains is float32; the rest is as
-    its source stores it. A `dtype` given by the caller overrides all of it.
+    A saved tensor keeps its own; adapters are float32; then comes the part's `dtype`; what trains is
+    float32; the rest is as its source stores it. A `dtype` given by the caller overrides all of it.
     """
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else DTYPES[dtype]
@@ -148,7 +176,7 @@ def plan_dtypes(
             plan[name] = dtype
         elif name in saved:
             plan[name] = saved[name].dtype
-        elif part != "auto":
+        elif part != "auto" and not is_adapter(name):
             plan[name] = DTYPES[part]
         elif parameter.requires_grad or name not in base:
             plan[name] = torch.float32
@@ -158,19 +186,19 @@ def plan_dtypes(
 
 
 def assemble(
-    config: UsamConfig,
+    skeleton: UsamForConditionalGeneration,
     tensors: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
     may_be_missing: Any,
     who: str,
     **kwargs: Any,
 ) -> UsamForConditionalGeneration:
-    """The model with these tensors.
+    """The model with these tensors, frozen where the skeleton is.
 
     Raises:
         ComponentError: lists every tensor that is missing, unexpected or of another shape.
     """
-    quantization = config.parsed.llm.to_dict().get("quantization_config")
+    quantization = skeleton.config.parsed.llm.to_dict().get("quantization_config")
     if quantization is not None and "quantization_config" not in kwargs:
         kwargs["quantization_config"] = with_skip_list(quantization)
     backbone = [dtype for name, dtype in dtypes.items() if name.startswith(BACKBONE) and not is_adapter(name)]
@@ -178,7 +206,7 @@ def assemble(
         model, info = PreTrainedModel.from_pretrained.__func__(  # type: ignore[attr-defined]
             UsamForConditionalGeneration,
             None,
-            config=config,
+            config=skeleton.config,
             state_dict=dict(tensors),
             dtype=max(set(backbone), key=backbone.count, default=torch.float32),
             dtypes=dtypes,
@@ -191,14 +219,17 @@ def assemble(
     faults += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in info["mismatched_keys"]]
     if faults:
         raise ComponentError(f"{who} do not fit the model: " + "; ".join(sorted(faults)))
+    trains = {name for name, parameter in skeleton.named_parameters() if parameter.requires_grad}
+    for name, parameter in model.named_parameters():  # loading has replaced them all by new ones
+        parameter.requires_grad_(name in trains and parameter.is_floating_point())
     return cast(UsamForConditionalGeneration, model)
 
 
 def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """A quantisation config that leaves our own parts and the head as they are."""
+    """A quantisation config that leaves our own parts, the head and the adapters as they are."""
     config = dict(quantization)
-    bits = config.get("quant_method") == "bitsandbytes" or "load_in_4bit" in config or "load_in_8bit" in config
-    key = "llm_int8_skip_modules" if bits else "modules_to_not_convert"
+    bits = "load_in_4bit" in config or "load_in_8bit" in config  # of bitsandbytes, which then needs no other name
+    key = SKIP_OPTIONS.get("bitsandbytes" if bits else config.get("quant_method", ""), "modules_to_not_convert")
     config[key] = sorted({*(config.get(key) or []), *NOT_QUANTISED})
     return config
 
@@ -222,8 +253,8 @@ def load(
         check_sources(config, skeleton)
         base = sources(skeleton)
     dtypes = plan_dtypes(skeleton, base.tensors, saved, dtype)
-    model = assemble(config, {**base.tensors, **saved}, dtypes, lambda key: False, f"{path}: its weights", **kwargs)
-    model.base = base
+    model = assemble(skeleton, {**base.tensors, **saved}, dtypes, lambda key: False, f"{path}: its weights", **kwargs)
+    model.origins = base.origins
     model.sourced = frozenset(base.tensors.keys() - saved.keys())
     model.name_or_path = model.config.name_or_path = str(path)
     if (source.folder / "generation_config.json").is_file() and "generation_config" not in kwargs:
@@ -247,17 +278,18 @@ def delta_names(model: UsamForConditionalGeneration, state: Mapping[str, Any]) -
     """What a checkpoint must hold: what trains, what came from no source, what was in the delta before."""
     ties = model.all_tied_weights_keys
     trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    moving = tuple(prefix for prefix, _ in parts(model) if any(name.startswith(prefix) for name in trains))
+    trains |= {name for name, _ in model.named_buffers() if name.startswith(moving)}  # statistics of what trains
     return {name for name in state if name in trains or ties.get(name, name) not in model.sourced}
 
 
 def provenance(model: UsamForConditionalGeneration) -> dict[str, Any]:
     """Versions of usam and of every package whose component is used; source and hash of every base."""
     before = model.config.provenance or {}
-    origins = model.base.origins if model.base is not None else {}
     return {
         "usam": __version__,
         "components": {key: str(value) for key, value in _providers(model.config.parsed).items()},
-        "sources": {name: origin.provenance() for name, origin in origins.items()} or before.get("sources", {}),
+        "sources": {name: origin.provenance() for name, origin in model.origins.items()} or before.get("sources", {}),
     }
 
 
@@ -338,7 +370,9 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
         text_config=model.config.text_config.to_dict(),
         audio_token_id=model.config.audio_token_id,
     )
-    merged = assemble(config, tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
+    merged = assemble(
+        outline(config), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source)
+    )
     merged.generation_config = model.generation_config
     merged.save_pretrained(folder)
     UsamProcessor.from_pretrained(source).save_pretrained(folder)

@@ -297,7 +297,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         self.generation_config.suppress_tokens = [config.audio_token_id]  # or prompt lookup would copy placeholders
         self.sourced: frozenset[str] = frozenset()  # tensors that came from a source and were in no delta
-        self.base: Any = None  # what the sources gave
+        self.origins: dict[str, Any] = {}  # each part's source
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -331,6 +331,22 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head's weights."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """transformers' resize; table and head are then in every checkpoint, for no source has them any more."""
+        before = self.lm_head.out_features
+        table = super().resize_token_embeddings(*args, **kwargs)
+        if self.lm_head.out_features != before:
+            resized = {id(p) for module in (table, self.lm_head) for p in module.parameters()}
+            self.sourced -= {n for n, p in self.named_parameters(remove_duplicate=False) if id(p) in resized}
+        return cast(nn.Embedding, table)
+
+    def _get_resized_lm_head(self, old_lm_head: Any, *args: Any, **kwargs: Any) -> nn.Linear:
+        new = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        new.requires_grad_(old_lm_head.weight.requires_grad)
+        # The same head with other weights: a new Linear would drop its logit scale or soft cap.
+        old_lm_head.weight, old_lm_head.bias, old_lm_head.out_features = new.weight, new.bias, new.out_features
+        return cast(nn.Linear, old_lm_head)
 
     def get_decoder(self) -> nn.Module:
         """The language model's backbone."""

@@ -36,6 +36,7 @@ class Entry:
     provider: str
     version: str
     load: Callable[[], Any]
+    target: str = ""  # module:class, where that is known without importing
 
     def __str__(self) -> str:
         return f"{self.provider}:{self.name}"
@@ -65,7 +66,7 @@ def discover(group: str) -> Iterator[Entry]:
             )
     for point in _entry_points(group):
         provider = point.dist.name if point.dist else point.value
-        yield Entry(point.name, provider, point.dist.version if point.dist else "", point.load)
+        yield Entry(point.name, provider, point.dist.version if point.dist else "", point.load, point.value)
 
 
 @cache
@@ -98,6 +99,7 @@ class Registry(Generic[T]):
 
     def refresh(self) -> None:
         """Look for installed components again, for example after `pip install` in a notebook."""
+        importlib.invalidate_caches()
         _entry_points.cache_clear()
         self.__dict__.pop("_discovered", None)
         self._loaded.clear()
@@ -108,7 +110,7 @@ class Registry(Generic[T]):
         def add(cls: C) -> C:
             entry = Entry(name, cls.__module__.split(".")[0], "", partial(_itself, cls))
             self._checked(entry, cls)
-            self._registered[entry.provider, name] = cls  # type: ignore[assignment]
+            self._registered[entry.provider, name] = cls
             self._loaded.clear()
             return cls
 
@@ -118,7 +120,7 @@ class Registry(Generic[T]):
         """All components, loaded or not; importing none."""
         yield from self._discovered
         for (provider, name), cls in self._registered.items():
-            yield Entry(name, provider, "", partial(_itself, cls))
+            yield Entry(name, provider, "", partial(_itself, cls), f"{cls.__module__}:{cls.__qualname__}")
 
     def names(self) -> list[str]:
         """The names in use, sorted; importing nothing."""
@@ -132,7 +134,8 @@ class Registry(Generic[T]):
         """
         provider, _, bare = name.rpartition(":")
         found = [e for e in self.entries() if e.name == bare and provider in ("", e.provider)]
-        if len(found) == 1:
+        targets = {entry.target or str(entry) for entry in found}
+        if len(targets) == 1:  # one class, perhaps declared both by entry point and by decorator
             return found[0]
         if found:
             choices = " or ".join(f"'{entry}'" for entry in found)

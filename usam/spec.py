@@ -51,7 +51,7 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the defaults filled in; options that are None are left out, for `null` removes."""
-        return {name: _plain(value) for name, value in self if value is not None}
+        return {name: _plain(value) for name, value in self if value is not None and (name, value) != ("type", "")}
 
 
 def _plain(value: Any) -> Any:
@@ -165,7 +165,7 @@ class Spec(BaseModel):
 
     def to_yaml(self) -> str:
         """The spec as a page of YAML that `load_spec` reads back and other specs can name as `base`."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     @property
     def sample_rate(self) -> int:
@@ -245,7 +245,7 @@ def find(source: str | Path) -> Path:
     if path.is_file():
         return path
     bundled = {file.relative_to(SPECS).with_suffix("").as_posix(): file for file in sorted(SPECS.rglob("*.yaml"))}
-    bundled |= {file.stem: file for file in bundled.values()}
+    bundled = {file.stem: file for file in bundled.values()} | bundled
     if str(source) in bundled:
         return bundled[str(source)]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -259,7 +259,11 @@ def _read_file(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Pla
         chain = " -> ".join(str(f) for f in (*above[above.index(file) :], file))
         raise SpecError(f"{file}: 'base' leads back to itself: {chain}")
     places = Places()
-    tree = parse_yaml(file.read_text(encoding="utf-8"), str(file), places)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{file}: not a page of YAML, which is UTF-8 text: {error}") from error
+    tree = parse_yaml(text, str(file), places)
     if not isinstance(tree, dict):
         raise SpecError(f"{file}: a spec is a map of 'encoders', 'projector', 'llm' ...; found {tree!r}")
     return _with_base(tree, places, file.parent, str(file), (*above, file))
@@ -277,7 +281,11 @@ def _with_base(
     if not isinstance(base, str):
         raise SpecError(f"{places.at(('base',))}expected the name or path of a spec, found {base!r}")
     beside = folder / base
-    under, known = _read_file(beside if beside.is_file() else find(_or_beside(base, beside)), above)
+    try:
+        file = beside if beside.is_file() else find(_or_beside(base, beside))
+    except SpecError as error:
+        raise SpecError(f"{places.at(('base',))}{error}") from error
+    under, known = _read_file(file, above)
     return merge(under, tree, known, origin, places), known
 
 
@@ -306,7 +314,7 @@ def parse_override(text: str) -> tuple[dict[str, Any], str]:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise SpecError(f"override '{text}': write key.key=value, for example llm.lora.r=16")
-    patch = parse_yaml(value, f"override '{text}'", Places()) if value.strip() else ""
+    patch: Any = parse_yaml(value, f"override '{text}'", Places()) if value.strip() else ""
     for part in reversed(parts):
         patch = {part: patch}
     return patch, f"override '{text}'"
@@ -329,7 +337,7 @@ class _Merge:
 
     def __call__(self, base: Any, patch: Any, path: Path_) -> Any:
         if self.origin:
-            self.places.lines[path] = self.lines.lines.get(path, self.origin)
+            self.places.lines[path] = self._line(path)
         if isinstance(patch, list):
             return [self(None, item, (*path, str(i))) for i, item in enumerate(patch)]
         if not isinstance(patch, Mapping):
@@ -355,7 +363,7 @@ class _Merge:
     def _by_index(self, base: list[Any], patch: Mapping[str, Any], path: Path_) -> list[Any]:
         merged: list[Any] = list(base)
         for key, value in patch.items():
-            if not str(key).isdigit() or int(key) >= len(base):
+            if not str(key).isdecimal() or int(key) >= len(base):
                 raise SpecError(
                     f"{self._where((*path, str(key)))}this is a list of {len(base)}: patch it by index "
                     f"(0 to {len(base) - 1}), or give a whole list"
@@ -364,7 +372,12 @@ class _Merge:
         return [item for item in merged if item is not None]
 
     def _where(self, path: Path_) -> str:
-        return Places({path: self.lines.lines.get(path, self.origin)}).at(path) if self.origin else Places().at(path)
+        return Places({path: self._line(path)} if self.origin else {}).at(path)
+
+    def _line(self, path: Path_) -> str:
+        """Where a key was written; for one that was filled in, where its closest parent was."""
+        parents = (path[:n] for n in range(len(path), -1, -1))
+        return next((self.lines.lines[p] for p in parents if p in self.lines.lines), self.origin)
 
 
 def _is_component(path: Path_) -> bool:
@@ -420,16 +433,28 @@ def _fields(cls: Any, location: Path_) -> list[str]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: `1e-4` is a number, `no` and `on` are words, dates are text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or our own reading would take for something other than text."""
 
 
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)  # 010 is ten, not YAML 1.1's eight
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def parse_yaml(text: str, origin: str, places: Places) -> Any:
@@ -442,9 +467,8 @@ def parse_yaml(text: str, origin: str, places: Places) -> Any:
         for event in yaml.parse(text, Loader=_Loader):
             tag = getattr(event, "tag", None)
             if tag is not None:
-                raise SpecError(
-                    f"{origin}:{event.start_mark.line + 1}: tags such as '{tag}' are not read; write plain data"
-                )
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                raise SpecError(f"{origin}:{line}: tags such as '{tag}' are not read; write plain data")
         loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None else _construct(loader, node, (), origin, places, ())
@@ -465,7 +489,7 @@ def _construct(
         items = enumerate(node.value)
         return [_construct(loader, n, (*path, str(i)), origin, places, (*above, node)) for i, n in items]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     tree: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = f"{origin}:{key_node.start_mark.line + 1}"

@@ -5,10 +5,12 @@ Only safetensors and `torch.load(weights_only=True)` are read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +75,12 @@ def read_config(path: str, revision: str | None = None, name: str = "config.json
     if not file.is_file():
         raise ComponentError(f"{path}: no {name} beside the weights; give the architecture as 'arch' instead")
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ComponentError(f"{file}: not a JSON map: {error}") from error
+    if not isinstance(config, dict):
+        raise ComponentError(f"{file}: not a JSON map but a {type(config).__name__}")
+    return config
 
 
 def read(source: Source, prefix: str = "") -> dict[str, Tensor]:
@@ -96,18 +101,21 @@ def read(source: Source, prefix: str = "") -> dict[str, Tensor]:
 def _read_safetensors(file: Path, prefix: str) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys() if name.startswith(prefix)}
+            names = handle.keys()  # a handle is no dict
+            return {name: handle.get_tensor(name) for name in names if name.startswith(prefix)}
     except SafetensorError as error:
         raise ComponentError(f"{file}: not a whole safetensors file: {error}") from error
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:  # checkpoints from before PyTorch 1.6 are no zip files and cannot be mapped into memory
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise ComponentError(f"{file}: refused, for it holds more than tensors and would execute code") from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ComponentError(f"{file}: not a whole PyTorch checkpoint: {error}") from error
+    if not isinstance(found, dict):
+        raise ComponentError(f"{file}: holds a {type(found).__name__}, not a map of names to tensors")
     return {name: t for name, t in found.items() if isinstance(t, Tensor)}
 
 
@@ -154,10 +162,11 @@ def sha256(file: Path) -> str:
     if key not in known:
         with file.open("rb") as handle:
             known[key] = hashlib.file_digest(handle, "sha256").hexdigest()
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        part = memory.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(memory)
+        with contextlib.suppress(OSError):  # a folder that cannot be written costs only the next hash's time
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            part = memory.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(known), encoding="utf-8")
+            part.replace(memory)
     return known[key]
 
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def speak(text: str, *, voice: str = "en-us", rate: int = 175, pitch: int = 50) 
         wave = espeak.say(text, identifier, rate, pitch)
     if not wave.any():
         raise ValueError(f"nothing to say in {text!r}")
-    return wave.astype(np.float32) / 32768, espeak.sample_rate
+    return wave.astype(np.float32) / np.float32(32768), espeak.sample_rate
 
 
 def voices() -> list[str]:
@@ -248,6 +249,9 @@ SYNCHRONOUS, DO_NOT_EXIT, UTF8, CHARACTERS, RATE, PITCH = 2, 0x8000, 1, 1, 1, 3
 Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
+_one_at_a_time = threading.Lock()  # every copy shares what the C library keeps, such as the place of strtok
+
+
 class VoiceEntry(ctypes.Structure):
     """The first fields of an `espeak_VOICE`."""
 
@@ -256,13 +260,13 @@ class VoiceEntry(ctypes.Structure):
 
 @contextmanager
 def _espeak() -> Iterator[ESpeak]:
-    """eSpeak NG as if it had never spoken.
+    """eSpeak NG as if it had never spoken, to one thread at a time.
 
     It keeps its state in globals that nothing resets (the phase of its flutter, for one), so that what was
-    said before would change a clip. A copy of the library has globals of its own, in every thread.
+    said before would change a clip. A copy of the library has globals of its own.
     """
     loader = _loader()
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps the file of a loaded library
+    with _one_at_a_time, TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy = shutil.copy(loader.get_library_path(), folder)
         try:
             library = ctypes.CDLL(copy)
@@ -281,16 +285,6 @@ class ESpeak:
 
     def __init__(self, library: ctypes.CDLL, data: str) -> None:
         self._library = library
-        library.espeak_Synth.argtypes = [
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-            ctypes.c_uint,
-            ctypes.c_int,
-            ctypes.c_uint,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]
         library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(VoiceEntry))
         library.espeak_Info.restype = ctypes.c_char_p
         self.sample_rate = int(library.espeak_Initialize(SYNCHRONOUS, 0, str(data).encode(), DO_NOT_EXIT))
@@ -305,31 +299,32 @@ class ESpeak:
 
     def voices(self) -> dict[str, str]:
         """The identifier of each language's voice."""
-        found = {}
+        found: dict[str, str] = {}
         for entry in self._library.espeak_ListVoices(None):
             if not entry:
                 break
             voice = entry.contents
             # A byte of priority comes before the name; the zero after it ends the first of the languages.
-            found[voice.languages[1:].decode()] = voice.identifier.decode()
+            found.setdefault(voice.languages[1:].decode(), voice.identifier.decode())
         return found
 
     def say(self, text: str, identifier: str, rate: int, pitch: int) -> NDArray[np.int16]:
         """The samples of a text in one voice."""
         chunks = [np.zeros(0, np.int16)]
 
-        @Callback
         def keep(samples: Any, count: int, events: int) -> int:
             if samples and count:
                 chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
             return 0
 
-        self._library.espeak_SetSynthCallback(keep)
+        callback = Callback(keep)  # C holds no reference to it: this variable keeps it alive
+        self._library.espeak_SetSynthCallback(callback)
         if self._library.espeak_SetVoiceByName(identifier.encode()):
             raise RuntimeError(f"eSpeak NG cannot load its voice {identifier}")
         self._library.espeak_SetParameter(RATE, rate, 0)
         self._library.espeak_SetParameter(PITCH, pitch, 0)
         data = text.encode()
-        self._library.espeak_Synth(data, len(data) + 1, 0, CHARACTERS, 0, UTF8, None, None)
+        size = ctypes.c_size_t(len(data) + 1)
+        self._library.espeak_Synth(data, size, 0, CHARACTERS, 0, UTF8, None, None)
         self._library.espeak_Synchronize()
         return np.concatenate(chunks)

@@ -59,7 +59,8 @@ class Tiny(LLM):
 
     def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
         """A LlamaModel."""
-        return adapt(AutoModel.from_config(text_config), self.config)
+        backbone: nn.Module = adapt(AutoModel.from_config(text_config), self.config)
+        return backbone
 
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
         """A linear layer without bias."""

@@ -23,8 +23,29 @@ from usam.registry import ComponentError
 from usam.spec import SpecError
 from usam.weights import Source, locate
 
-# Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why.
-REFUSED: dict[str, str] = {}
+# Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; tests/test_llm_types.py compares all.
+REFUSED: dict[str, str] = {
+    name: why
+    for why, names in {
+        "it is half of an encoder-decoder": "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus "
+        "plbart prophetnet trocr whisper",
+        "it is an encoder, which attends both ways or whose head has layers of its own": "bert bert-generation big_bird "
+        "camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert roformer "
+        "xlm-roberta xlm-roberta-xl xlnet xmod",
+        "its head has layers of its own": "modernbert-decoder",
+        "it reads token ids beside their embeddings": "blt cpmant deepseek_v4 gemma3n_text",
+        "it scales the embeddings of token ids, but not inputs_embeds": "falcon_h1",
+        "it writes into inputs_embeds": "ctrl git",
+        "its recurrence runs over padding too, so that a batch changes the answer": "recurrent_gemma rwkv xlm xlstm",
+        "it trains at one fixed length only": "reformer",
+        "it predicts audio codes, not words": "musicgen musicgen_melody",
+        "it drafts for another model and has no backbone of its own": "gemma4_assistant gemma4_unified_assistant",
+    }.items()
+    for name in names.split()
+}
+
+# Options that make a model read token ids in some layers, where audio frames have none.
+READS_IDS = ("hidden_size_per_layer_input", "ple_layer_ids")
 
 
 class Transformers(LLM):
@@ -44,7 +65,7 @@ class Transformers(LLM):
         attn_implementation: str | None = None
         """Attention of transformers: sdpa, eager, flash_attention_2 ...; None takes the model's default."""
         quantization_config: dict[str, Any] | None = None
-        """Quantisation of the backbone, with transformers' names, e.g. {quant_method: bitsandbytes, load_in_4bit: true}."""
+        """Quantisation of the backbone, with transformers' names: {quant_method: bitsandbytes, load_in_4bit: true}."""
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
         """Dtype of the weights; auto: as stored."""
 
@@ -78,6 +99,12 @@ class Transformers(LLM):
                 f"llm: '{config.model_type}' is a multimodal config; give its text model alone "
                 f"('{config.get_text_config().model_type}')"
             )
+        for name in READS_IDS:
+            if getattr(config, name, None):
+                raise ComponentError(
+                    f"llm: '{config.model_type}' with {name}={getattr(config, name)} reads token ids beside their "
+                    "embeddings, and audio frames have none; take a model of this type without it"
+                )
         if self.config.freeze == "all":
             for name, value in vars(config).items():
                 if re.search(r"drop(out|$)|layerdrop", name) and isinstance(value, float):
@@ -93,14 +120,16 @@ class Transformers(LLM):
 
     def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
         """The causal LM without its head."""
-        return adapt(AutoModel.from_config(text_config), self.config)
+        backbone: nn.Module = adapt(AutoModel.from_config(text_config), self.config)
+        return backbone
 
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
         """The causal LM's head, with its logit scale or soft cap."""
         output = self._outline.get_output_embeddings()
         if not isinstance(output, nn.Linear):
             raise ComponentError(f"llm: '{text_config.model_type}' has no linear head")
-        head = Head(output.in_features, output.out_features, output.bias is not None, text_config)
+        added = text_config.vocab_size - self._outline.config.vocab_size  # by resize_token_embeddings
+        head = Head(output.in_features, output.out_features + added, output.bias is not None, text_config)
         trains = self.config.freeze == "none" or (
             self.config.freeze != "all" and not any(p.startswith("lm_head") for p in self.config.freeze)
         )
@@ -131,7 +160,7 @@ class Transformers(LLM):
         faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
         if faults:
             raise ComponentError(f"{self.config.path}: the checkpoint does not fit: " + "; ".join(faults))
-        tensors = {f"backbone.{name}": tensor for name, tensor in model.base_model.state_dict().items()}
+        tensors = {f"backbone.{name}": tensor for name, tensor in backbone_of(model).state_dict().items()}
         if not getattr(model.config, "tie_word_embeddings", False):
             tensors |= {f"head.{n}": t for n, t in model.get_output_embeddings().state_dict().items()}
         elif (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
@@ -147,6 +176,12 @@ class Transformers(LLM):
             return AutoTokenizer.from_pretrained(path, revision=self.config.revision)
         except (OSError, ValueError) as error:
             raise ComponentError(f"llm: no tokenizer at '{path}': {error}") from error
+
+
+def backbone_of(causal_lm: Any) -> nn.Module:
+    """The part of a causal LM that `AutoModel` builds; Llama 4's `base_model` is the causal LM itself."""
+    backbone: nn.Module = causal_lm.model if causal_lm.base_model is causal_lm else causal_lm.base_model
+    return backbone
 
 
 class Head(nn.Linear):

@@ -1,0 +1,144 @@
+"""The main job on the embedded default: speak a corpus, train on it, and test what was learned."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from usam.data.manifest import Manifest, Sample
+from usam.data.spoken import write_corpus
+from usam.generate import Answerer
+
+TEST_CLIPS = 200
+BOUNDS = {"unseen sentences": (0.0, 0.12), "audio shuffled": (0.60, float("inf"))}
+TRAIN = {
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "logging_steps": 50,
+    "save_strategy": "no",
+    "seed": 0,
+}
+
+
+def run(folder: Path, clips: int = 3000) -> None:
+    """Run every stage, print a table of word error rates, and keep it in `results.json`.
+
+    Raises:
+        SystemExit: with status 1 when the model has not learned to listen.
+    """
+    seconds: dict[str, float] = {}
+    with _stage("speak the corpus", seconds):
+        with tqdm(total=clips + 2 * TEST_CLIPS, desc="speaking", unit="clip") as bar:
+            manifests = write_corpus(
+                folder / "corpus", train=clips, test=TEST_CLIPS, progress=lambda written: bar.update(written - bar.n)
+            )
+    run_file = folder / "run.yaml"
+    run_file.write_text(_run_file(folder, manifests["train"]), encoding="utf-8")
+    with _stage("train", seconds):
+        _usam("train", str(run_file))
+    with _stage("reload and evaluate", seconds):  # the model was trained in another process
+        answerer = Answerer.load(folder / "model")
+        sets = {name: Manifest(manifests[key], answerer.processor.prompts) for name, key in SETS.items()}
+        truths, heard, rates = {}, {}, {}
+        for name, samples in sets.items():
+            truths[name] = [sample.answer or "" for sample in samples.samples]
+            heard[name] = _transcribe(answerer, samples.samples, name)
+            rates[name] = word_error_rate(truths[name], heard[name])
+        first = next(iter(SETS))
+        shuffled = shuffle(heard[first])  # the same model, asked about another clip
+        rates["audio shuffled"] = word_error_rate(truths[first], shuffled)
+    with _stage("usam generate", seconds):
+        wav = manifests["unseen_sentences"].parent / _first_wav(manifests["unseen_sentences"])
+        spoken = _usam("generate", str(folder / "model"), str(wav), "--task", "asr", capture=True)
+    _report(rates, seconds, truths[first], heard[first])
+    print(f"\n$ usam generate {folder / 'model'} {wav}\n{spoken.strip()}   (said: {truths[first][0]})")
+    results = {"word_error_rate": rates, "seconds": seconds, "clips": clips, "threads": torch.get_num_threads()}
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for name, (low, high) in BOUNDS.items():
+        if not low <= rates[name] <= high:
+            print(
+                f"\n{name}: {rates[name]:.1%} is outside {low:.0%} to {high:.0%}: the model has not learned to listen"
+            )
+            raise SystemExit(1)
+
+
+SETS = {"unseen sentences": "unseen_sentences", "unseen voices": "unseen_voices"}
+
+
+def _run_file(folder: Path, manifest: Path) -> str:
+    tree = {
+        "model": "tiny",
+        "data": {"train": str(manifest.resolve())},
+        "train": {"output_dir": str((folder / "model").resolve()), **TRAIN},
+    }
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _usam(*arguments: str, capture: bool = False) -> str:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "usam.cli", *arguments]
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None, env=os.environ)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout or ""
+
+
+def _transcribe(answerer: Answerer, samples: Sequence[Sample], name: str) -> list[str]:
+    found = answerer.answer((s.question for s in samples), batch_size=50, max_new_tokens=40)
+    return list(tqdm(found, total=len(samples), desc=name, unit="clip"))
+
+
+def word_error_rate(truths: Sequence[str], heard: Sequence[str]) -> float:
+    """Substitutions, insertions and deletions over the words of the truth, for the whole corpus."""
+    import jiwer
+
+    return float(jiwer.wer(list(truths), list(heard)))
+
+
+def shuffle(items: Sequence[str], seed: int = 0) -> list[str]:
+    """The items in an order in which none keeps its place."""
+    order = list(range(len(items)))
+    random.Random(seed).shuffle(order)
+    places = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [items[places[i]] for i in range(len(items))]
+
+
+def _first_wav(manifest: Path) -> str:
+    with manifest.open(encoding="utf-8") as lines:
+        return str(json.loads(next(lines))["audio"])
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def _report(rates: dict[str, float], seconds: dict[str, float], truth: Sequence[str], heard: Sequence[str]) -> None:
+    print(f"\n{'said':28} heard")
+    for said, answer in list(zip(truth, heard, strict=True))[:8]:
+        print(f"{said:28} {answer}{'' if said == answer else '   <--'}")
+    print(f"\n{'word error rate':24}")
+    for name, rate in rates.items():
+        print(f"  {name:22} {rate:6.1%}")
+    print(f"{'seconds':24}")
+    for name, duration in seconds.items():
+        print(f"  {name:22} {duration:6.1f}")

@@ -1,0 +1,335 @@
+"""What every component promises, whatever its family."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from usam.component import adapt, build
+from usam.spec import Config, SpecError, component_config
+from usam.testing.promises import Broken, Claim, require, require_same
+from usam.types import Frames, LossInputs, LossOutput, Prompt
+
+TOLERANCE = 1e-4  # what batching and padding may change, as a share of the largest value (or of 1)
+BFLOAT16 = 0.1  # a bfloat16 output differs from float32's by at most this share of its norm
+
+
+@dataclass(frozen=True)
+class Case(ABC):
+    """A component as its user names it, with what is needed to build and to call it."""
+
+    component: str | Mapping[str, Any] | Config
+    options: Mapping[str, Any]
+
+    group: ClassVar[str]
+
+    @cached_property
+    def _named(self) -> tuple[Any, Any]:
+        cls, config = build(self.group, self.component, self.options)
+        return cls, config
+
+    @property
+    def config(self) -> Any:
+        """The component's checked config."""
+        return self._named[1]
+
+    def __str__(self) -> str:
+        return f"{self.group}:{self.config.type}"
+
+    @abstractmethod
+    def construct(self, cls: Any, config: Any) -> Any:
+        """The component's structure, with widths of the case's choice."""
+
+    @abstractmethod
+    def inputs(self, seed: int = 0) -> tuple[Any, ...]:
+        """Arguments to call the component with: items of different lengths."""
+
+    def at_dtype(self, inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+        """The inputs as a model of that dtype passes them."""
+        return tuple(at_dtype(item, dtype) for item in inputs)
+
+    def structure(self, **changes: Any) -> Any:
+        """The component as `__init__` leaves it."""
+        cls, config = self._named
+        return self.construct(cls, config.model_copy(update=changes))
+
+    def build(self, *, seed: int = 0, **changes: Any) -> Any:
+        """The component with weights and adapters, in eval mode and float32; equal seeds give equal weights.
+
+        Every parameter is moved a little: a gate or a scale that starts as 0 or 1 would hide a fault.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.structure(**changes)
+            module.load_weights()
+            adapt(module, self.config.model_copy(update=changes)).float()
+            shake(module)
+        return module.eval()
+
+
+def shake(module: nn.Module) -> None:
+    """Move every parameter by a fiftieth of its spread."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            spread = parameter.std() if parameter.numel() > 1 else parameter.new_tensor(0.0)
+            parameter.add_(torch.randn_like(parameter) * torch.where(spread > 0, spread, 1.0) * 0.02)
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """What a component returns, as tensors: padding set to zero, for it may hold anything."""
+    if isinstance(result, Frames):
+        return [result.x.masked_fill(~result.mask.unsqueeze(-1), 0), result.mask]
+    if isinstance(result, LossOutput):
+        return [result.value]
+    raise Broken("Frames or a LossOutput", f"a {type(result).__name__}", "what forward returns")
+
+
+def own_frames(frames: Frames, item: int) -> Tensor:
+    """An item's frames without padding: (time, dim)."""
+    return frames.x[item][frames.mask[item]]
+
+
+def require_no_leak(out: Tensor, source: Tensor, look_at: str) -> None:
+    """Raise Broken if the gradient of one item's output reaches another item's input."""
+    if not out.requires_grad:
+        return
+    for i in range(len(out)):
+        (gradient,) = torch.autograd.grad(out[i].float().square().sum(), source, retain_graph=True, allow_unused=True)
+        if gradient is not None:
+            reached = [j for j in range(len(out)) if j != i and bool(gradient[j].any())]
+            require(not reached, f"no gradient from item {i} to others", f"some in items {reached}", look_at)
+
+
+def at_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """Features at another dtype; audio stays in float32, as the model passes it."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {name: at_dtype(item, dtype) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(at_dtype(item, dtype) for item in value)
+    if isinstance(value, (Frames, Prompt, LossInputs)):
+        return type(value)(**{name: at_dtype(item, dtype) for name, item in vars(value).items()})
+    return value
+
+
+def written_elsewhere(module: nn.Module) -> set[str]:
+    """Names of the submodules that another library wrote and initialises: transformers', timm's."""
+    own = {cls.__module__.split(".")[0] for cls in type(module).__mro__} | {"torch", "usam"}
+    roots = [n for n, m in module.named_modules() if n and type(m).__module__.split(".")[0] not in own]
+    return {n for n, _ in module.named_modules() if any(n == root or n.startswith(f"{root}.") for root in roots)}
+
+
+def front_end(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that no checkpoint holds, by name: windows, filters, tables."""
+    for name, child in module.named_modules():
+        for key in child._non_persistent_buffers_set:
+            buffer = child._buffers[key]
+            if buffer is not None:
+                yield f"{name}.{key}".lstrip("."), buffer
+
+
+def config_round_trips(case: Case) -> None:
+    """A config survives a spec, a JSON file and a pickle."""
+    for config in (case.config, case.structure().config):
+        data = config.to_dict()
+        again = component_config(case.group, json.loads(json.dumps(data)))
+        require(again == config, f"{config!r}", f"{again!r} after to_dict and JSON", "defaults that are not None")
+        require(pickle.loads(pickle.dumps(config)) == config, "an equal config", "another after pickle", "the Config")
+
+
+def refuses_unknown_options(case: Case) -> None:
+    """An option that does not exist is a SpecError."""
+    node = {**case.config.to_dict(), "no_such_option": 1}
+    try:
+        component_config(case.group, node)
+    except SpecError:
+        return
+    raise Broken("a SpecError for 'no_such_option'", "that it was accepted", "model_config of the Config: extra")
+
+
+def loads_nothing_in_init(case: Case) -> str | None:
+    """Building the structure reads no weights: the config is enough."""
+    config = case.structure().config
+    if "path" not in type(config).model_fields:
+        return "it has no option 'path'"
+    arch = getattr(config, "arch", None)
+    with tempfile.TemporaryDirectory() as folder:
+        if arch is not None:
+            (Path(folder) / "config.json").write_text(json.dumps(arch), encoding="utf-8")
+        try:
+            case.construct(case._named[0], config.model_copy(update={"path": folder}))
+        except Exception as error:
+            raise Broken(
+                "that it builds from a folder that has a config and no weights",
+                f"{type(error).__name__}: {error}",
+                "__init__: weights are read in pretrained(), and the config keeps the architecture in 'arch'",
+            ) from error
+    return None
+
+
+def survives_meta_device(case: Case) -> None:
+    """Built on the meta device and filled by `reset_parameters`, nothing is left uninitialised."""
+    look_at = "__init__, and reset_parameters of the module that owns it"
+    with torch.device("meta"):
+        module = case.structure()
+    stray = [n for n, t in _state(module) if t.device.type != "meta"]
+    require(not stray, "that all is on the meta device", f"{', '.join(stray)} elsewhere", "__init__")
+    plain = [f"{n}.{k}".lstrip(".") for n, m in module.named_modules() for k, v in vars(m).items() if _is_tensor(v)]
+    require(not plain, "parameters and buffers", f"plain tensors: {', '.join(plain)}", "register_buffer in __init__")
+    module.to_empty(device="cpu")
+    for _, tensor in _state(module):
+        tensor.detach().fill_(float("nan") if tensor.is_floating_point() else 77)
+    initialise(module)
+    twin = case.structure()
+    tables = dict(front_end(twin))
+    for name, buffer in front_end(module):
+        require_same(buffer, tables[name], f"the buffer {name} as a plain build has it", look_at, 1e-6)
+    others = written_elsewhere(module)
+    for name, tensor in _state(module):
+        if name.rpartition(".")[0] not in others and tensor.is_floating_point():
+            require(not tensor.isnan().any(), "that all is filled", f"{name} uninitialised", look_at)
+    module.load_state_dict(twin.state_dict())
+    inputs = case.inputs()
+    for ours, reference in zip(tensors(module.eval()(*inputs)), tensors(twin.eval()(*inputs)), strict=True):
+        require_same(ours, reference, "the output of a plain build with the same weights", look_at, 1e-6)
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(_is_tensor, value)))
+
+
+def initialise(module: nn.Module) -> None:
+    """Fill a module as loading a model does: by reset_parameters, and transformers' models by their own rules."""
+    models = [child for child in module.modules() if isinstance(child, PreTrainedModel)]
+    for model in models:
+        for child in model.modules():
+            child.__dict__.pop("_is_hf_initialized", None)
+        model.init_weights()
+    inside = {id(child) for model in models for child in model.modules()}
+    for child in module.modules():
+        if id(child) in inside:
+            continue
+        if isinstance(child, nn.MultiheadAttention):
+            child._reset_parameters()
+        elif callable(reset := getattr(child, "reset_parameters", None)):
+            reset()
+
+
+def gradient_reaches_every_trainable_parameter(case: Case) -> str | None:
+    """Every step gives every trainable parameter a gradient, or distributed training would stall."""
+    module = case.build(freeze="none").train()
+    totals = {name: 0.0 for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not totals:
+        return "it has no parameters"
+    for seed in range(3):
+        module.zero_grad(set_to_none=True)
+        result = tensors(module(*case.inputs(seed)))[0]
+        require(result.requires_grad, "an output with a gradient", "one without", "no_grad or detach in forward")
+        (result * torch.randn_like(result)).sum().backward()
+        for name in totals:
+            gradient = module.get_parameter(name).grad
+            require(gradient is not None, "a gradient", f"none for {name}", "whether forward always uses it")
+            totals[name] += float(gradient.abs().sum())
+    idle = [name for name, total in totals.items() if total == 0]
+    require(not idle, "gradients that are not zero", f"only zeros for {', '.join(idle)}", "what it is multiplied with")
+    return None
+
+
+def stays_frozen(case: Case) -> None:
+    """Frozen, nothing trains, drops out or drifts, even in training mode."""
+    module = case.build(freeze="all", lora=None)
+    module.train()
+    trains = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    require(not trains, "that nothing trains", f"{', '.join(trains)}", "requires_grad_ in __init__ or forward")
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    first, second = tensors(module(*case.inputs())), tensors(module(*case.inputs()))
+    look_at = "F.dropout without self.training, or a train() that overrides the component's"
+    for a, b in zip(first, second, strict=True):
+        require_same(b, a, "two equal calls in training mode", look_at)
+    for name, buffer in module.named_buffers():
+        require_same(buffer, before[name], f"that {name} stands still", "statistics that a batch norm keeps")
+
+
+def runs_in_bfloat16(case: Case) -> None:
+    """In bfloat16 it gives finite values, within a tenth of float32's norm."""
+    inputs = case.inputs()
+    with torch.no_grad():
+        reference = tensors(case.build()(*inputs))[0].double()
+        ours = tensors(case.build().to(torch.bfloat16)(*case.at_dtype(inputs, torch.bfloat16)))[0].double()
+    require(bool(ours.isfinite().all()), "finite values", "NaN or infinity", "what overflows or divides")
+    error = float((ours - reference).norm() / reference.norm().clamp_min(1e-12))
+    require(
+        error <= BFLOAT16, f"an error of at most {BFLOAT16:.0%}", f"{error:.0%}", "what must be computed in float32"
+    )
+
+
+def compiles(case: Case) -> None:
+    """torch.compile makes one graph of it, with the same result."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    module, inputs = case.build(), case.inputs()
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        ours = tensors(torch.compile(module, backend="eager")(*inputs))
+        breaks = dict(counters["graph_break"])
+        reference = tensors(module(*inputs))
+    torch._dynamo.reset()
+    reasons = " | ".join(str(reason).strip().splitlines()[0] for reason in breaks)
+    require(not breaks, "no graph break", f"{sum(breaks.values())}: {reasons}", "what depends on a tensor's values")
+    for a, b in zip(ours, reference, strict=True):
+        require_same(a, b, "the result without torch.compile", "what runs only when compiling", 1e-5)
+
+
+def is_deterministic(case: Case) -> None:
+    """In eval mode two calls give the same bits."""
+    module = case.build()
+    with torch.no_grad():
+        first = tensors(module(*case.inputs()))
+        torch.manual_seed(1)
+        second = tensors(module(*case.inputs()))
+    for a, b in zip(first, second, strict=True):
+        require_same(b, a, "the same output twice", "randomness in forward, or state that a call leaves behind")
+
+
+def state_dict_round_trips(case: Case) -> None:
+    """Another build with the same state dict gives the same bits."""
+    module, other = case.build(), case.build(seed=1)
+    other.load_state_dict(copy.deepcopy(module.state_dict()))
+    with torch.no_grad():
+        reference, ours = tensors(module(*case.inputs())), tensors(other(*case.inputs()))
+    for a, b in zip(ours, reference, strict=True):
+        require_same(a, b, "the output of the module that was saved", "tensors that are neither parameter nor buffer")
+
+
+EVERY: list[Claim] = [
+    config_round_trips,
+    refuses_unknown_options,
+    loads_nothing_in_init,
+    survives_meta_device,
+    gradient_reaches_every_trainable_parameter,
+    stays_frozen,
+    runs_in_bfloat16,
+    compiles,
+    is_deterministic,
+    state_dict_round_trips,
+]

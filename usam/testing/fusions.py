@@ -1,0 +1,225 @@
+"""What a fusion promises: one clock, no padding, no order, and every frame at its own time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from usam.clock import rescale
+from usam.spec import Config
+from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
+from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
+from usam.types import Audio, Frames, prefix_mask
+
+SAMPLE_RATE = 16000
+STREAMS = {"a": (6, 50.0), "b": (4, 12.5), "c": (5, 31.25)}  # width and rate
+
+
+def check_fusion(
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Report:
+    """Run every promise of a fusion, on three streams of different widths and rates: `check_fusion("concat")`.
+
+    Raises:
+        BrokenPromises: once, with every promise that is broken.
+        SpecError, ComponentError: the component's name or options are wrong.
+    """
+    return check(fusion_promises(component, expected_failures=expected_failures, **options))
+
+
+def fusion_promises(
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    **options: Any,
+) -> list[Promise]:
+    """The same promises one by one, each to be called; nothing is built before."""
+    return promises(FusionCase(component, options), CLAIMS, expected_failures)
+
+
+@dataclass(frozen=True)
+class FusionCase(Case):
+    """A fusion, and streams for it."""
+
+    names: str = "abc"
+
+    group = "usam.fusions"
+
+    def construct(self, cls: Any, config: Any) -> Any:
+        """A fusion takes the encoders' widths."""
+        return cls(config, dims={name: STREAMS[name][0] for name in self.names})
+
+    def inputs(self, seed: int = 0) -> tuple[Any, ...]:
+        """Three clips of up to a second."""
+        return streams([16000, 9001, 4003], self.names, seed=seed)
+
+    def named(self, names: str) -> FusionCase:
+        """The same fusion of other streams, or of the same in another order."""
+        return FusionCase(self.component, self.options, names)
+
+
+def streams(
+    samples: Sequence[int], names: str, *, seed: int = 0, size: int = 0, garbage: float = 0.0
+) -> tuple[dict[str, Frames], Audio]:
+    """Random streams of clips; row i depends on `seed + i` alone."""
+    size = max(size, *samples)
+    found = {}
+    for name in names:
+        dim, rate = STREAMS[name]
+        frames = rescale(size, SAMPLE_RATE, rate)
+        rows = []
+        for i, n in enumerate(samples):
+            generator = torch.Generator().manual_seed(1000 * (seed + i) + ord(name))
+            row, own = torch.randn(200, dim, generator=generator), rescale(n, SAMPLE_RATE, rate)
+            rows.append(torch.cat([row[:own], row[own:frames] * garbage]))
+        lengths = torch.tensor([rescale(n, SAMPLE_RATE, rate) for n in samples])
+        found[name] = Frames(torch.stack(rows), prefix_mask(lengths, frames), rate)
+    return found, Audio(torch.zeros(len(samples), size), prefix_mask(torch.tensor(samples), size), SAMPLE_RATE)
+
+
+def _fuse(fusion: Any, found: Mapping[str, Frames], audio: Audio) -> Frames:
+    with torch.no_grad():
+        frames: Frames = fusion(found, audio)
+    return frames
+
+
+def true_width(case: FusionCase) -> None:
+    """Frames are (clip, time, dim), and their mask (clip, time)."""
+    fusion = case.build()
+    found, audio = case.inputs()
+    frames = _fuse(fusion, found, audio)
+    shape = (*frames.mask.shape, fusion.dim)
+    require(tuple(frames.x.shape) == shape, f"frames {shape}", f"{tuple(frames.x.shape)}", "dim, and forward")
+    require(frames.mask.dtype == torch.bool, "a mask of bool", f"{frames.mask.dtype}", "the mask in forward")
+
+
+def keeps_the_clock(case: FusionCase) -> None:
+    """A clip has `max(1, ceil(seconds * rate))` frames: in `config.length`, in the frames and in their mask."""
+    fusion = case.build()
+    config = fusion.config
+    rate = config.rate or min(rate for _, rate in STREAMS.values())
+    samples = [1, 319, 320, 321, 1279, 1280, 1281, 5000, 16001]
+    found, audio = streams(samples, case.names)
+    counts = {name: (frames.lengths, frames.rate) for name, frames in found.items()}
+    lengths, at = config.length(counts, audio.lengths, SAMPLE_RATE)
+    wanted = [max(1, rescale(n, SAMPLE_RATE, rate)) for n in samples]
+    require(at == rate, f"the rate {rate:g}", f"{at:g}", "config.length")
+    require(
+        lengths.tolist() == wanted, f"{wanted} frames for {samples} samples", f"{lengths.tolist()}", "config.length"
+    )
+    for i, n in enumerate(samples):
+        single, _ = config.length({name: (int(c[i]), r) for name, (c, r) in counts.items()}, n, SAMPLE_RATE)
+        require(single == wanted[i], f"{wanted[i]} frames from ints", f"{single}", "config.length")
+    frames = _fuse(fusion, found, audio)
+    require(
+        frames.lengths.tolist() == wanted, f"masks of {wanted}", f"{frames.lengths.tolist()}", "the mask in forward"
+    )
+    require(frames.x.shape[1] == max(wanted), f"{max(wanted)} frames", f"{frames.x.shape[1]}", "forward")
+    require(frames.rate == rate, f"the rate {rate:g}", f"{frames.rate:g}", "Frames(..., rate) in forward")
+
+
+def survives_empty_streams(case: FusionCase) -> None:
+    """A stream with no valid frame, or none at all, gives finite values."""
+    fusion = case.build()
+    found, audio = case.inputs()
+    first = found[case.names[0]]
+    for what, empty in {
+        "a stream without a valid frame": Frames(first.x, torch.zeros_like(first.mask), first.rate),
+        "a stream of zero frames": Frames(first.x[:, :0], first.mask[:, :0], first.rate),
+    }.items():
+        frames = _fuse(fusion, {**found, case.names[0]: empty}, audio)
+        finite = bool(frames.x[frames.mask].isfinite().all())
+        require(finite, f"finite values with {what}", "NaN or infinity", "means over zero frames, in forward")
+
+
+def ignores_the_order_of_names(case: FusionCase) -> None:
+    """The order in which encoders are named, when it is built and when it is called, does not matter."""
+    found, audio = case.inputs()
+    fusion, other = case.build(), case.named(case.names[::-1]).build(seed=1)
+    other.load_state_dict(fusion.state_dict())
+    ours = _fuse(other, dict(reversed(found.items())), audio)
+    look_at = "loops over dims or streams: go through self.names, which is sorted"
+    require_same(ours.x, _fuse(fusion, found, audio).x, "the same frames for names in reverse", look_at)
+
+
+def leaves_a_single_stream_unchanged(case: FusionCase) -> str | None:
+    """One encoder and no `rate`: its frames come out as they are."""
+    if case.config.rate is not None:
+        return "it was given a rate"
+    alone = case.named(case.names[0])
+    found, audio = alone.inputs()
+    frames = _fuse(alone.build(), found, audio)
+    own = found[case.names[0]]
+    require(frames.rate == own.rate, f"the rate {own.rate:g}", f"{frames.rate:g}", "config.length")
+    require(bool((frames.mask == own.mask).all()), "the stream's own mask", "another", "forward")
+    require_same(frames.x[frames.mask], own.x[own.mask], "the stream's own frames", "forward", 1e-6)
+    return None
+
+
+def aligns_time(case: FusionCase) -> None:
+    """What a frame hears lies around its own time, (i + 0.5) / rate, to half a frame of the stream.
+
+    Measured by the gradient: the mean time of the source frames, weighted by how much each one matters.
+    """
+    fusion = case.build()
+    found, audio = streams([15360], case.names)  # whole frames of every stream
+    for name, stream in found.items():
+        source = stream.x.clone().requires_grad_()
+        frames = fusion({**found, name: Frames(source, stream.mask, stream.rate)}, audio)
+        heard = (torch.arange(source.shape[1]) + 0.5) / stream.rate
+        direction = torch.randn(frames.x.shape[-1])
+        for i in range(frames.x.shape[1]):
+            gradient = torch.autograd.grad((frames.x[0, i] * direction).sum(), source, retain_graph=True)[0]
+            weight = gradient[0].norm(dim=-1).double()
+            centre, time = float((weight * heard).sum() / weight.sum()), (i + 0.5) / frames.rate
+            require(
+                abs(centre - time) <= 0.51 / stream.rate,
+                f"that frame {i} ({time:.3f} s) hears stream '{name}' ({stream.rate:g}/s) around its own time",
+                f"{centre:.3f} s",
+                "how streams are brought to the clock: Fusion.align does it",
+            )
+
+
+def ignores_padding(case: FusionCase) -> None:
+    """A clip alone and the same clip in a longer batch, noise behind it, give the same frames."""
+    fusion = case.build()
+    samples = [1, 4003, 9001]
+    batch = _fuse(fusion, *streams(samples, case.names, size=16000, garbage=10.0))
+    for i, n in enumerate(samples):
+        alone = _fuse(fusion, *streams([n], case.names, seed=i))
+        what = f"the frames of a clip of {n} samples, alone and in a batch of 16000,"
+        require_same(own_frames(batch, i), own_frames(alone, 0), what, "what reads past a stream's mask", TOLERANCE)
+
+
+def keeps_batch_items_apart(case: FusionCase) -> None:
+    """A clip's frames depend neither on its neighbours nor on its place in the batch."""
+    fusion = case.build()
+    first = _fuse(fusion, *streams([9001, 4003, 16000], case.names, seed=0))
+    other = _fuse(fusion, *streams([16000, 9001], case.names, seed=2))
+    look_at = "what mixes the batch axis"
+    require_same(own_frames(other, 0), own_frames(first, 2), "the frames of a clip beside others", look_at, TOLERANCE)
+    found, audio = streams([16000] * 3, case.names)
+    source: Tensor = found[case.names[0]].x.requires_grad_()
+    require_no_leak(fusion(found, audio).x, source, look_at)
+
+
+CLAIMS: list[Claim] = [
+    true_width,
+    keeps_the_clock,
+    survives_empty_streams,
+    ignores_the_order_of_names,
+    leaves_a_single_stream_unchanged,
+    aligns_time,
+    ignores_padding,
+    keeps_batch_items_apart,
+    *EVERY,
+]

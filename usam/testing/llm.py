@@ -1,0 +1,289 @@
+"""What a language model's builder promises: its two halves are the causal LM that its config describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from usam.component import LoRA, is_adapter, with_base_layers
+from usam.registry import ComponentError
+from usam.spec import Config, SpecError
+from usam.testing.every import (
+    TOLERANCE,
+    Case,
+    config_round_trips,
+    front_end,
+    initialise,
+    loads_nothing_in_init,
+    refuses_unknown_options,
+    shake,
+)
+from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
+
+LENGTH = 13
+
+
+def check_llm(
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Report:
+    """Run every promise of a language model: `check_llm("transformers", path="Qwen/Qwen3-0.6B")`.
+
+    Its architecture is built with random weights: take a small one.
+
+    Raises:
+        BrokenPromises: once, with every promise that is broken.
+        SpecError, ComponentError: the component's name or options are wrong.
+    """
+    return check(llm_promises(component, expected_failures=expected_failures, **options))
+
+
+def llm_promises(
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    **options: Any,
+) -> list[Promise]:
+    """The same promises one by one, each to be called; nothing is built before."""
+    return promises(LLMCase(component, options), CLAIMS, expected_failures)
+
+
+@dataclass(frozen=True)
+class LLMCase(Case):
+    """A language model's builder, and words for it."""
+
+    group = "usam.llm"
+
+    def construct(self, cls: Any, config: Any) -> Any:
+        """The builder, asked for its width and its config."""
+        llm = cls(config)
+        _ = llm.dim, llm.text_config()
+        return llm
+
+    def inputs(self, seed: int = 0) -> tuple[Any, ...]:
+        """Token ids (2, 13) without the special ones, which come first or last in most tables."""
+        config = self.structure().text_config()
+        last = max(8, min(config.vocab_size - 4, 10_000))
+        return (torch.randint(4, last, (2, LENGTH), generator=torch.Generator().manual_seed(seed)),)
+
+    def backbone(self, *, seed: int = 0, **changes: Any) -> Any:
+        """A backbone in eval mode; equal seeds give equal weights."""
+        llm = self.structure(**{"lora": None, **changes})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = llm.backbone(llm.text_config()).float()
+            if llm.config.lora is None:
+                shake(backbone)
+        return backbone.eval()
+
+
+def _states(backbone: Any, **inputs: Any) -> Tensor:
+    found: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+    return found
+
+
+def _embed(backbone: Any, ids: Tensor) -> Tensor:
+    embeds: Tensor = backbone.get_input_embeddings()(ids)
+    return embeds
+
+
+def true_width(case: LLMCase) -> None:
+    """`dim` is the width of the token embeddings, and the head takes the backbone's states."""
+    llm, backbone = case.structure(), case.backbone()
+    width = backbone.get_input_embeddings().weight.shape[1]
+    require(llm.dim == width, f"dim {width}, as the embeddings have it", f"{llm.dim}", "dim")
+    states = _states(backbone, inputs_embeds=_embed(backbone, *case.inputs()))
+    head = llm.head(llm.text_config())
+    require(isinstance(head, nn.Linear), "a Linear, or a subclass", f"a {type(head).__name__}", "head")
+    wide = f"states of {states.shape[-1]}"
+    require(states.shape[-1] == head.in_features, f"a head for {wide}", f"{head.in_features}", "head")
+
+
+def keeps_its_text_config(case: LLMCase) -> None:
+    """The backbone's config is the very object that it was built from, or caches would ignore padding."""
+    llm = case.structure()
+    config = llm.text_config()
+    kept = llm.backbone(config).config is config
+    require(kept, "backbone.config is text_config", "a copy", "backbone: AutoModel.from_config keeps it")
+
+
+def matches_the_causal_lm(case: LLMCase) -> str | None:
+    """`head(backbone(embed(ids)))` gives the causal LM's own logits."""
+    llm = case.structure(lora=None)
+    config = llm.text_config()
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return f"transformers has no causal LM for {type(config).__name__}"
+    whole = AutoModelForCausalLM.from_config(config).float().eval()
+    shake(whole)
+    backbone, head = case.backbone(), llm.head(llm.text_config()).float().eval()
+    twin = next((m for m in whole.modules() if type(m) is type(backbone)), None)
+    found = f"no {type(backbone).__name__} in {type(whole).__name__}"
+    require(twin is not None, "that the backbone is a part of the causal LM", found, "backbone")
+    backbone.load_state_dict(twin.state_dict())  # type: ignore[union-attr]
+    head.load_state_dict(whole.get_output_embeddings().state_dict())
+    (ids,) = case.inputs()
+    with torch.no_grad():
+        ours = head(_states(backbone, inputs_embeds=_embed(backbone, ids)))
+        reference = whole(input_ids=ids, use_cache=False).logits
+    look_at = "head: a logit scale or soft cap; backbone: what it does to ids but not to embeddings"
+    require_same(ours, reference, "the causal LM's logits", look_at, 1e-5)
+    return None
+
+
+def hears_embeddings_as_ids(case: LLMCase) -> None:
+    """The backbone gives the same states for token ids and for their embeddings."""
+    backbone = case.backbone()
+    (ids,) = case.inputs()
+    with torch.no_grad():
+        ours = _states(backbone, inputs_embeds=_embed(backbone, ids))
+        reference = _states(backbone, input_ids=ids)
+    look_at = "backbone: a scale of the embeddings, or layers that read ids"
+    require_same(ours, reference, "the states from token ids", look_at, 1e-5)
+
+
+def ignores_left_padding(case: LLMCase) -> None:
+    """Noise before a prompt, masked, changes nothing: that is how prompts of different lengths are batched."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        reference = _states(backbone, inputs_embeds=embeds)
+        padded = torch.cat([torch.randn_like(embeds[:, :3]) * embeds.std(), embeds], 1)
+        mask = torch.ones(padded.shape[:2], dtype=torch.long)
+        mask[:, :3] = 0
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        ours = _states(backbone, inputs_embeds=padded, attention_mask=mask, position_ids=positions)[:, 3:]
+    look_at = "backbone: an attention mask that is dropped, a state that runs over padding"
+    require_same(ours, reference, "the states without padding", look_at, TOLERANCE)
+
+
+def survives_meta_device(case: LLMCase) -> None:
+    """Both halves build on the meta device; filled by their own rules, no table is left uninitialised."""
+    llm = case.structure()
+    with torch.device("meta"):
+        halves = {"backbone": llm.backbone(llm.text_config()), "head": llm.head(llm.text_config())}
+    plain = dict(front_end(llm.backbone(llm.text_config())))
+    for name, half in halves.items():
+        stray = [n for n, p in half.named_parameters() if p.device.type != "meta"]
+        require(not stray, "that all is on the meta device", f"{', '.join(stray)} elsewhere", name)
+        half.to_empty(device="cpu")
+        for buffer in half.buffers():
+            buffer.fill_(float("nan") if buffer.is_floating_point() else 77)
+        initialise(half)
+        for key, buffer in front_end(half):
+            look_at = "_init_weights of the model, or reset_parameters of the module that owns it"
+            require_same(buffer, plain[key], f"the buffer {key} as a plain build has it", look_at, 1e-6)
+
+
+def tokenizer_round_trips(case: LLMCase) -> str | None:
+    """Text survives the tokenizer, whose ids all lie in the embedding table."""
+    llm = case.structure()
+    try:
+        tokenizer = llm.tokenizer()
+    except (SpecError, ComponentError, NotImplementedError) as error:
+        return f"it has no tokenizer: {error}"
+    text = "Describe this audio: déjà vu, 3 cats."
+    again = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+    require(again.strip() == text, f"{text!r}", f"{again!r}", "tokenizer")
+    rows = case.backbone().get_input_embeddings().weight.shape[0]
+    require(len(tokenizer) <= rows, f"at most {rows} tokens", f"{len(tokenizer)}", "tokenizer, and vocab_size")
+    require(tokenizer.eos_token_id is not None, "a token that ends an answer", "none", "eos_token of the tokenizer")
+    return None
+
+
+def lora_starts_as_no_op(case: LLMCase) -> None:
+    """With LoRA a new model gives what it gave without; only the adapters train."""
+    lora = case.config.lora or LoRA(r=2, target_modules="all-linear")
+    plain, adapted = case.backbone(), case.backbone(lora=lora, freeze="all")
+    adapted.load_state_dict(with_base_layers(adapted, plain.state_dict()), strict=False)
+    trains = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    others = [name for name in trains if not is_adapter(name)]
+    require(bool(trains) and not others, "that adapters train", f"{others or 'nothing'}", "backbone: call adapt")
+    embeds = _embed(plain, *case.inputs()).detach()
+    with torch.no_grad():
+        ours, reference = _states(adapted, inputs_embeds=embeds), _states(plain, inputs_embeds=embeds)
+    require_same(ours, reference, "the states without LoRA", "backbone: adapt after all else is initialised", 1e-5)
+
+
+def stays_frozen(case: LLMCase) -> None:
+    """Frozen, nothing trains or drops out, even in training mode, which gradient checkpointing needs."""
+    llm = case.structure(freeze="all", lora=None)
+    backbone, head = case.backbone(freeze="all").train(), llm.head(llm.text_config())
+    trains = [n for half in (backbone, head) for n, p in half.named_parameters() if p.requires_grad]
+    require(not trains, "that nothing trains", f"{', '.join(trains)}", "backbone: call adapt; head: requires_grad_")
+    with torch.no_grad():
+        first, second = (_states(backbone, inputs_embeds=_embed(backbone, *case.inputs())) for _ in range(2))
+    require_same(second, first, "two equal calls in training mode", "dropouts that text_config does not set to 0")
+
+
+def trains_unfrozen(case: LLMCase) -> None:
+    """With `freeze: none` the backbone and the head train."""
+    llm = case.structure(freeze="none", lora=None)
+    backbone, head = case.backbone(freeze="none").train(), llm.head(llm.text_config())
+    still = [n for half in (backbone, head) for n, p in half.named_parameters() if not p.requires_grad]
+    require(not still, "that all trains", f"that {', '.join(still[:3])} does not", "backbone and head")
+
+
+def keeps_gradient_checkpointing(case: LLMCase) -> None:
+    """Frozen, it passes the gradient on to its input, and gradient checkpointing still saves memory."""
+    backbone = case.backbone(freeze="all").train()
+    embeds = _embed(backbone, *case.inputs()).detach()
+    plain, gradient = _saved(backbone, embeds)
+    backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    fewer, again = _saved(backbone, embeds)
+    require(bool(gradient.any()), "a gradient for inputs_embeds", "none", "no_grad or detach in the backbone")
+    found = f"{fewer} saved elements instead of {plain}"
+    require(fewer < plain, "fewer saved elements with checkpointing", found, "an eval mode that switches it off")
+    require_same(again, gradient, "the gradient without checkpointing", "randomness in the layers", 1e-5)
+
+
+def _saved(backbone: Any, embeds: Tensor) -> tuple[int, Tensor]:
+    """Elements that a forward pass keeps for the backward pass, and the gradient of the input."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    source = embeds.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        states = _states(backbone, inputs_embeds=source * 1.0)
+    states.square().sum().backward()
+    require(source.grad is not None, "a gradient for inputs_embeds", "none", "no_grad or detach in the backbone")
+    return kept, source.grad  # type: ignore[return-value]
+
+
+def is_deterministic(case: LLMCase) -> None:
+    """In eval mode two calls give the same bits."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        first, second = (_states(backbone, input_ids=case.inputs()[0]) for _ in range(2))
+    require_same(second, first, "the same states twice", "randomness in forward")
+
+
+CLAIMS: list[Claim] = [
+    true_width,
+    keeps_its_text_config,
+    matches_the_causal_lm,
+    hears_embeddings_as_ids,
+    ignores_left_padding,
+    survives_meta_device,
+    tokenizer_round_trips,
+    lora_starts_as_no_op,
+    stays_frozen,
+    trains_unfrozen,
+    keeps_gradient_checkpointing,
+    is_deterministic,
+    config_round_trips,
+    refuses_unknown_options,
+    loads_nothing_in_init,
+]

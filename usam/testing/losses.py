@@ -1,0 +1,168 @@
+"""What a loss promises: a finite scalar, whatever the batch holds, in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from usam.spec import Config
+from usam.testing.every import EVERY, Case
+from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
+from usam.types import Frames, LossInputs, LossOutput, prefix_mask
+
+DIM, VOCAB = 8, 11
+SAMPLES, LENGTH, TIME = 4, 9, 7  # of the batch: samples, tokens of the longest, audio frames of the longest
+
+
+def check_loss(
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    aux: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> Report:
+    """Run every promise of a loss: `check_loss("cross_entropy")`.
+
+    Args:
+        component: as everywhere: a name, a dict or a Config; `options` are laid over it.
+        expected_failures: promises that it cannot keep, each with the reason.
+        aux: by-products of the projector that it reads, for 4 samples (their first axis).
+
+    Raises:
+        BrokenPromises: once, with every promise that is broken.
+        SpecError, ComponentError: the component's name or options are wrong.
+    """
+    return check(loss_promises(component, expected_failures=expected_failures, aux=aux, **options))
+
+
+def loss_promises(
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+    aux: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> list[Promise]:
+    """The same promises one by one, each to be called; nothing is built before."""
+    return promises(LossCase(component, options, dict(aux or {})), CLAIMS, expected_failures)
+
+
+@dataclass(frozen=True)
+class LossCase(Case):
+    """A loss, and batches for it."""
+
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    group = "usam.losses"
+
+    def construct(self, cls: Any, config: Any) -> Any:
+        """A loss takes the language model's width."""
+        return cls(config, dim=DIM)
+
+    def inputs(self, seed: int = 0) -> tuple[Any, ...]:
+        """Four samples, whose answers and audio have different lengths."""
+        return (batch(range(SAMPLES), self.aux, seed=seed),)
+
+
+def batch(samples: Sequence[int], aux: Mapping[str, Tensor], *, seed: int = 0, constant: bool = False) -> LossInputs:
+    """What the model gives a loss for these samples, in this order."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCAB, (SAMPLES, LENGTH), generator=generator)
+    hidden, embeds = (torch.randn(SAMPLES, LENGTH, DIM, generator=generator) for _ in range(2))
+    audio = torch.randn(SAMPLES, TIME, DIM, generator=generator)
+    if constant:
+        tokens, hidden, embeds, audio = tokens * 0 + 1, hidden * 0 + 1, embeds * 0 + 1, audio * 0 + 1
+    order = torch.tensor(list(samples))
+    said = torch.arange(LENGTH) >= torch.tensor([4, 2, 6, 5]).unsqueeze(-1)  # an answer ends its sample
+    heard = prefix_mask(torch.tensor([TIME, 3, 5, 1]), TIME)
+    return LossInputs(
+        hidden=hidden[order][said[order]].requires_grad_(),
+        labels=tokens[order][said[order]],
+        head=Head(),
+        audio=Frames(audio[order].requires_grad_(), heard[order], 12.5),
+        answer=(embeds[order], said[order]),
+        aux={name: value[order] for name, value in aux.items()},
+    )
+
+
+class Head:
+    """A fixed head, called as a loss calls the model's."""
+
+    def __init__(self) -> None:
+        self.weight = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(7))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.weight.to(hidden.dtype).mT
+
+
+def nothing_supervised() -> LossInputs:
+    """A batch of texts without an answer and without audio."""
+    hidden = torch.zeros(0, DIM, requires_grad=True)
+    silent = Frames(torch.zeros(2, 0, DIM), torch.zeros(2, 0, dtype=torch.bool), 0.0)
+    answer = torch.zeros(2, LENGTH, DIM), torch.zeros(2, LENGTH, dtype=torch.bool)
+    return LossInputs(hidden, torch.zeros(0, dtype=torch.long), Head(), silent, answer)
+
+
+def _value(loss: Any, inputs: LossInputs) -> Tensor:
+    found: LossOutput = loss(inputs)
+    return found.value
+
+
+def gives_a_finite_scalar(case: LossCase) -> None:
+    """The value is one finite number with a gradient."""
+    value = _value(case.build(), *case.inputs())
+    require(value.shape == (), "a scalar", f"shape {tuple(value.shape)}", "the mean in forward")
+    require(bool(value.isfinite()), "a finite value", f"{value.item()}", "logarithms and divisions")
+    require(value.requires_grad, "a gradient", "none", "detach or no_grad in forward")
+
+
+def says_nothing_without_supervision(case: LossCase) -> None:
+    """With nothing supervised it is 0, with a path to every parameter and to the states."""
+    loss, inputs = case.build(freeze="none"), nothing_supervised()
+    value = _value(loss, inputs)
+    look_at = "forward: return self.nothing(inputs)"
+    require(value.shape == () and float(value) == 0, "0", f"{value.tolist()}", look_at)
+    require(value.requires_grad, "a gradient", "none", look_at)
+    value.backward()
+    without = [name for name, p in loss.named_parameters() if p.requires_grad and p.grad is None]
+    require(not without, "gradients for every parameter", f"none for {', '.join(without)}", look_at)
+    require(inputs.hidden.grad is not None, "a gradient for the states", "none", look_at)
+
+
+def survives_degenerate_batches(case: LossCase) -> None:
+    """One sample alone, and samples that are all alike, give finite values and gradients."""
+    loss = case.build(freeze="none")
+    for what, inputs in {
+        "one sample": batch([1], case.aux),
+        "constant inputs": batch(range(SAMPLES), case.aux, constant=True),
+        "one constant sample": batch([3], case.aux, constant=True),
+    }.items():
+        value = _value(loss, inputs)
+        look_at = "logarithms, square roots, divisions and variances at 0"
+        require(bool(value.isfinite()), f"a finite value for {what}", f"{value.item()}", look_at)
+        if value.requires_grad:
+            value.backward()
+        for name, tensor in {"hidden": inputs.hidden, "audio": inputs.audio.x, **dict(loss.named_parameters())}.items():
+            finite = tensor.grad is None or bool(tensor.grad.isfinite().all())
+            require(finite, f"finite gradients for {what}", f"NaN or infinity in {name}", look_at)
+
+
+def ignores_the_order_of_samples(case: LossCase) -> None:
+    """The same samples in another order give the same value."""
+    loss = case.build()
+    value, other = (_value(loss, batch(order, case.aux)).reshape(1) for order in ([0, 1, 2, 3], [2, 0, 3, 1]))
+    require_same(other, value, "the value of reordered samples", "what depends on a sample's place", 1e-5)
+
+
+CLAIMS: list[Claim] = [
+    gives_a_finite_scalar,
+    says_nothing_without_supervision,
+    survives_degenerate_batches,
+    ignores_the_order_of_samples,
+    *EVERY,
+]
