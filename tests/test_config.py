@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
+import toys  # noqa: F401
 from conftest import make_tokenizer
 from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
-import toys  # noqa: F401
 from usam import UsamConfig, build_model, load_spec
 
 

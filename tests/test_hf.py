@@ -1,18 +1,16 @@
 """Saving, loading and exporting: what comes back is what was saved, and what does not fit is named."""
 
-import copy
 import json
 import shutil
 
 import pytest
 import torch
-import yaml
-from conftest import nudge, noise
+import toys
+from conftest import noise, nudge
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-import toys
 from usam import (
     ComponentError,
     SpecError,
@@ -23,7 +21,7 @@ from usam import (
     load_spec,
 )
 from usam.component import is_adapter
-from usam.hf import export, with_skip_list
+from usam.hf import export
 
 load = UsamForConditionalGeneration.from_pretrained
 

@@ -112,7 +112,7 @@ class Whisper(Encoder):
         index = heard.nonzero().squeeze(-1)
         shape = (windows.shape[0], self.window // SAMPLES_PER_FRAME, self.dim)
         x = torch.zeros(shape, dtype=self.encoder.conv1.weight.dtype, device=windows.device)
-        for part in index.split(self.config.windows_at_once):
+        for part in index.split(self.config.windows_at_once):  # type: ignore[no-untyped-call]
             x = x.index_copy(0, part, self._encode(windows[part]))
         return x
 
@@ -142,7 +142,7 @@ class LogMel(nn.Module):
         self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> LogMel:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
             self.reset_parameters()
         return self

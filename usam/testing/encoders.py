@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,7 @@ def clips(
 
 def sound(name: Any, length: int) -> Tensor:
     """Noise at a tenth of full scale; a shorter one is the beginning of a longer one."""
-    generator = torch.Generator().manual_seed(sum(ord(char) * 31**i for i, char in enumerate(str(name)[::-1])) % 2**31)
+    generator = torch.Generator().manual_seed(zlib.crc32(str(name).encode()))
     blocks = [torch.randn(1000, generator=generator) for _ in range(-(-length // 1000))]
     return 0.1 * torch.cat(blocks)[:length]
 
@@ -153,6 +154,15 @@ def _require_arithmetic(config: Any) -> None:
     require(close, f"about {100 * config.rate:g} frames for 100 s", f"{minute}", "config.rate and config.length")
 
 
+def survives_silence(case: EncoderCase) -> None:
+    """Digital silence, and a clip of one sample, give finite frames."""
+    encoder = case.build()
+    audio, mask = clips([case.longest, 1], names="ab")
+    for what, sound in {"silence": torch.zeros_like(audio), "a clip of one sample": audio}.items():
+        finite = bool(_encode(encoder, sound, mask).x.isfinite().all())
+        require(finite, f"finite frames for {what}", "NaN or infinity", "logarithms and divisions in the front-end")
+
+
 def ignores_padding(case: EncoderCase) -> None:
     """A clip alone and the same clip in a longer batch, noise behind it, give the same frames."""
     encoder = case.build()
@@ -197,6 +207,7 @@ def keeps_its_front_end_in_float32(case: EncoderCase) -> str | None:
 CLAIMS: list[Claim] = [
     true_width,
     true_rate,
+    survives_silence,
     ignores_padding,
     keeps_batch_items_apart,
     keeps_its_front_end_in_float32,

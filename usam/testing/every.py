@@ -170,7 +170,7 @@ def loads_nothing_in_init(case: Case) -> str | None:
         if arch is not None:
             (Path(folder) / "config.json").write_text(json.dumps(arch), encoding="utf-8")
         try:
-            case.construct(case._named[0], config.model_copy(update={"path": folder}))
+            case.structure(path=folder, **({} if arch is None else {"arch": arch}))
         except Exception as error:
             raise Broken(
                 "that it builds from a folder that has a config and no weights",
@@ -243,7 +243,7 @@ def gradient_reaches_every_trainable_parameter(case: Case) -> str | None:
         module.zero_grad(set_to_none=True)
         result = tensors(module(*case.inputs(seed)))[0]
         require(result.requires_grad, "an output with a gradient", "one without", "no_grad or detach in forward")
-        (result * torch.randn_like(result)).sum().backward()
+        torch.autograd.backward((result * torch.randn_like(result)).sum())
         for name in totals:
             gradient = module.get_parameter(name).grad
             require(gradient is not None, "a gradient", f"none for {name}", "whether forward always uses it")
@@ -289,8 +289,9 @@ def compiles(case: Case) -> None:
     module, inputs = case.build(), case.inputs()
     torch._dynamo.reset()
     counters.clear()
+    compiled: Any = torch.compile(module, backend="eager")
     with torch.no_grad():
-        ours = tensors(torch.compile(module, backend="eager")(*inputs))
+        ours = tensors(compiled(*inputs))
         breaks = dict(counters["graph_break"])
         reference = tensors(module(*inputs))
     torch._dynamo.reset()

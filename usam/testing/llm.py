@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,8 +160,10 @@ def ignores_left_padding(case: LLMCase) -> None:
         padded = torch.cat([torch.randn_like(embeds[:, :3]) * embeds.std(), embeds], 1)
         mask = torch.ones(padded.shape[:2], dtype=torch.long)
         mask[:, :3] = 0
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        ours = _states(backbone, inputs_embeds=padded, attention_mask=mask, position_ids=positions)[:, 3:]
+        places = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+        if "position_ids" not in inspect.signature(backbone.forward).parameters:
+            places = {}
+        ours = _states(backbone, inputs_embeds=padded, attention_mask=mask, **places)[:, 3:]
     look_at = "backbone: an attention mask that is dropped, a state that runs over padding"
     require_same(ours, reference, "the states without padding", look_at, TOLERANCE)
 
@@ -201,7 +204,7 @@ def tokenizer_round_trips(case: LLMCase) -> str | None:
 
 def lora_starts_as_no_op(case: LLMCase) -> None:
     """With LoRA a new model gives what it gave without; only the adapters train."""
-    lora = case.config.lora or LoRA(r=2, target_modules="all-linear")
+    lora = case.config.lora or LoRA.model_validate({"r": 2, "target_modules": "all-linear"})
     plain, adapted = case.backbone(), case.backbone(lora=lora, freeze="all")
     adapted.load_state_dict(with_base_layers(adapted, plain.state_dict()), strict=False)
     trains = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
@@ -224,12 +227,17 @@ def stays_frozen(case: LLMCase) -> None:
     require_same(second, first, "two equal calls in training mode", "dropouts that text_config does not set to 0")
 
 
-def trains_unfrozen(case: LLMCase) -> None:
-    """With `freeze: none` the backbone and the head train."""
+def gradient_reaches_every_trainable_parameter(case: LLMCase) -> None:
+    """Unfrozen, every step gives every parameter of the backbone and the head a gradient."""
     llm = case.structure(freeze="none", lora=None)
-    backbone, head = case.backbone(freeze="none").train(), llm.head(llm.text_config())
-    still = [n for half in (backbone, head) for n, p in half.named_parameters() if not p.requires_grad]
-    require(not still, "that all trains", f"that {', '.join(still[:3])} does not", "backbone and head")
+    halves = nn.ModuleDict({"backbone": case.backbone(freeze="none").train(), "head": llm.head(llm.text_config())})
+    logits = halves["head"](_states(halves["backbone"], inputs_embeds=_embed(halves["backbone"], *case.inputs())))
+    require(logits.requires_grad, "logits with a gradient", "none", "requires_grad_ in backbone and head")
+    torch.autograd.backward((logits * torch.randn_like(logits)).sum())
+    parameters = dict(halves.named_parameters())
+    require(parameters["head.weight"].requires_grad, "a head that trains", "a frozen one", "head: requires_grad_")
+    without = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
+    require(not without, "gradients for all", f"none for {', '.join(without)}", "whether forward always uses it")
 
 
 def keeps_gradient_checkpointing(case: LLMCase) -> None:
@@ -257,7 +265,7 @@ def _saved(backbone: Any, embeds: Tensor) -> tuple[int, Tensor]:
     source = embeds.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         states = _states(backbone, inputs_embeds=source * 1.0)
-    states.square().sum().backward()
+    torch.autograd.backward(states.square().sum())
     require(source.grad is not None, "a gradient for inputs_embeds", "none", "no_grad or detach in the backbone")
     return kept, source.grad  # type: ignore[return-value]
 
@@ -280,7 +288,7 @@ CLAIMS: list[Claim] = [
     tokenizer_round_trips,
     lora_starts_as_no_op,
     stays_frozen,
-    trains_unfrozen,
+    gradient_reaches_every_trainable_parameter,
     keeps_gradient_checkpointing,
     is_deterministic,
     config_round_trips,

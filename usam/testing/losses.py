@@ -128,7 +128,7 @@ def says_nothing_without_supervision(case: LossCase) -> None:
     look_at = "forward: return self.nothing(inputs)"
     require(value.shape == () and float(value) == 0, "0", f"{value.tolist()}", look_at)
     require(value.requires_grad, "a gradient", "none", look_at)
-    value.backward()
+    torch.autograd.backward(value)
     without = [name for name, p in loss.named_parameters() if p.requires_grad and p.grad is None]
     require(not without, "gradients for every parameter", f"none for {', '.join(without)}", look_at)
     require(inputs.hidden.grad is not None, "a gradient for the states", "none", look_at)
@@ -146,7 +146,7 @@ def survives_degenerate_batches(case: LossCase) -> None:
         look_at = "logarithms, square roots, divisions and variances at 0"
         require(bool(value.isfinite()), f"a finite value for {what}", f"{value.item()}", look_at)
         if value.requires_grad:
-            value.backward()
+            torch.autograd.backward(value)
         for name, tensor in {"hidden": inputs.hidden, "audio": inputs.audio.x, **dict(loss.named_parameters())}.items():
             finite = tensor.grad is None or bool(tensor.grad.isfinite().all())
             require(finite, f"finite gradients for {what}", f"NaN or infinity in {name}", look_at)

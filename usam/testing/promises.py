@@ -84,7 +84,7 @@ def promises(case: Any, claims: Iterable[Claim], expected_failures: Mapping[str,
     Raises:
         ValueError: an expected failure without a reason, or of a promise that does not exist.
     """
-    found = {claim.__name__: claim for claim in claims}  # type: ignore[attr-defined]
+    found = {claim.__name__: claim for claim in claims}
     expected = dict(expected_failures or {})
     for name, reason in expected.items():
         if name not in found:
@@ -128,7 +128,7 @@ def _list(component: str, broken: Mapping[str, list[Promise]], total: int) -> st
     lines = [f"{component} breaks {count} of {total} promises:"]
     for fault, which in broken.items():
         lines += [f"  {', '.join(p.name for p in which)}: {fault}"]
-        lines += [f"    promised: {p.claim.__doc__}" for p in which[:1] if p.claim.__doc__]
+        lines += [f"    the promise: {p.claim.__doc__.splitlines()[0]}" for p in which[:1] if p.claim.__doc__]
     return "\n".join(lines)
 
 

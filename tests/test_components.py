@@ -1,0 +1,62 @@
+"""Every built-in component keeps every promise of its family: one case a promise."""
+
+import pytest
+import torch
+
+from usam.testing import encoder_promises, fusion_promises, llm_promises, loss_promises, projector_promises
+
+WHISPER = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "max_source_positions": 20,  # a window of 0.4 s, so that a clip of a second has three
+}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LLMS = {
+    "llama": SMALL,
+    "qwen3": {**SMALL, "head_dim": 8},
+    "gemma3_text": {**SMALL, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 3.0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2},
+    "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 16, "max_position_embeddings": 64},
+    "cohere": {**SMALL, "logit_scale": 0.3},
+    "granite": {**SMALL, "logits_scaling": 1.7, "embedding_multiplier": 1.3, "residual_multiplier": 0.7},
+}
+
+PROMISES = {
+    "whisper": encoder_promises("whisper", arch=WHISPER),
+    "whisper in one window": encoder_promises("whisper", arch={**WHISPER, "max_source_positions": 60}),
+    "concat": fusion_promises("concat"),
+    "concat at 25": fusion_promises("concat", rate=25),
+    "concat with norms": fusion_promises(
+        "concat",
+        layer_norm=True,
+        expected_failures={"leaves_a_single_stream_unchanged": "layer_norm asks for another scale"},
+    ),
+    "linear": projector_promises("linear"),
+    "linear stack 5": projector_promises("linear", stack=5),
+    "linear hidden": projector_promises("linear", stack=2, hidden=16),
+    "cross_entropy": loss_promises("cross_entropy"),
+    "cross_entropy smoothed": loss_promises("cross_entropy", label_smoothing=0.1),
+    "tiny": llm_promises("tiny", dim=32),
+    "tiny tied": llm_promises("tiny", dim=32, tie_word_embeddings=True),
+    **{name: llm_promises("transformers", arch={"model_type": name, **arch}) for name, arch in LLMS.items()},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Such small tensors run faster on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+CASES = [pytest.param(promise, id=f"{name}-{promise}") for name, promises in PROMISES.items() for promise in promises]
+
+
+@pytest.mark.parametrize("promise", CASES)
+def test_a_component_keeps_its_promises(promise):
+    promise()
