@@ -187,7 +187,8 @@ def test_a_placeholder_too_few_is_an_error_with_both_counts(model, processor):
 def test_a_placeholder_that_moved_to_another_sample_is_an_error(model, processor):
     batch = drop(ask(processor, "one", "several"), 1, model.config.audio_token_id)
     batch["input_ids"][0, 0] = model.config.audio_token_id
-    with pytest.raises(ValueError, match="audio placeholders"):
+    slots = (batch["input_ids"] == model.config.audio_token_id).sum(-1).tolist()
+    with pytest.raises(ValueError, match=rf"the 2 rows \[{slots[0]}, {slots[1]}\] placeholders"):
         model(**batch)
 
 

@@ -8,9 +8,8 @@ import soundfile
 import torch
 from conftest import noise
 
-from usam import build_model
+from usam import SpecError, build_model
 from usam.generate import Answerer
-from usam.spec import SpecError
 from usam.train import UsamTrainer, learning_rate_scales, read_run, train
 
 SMALL = [

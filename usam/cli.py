@@ -38,8 +38,8 @@ def main() -> None:
 
 
 def _is_users(error: Exception) -> bool:
+    from usam.page import SpecError
     from usam.registry import ComponentError
-    from usam.spec import SpecError
 
     return isinstance(error, (ComponentError, SpecError, ValueError, FloatingPointError, FileNotFoundError))
 
@@ -128,7 +128,7 @@ def schema(
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
 ) -> None:
     """Write the JSON schema of specs, installed plugins included, for editors to complete from."""
-    from usam.spec import json_schema
+    from usam.schema import json_schema
 
     text = json.dumps(json_schema(), indent=2)
     if out is None:

@@ -43,11 +43,11 @@ def run(folder: Path, clips: int = 3000) -> None:
         SystemExit: with status 1 when the model has not learned to listen.
     """
     seconds: dict[str, float] = {}
-    with _stage("speak the corpus", seconds):
-        with tqdm(total=clips + 2 * TEST_CLIPS, desc="speaking", unit="clip") as bar:
-            manifests = write_corpus(
-                folder / "corpus", train=clips, test=TEST_CLIPS, progress=lambda written: bar.update(written - bar.n)
-            )
+    total = clips + 2 * TEST_CLIPS
+    with _stage("speak the corpus", seconds), tqdm(total=total, desc="speaking", unit="clip") as bar:
+        manifests = write_corpus(
+            folder / "corpus", train=clips, test=TEST_CLIPS, progress=lambda written: bar.update(written - bar.n)
+        )
     run_file = folder / "run.yaml"
     run_file.write_text(_run_file(folder, manifests["train"]), encoding="utf-8")
     with _stage("train", seconds):

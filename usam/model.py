@@ -417,7 +417,9 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         supervised = labels[:, 1:] != IGNORE  # the state at t predicts the token at t + 1
         wanted = labels[:, 1:][supervised]
-        if not torch.compiler.is_compiling() and wanted.numel() == 0:
+        if torch.compiler.is_compiling():
+            torch._check(wanted.numel() > 0)  # tells the losses, which may ask, without a graph break
+        elif wanted.numel() == 0:
             raise ValueError(
                 "labels have no supervised token: every label is -100 (or only the first position is not); "
                 "check the data with `usam check SPEC DATA`"
@@ -507,7 +509,10 @@ class _WithoutPlaceholders(LogitsProcessorList):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         if self.audio_token_id is not None and self.audio_token_id >= self.vocab:
-            input_ids = input_ids.masked_fill(input_ids == self.audio_token_id, 0)
+            # Instead of it a word that the row has anyhow, so that no other is penalised.
+            audio = input_ids == self.audio_token_id
+            word = input_ids.gather(1, (~audio).int().argmax(-1, keepdim=True))
+            input_ids = torch.where(audio, word.masked_fill(word == self.audio_token_id, 0), input_ids)
         return super().__call__(input_ids, scores, **kwargs)
 
 
@@ -584,10 +589,12 @@ def _prompts(embeds: Tensor, prompt_mask: Tensor, owner: Tensor) -> Prompt:
 def _check_counts(slots: Tensor, frames: Frames) -> None:
     if torch.compiler.is_compiling():
         return
-    wanted, found = int(slots.sum()), int(frames.mask.sum())
-    if wanted != found:
+    rows, clips = slots.sum(-1).cumsum(0), frames.lengths.cumsum(0)
+    # Every row holds whole clips: else one sample would hear the end of another's.
+    whole = torch.isin(rows, nn.functional.pad(clips, (1, 0))).all() & (rows[-1] == clips[-1])
+    if not whole:
         raise ValueError(
-            f"{wanted} audio placeholders for {found} audio tokens: the {len(frames.x)} clips have "
+            f"{int(rows[-1])} audio placeholders for {int(clips[-1])} audio tokens: the {len(frames.x)} clips have "
             f"{frames.lengths.tolist()} tokens, the {len(slots)} rows {slots.sum(-1).tolist()} placeholders; "
             "make both with one UsamProcessor, and do not cut input_ids"
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -18,12 +17,21 @@ from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.hf import build_model, parts
 from usam.model import UsamForConditionalGeneration
+from usam.page import Places, SpecError, parse_yaml, write_yaml
+from usam.patch import merge, parse_override
 from usam.processor import UsamProcessor
 from usam.registry import did_you_mean
-from usam.spec import Places, Spec, SpecError, merge, parse_override, parse_yaml, read
+from usam.spec import Spec, read
 
 # What audio batches need, unless the run file says otherwise.
-DEFAULTS = {"remove_unused_columns": False, "report_to": "none", "label_names": ["labels"], "save_total_limit": 2}
+DEFAULTS = {
+    "output_dir": "runs/usam",
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    "report_to": "none",
+    "save_total_limit": 2,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Run:
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
         tree = {"model": self.spec.to_dict(), "data": dict(self.data), "train": dict(self.train)}
-        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        return write_yaml(tree)
 
 
 def read_run(file: str | Path, *overrides: str) -> Run:
@@ -179,7 +187,7 @@ def train(run: Run, *, resume: str | bool | None = None) -> Path:
         run: what `read_run` returned.
         resume: a checkpoint folder, or True for the last one in `output_dir`.
     """
-    arguments = TrainingArguments(**{"output_dir": "runs/usam", **DEFAULTS, **run.train})
+    arguments = TrainingArguments(**{**DEFAULTS, **run.train})
     set_seed(arguments.seed)
     processor = UsamProcessor.from_spec(run.spec)
     data = Manifest(run.data["train"], run.spec.prompts, need_answer=True)

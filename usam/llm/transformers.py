@@ -19,8 +19,8 @@ from transformers import (
 
 from usam.component import adapt
 from usam.llm import LLM
+from usam.page import SpecError
 from usam.registry import ComponentError
-from usam.spec import SpecError
 from usam.weights import Source, locate
 
 # Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; tests/test_llm_types.py compares all.

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from usam.component import adapt, build
-from usam.spec import Config, SpecError, component_config
+from usam.page import SpecError
+from usam.spec import Config, component_config
 from usam.testing.promises import Broken, Claim, require, require_same
 from usam.types import Frames, LossInputs, LossOutput, Prompt
 

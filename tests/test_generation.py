@@ -1,0 +1,173 @@
+"""However it is asked to generate, the model answers as it does one sample and one token at a time."""
+
+import pytest
+import torch
+from conftest import noise
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import toys  # noqa: F401
+from usam import UsamProcessor, build_model
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gated"])
+def model(request, whisper, llama, qwen3):
+    """A placeholder past the table, one inside it, and a projector that reads the prompt."""
+    torch.manual_seed(0)
+    llm = {"type": "transformers", "path": qwen3 if request.param == "qwen3" else llama}
+    projector = "toy_gate" if request.param == "gated" else {"type": "linear", "stack": 5}
+    encoders = {"whisper": {"path": whisper}}
+    model = build_model({"encoders": encoders, "projector": projector, "llm": llm}, "fusion.rate=10")
+    with torch.no_grad():
+        for parameter in model.model.projector.parameters():  # as loud as words are
+            parameter.mul_(5)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return UsamProcessor.from_spec(model.config.parsed)
+
+
+SAMPLES = [
+    ("<|audio|> and <|audio|> What do you hear?", [0.3, 1.2]),
+    ("What is a dog?", []),
+    ("Transcribe <|audio|>", [0.9]),
+]
+
+
+def ask(processor, *samples):
+    clips = [noise(s, 7 * i) for _, seconds in samples for i, s in enumerate(seconds)]
+    return processor(text=[text for text, _ in samples], audio=clips or None)
+
+
+@pytest.fixture(scope="module")
+def batch(processor):
+    return ask(processor, *SAMPLES)
+
+
+@torch.no_grad()
+def one_by_one(model, processor, penalty=1.0):
+    """Greedy by hand: the whole sequence through `forward` for every token, no cache, no batch."""
+    rows = []
+    for sample in SAMPLES:
+        inputs = ask(processor, sample)
+        ids = inputs["input_ids"]
+        for _ in range(STEPS):
+            mask = {"attention_mask": torch.ones_like(ids), "prompt_mask": pad(inputs["prompt_mask"], ids)}
+            scores = model(**{**inputs, **mask, "input_ids": ids}).logits[0, -1]
+            scores[model.config.audio_token_id :] = -torch.inf
+            seen = [i for i in set(ids[0].tolist()) if i != model.config.audio_token_id]
+            scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+            ids = torch.cat([ids, scores.argmax().view(1, 1)], 1)
+        rows.append(ids[:, -STEPS:])
+    return torch.cat(rows)
+
+
+def pad(mask, ids):
+    return torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]))
+
+
+@pytest.fixture(scope="module")
+def greedy(model, processor):
+    return one_by_one(model, processor)
+
+
+def generate(model, batch, **options):
+    options = {"max_new_tokens": STEPS, "do_sample": False, **options}
+    return model.generate(**batch, **options)[:, -STEPS:]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_cache": False}, {"cache_implementation": "static"}, {"cache_implementation": "offloaded"}],
+    ids=["cache", "no cache", "static", "offloaded"],
+)
+def test_a_padded_batch_answers_as_one_by_one(options, model, batch, greedy):
+    assert torch.equal(generate(model, batch, **options), greedy)
+
+
+def test_the_answers_differ(greedy):
+    assert len({tuple(row) for row in greedy.tolist()}) == len(SAMPLES)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_the_logits_of_a_batch_are_those_of_one_by_one(cache, model, processor, batch):
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    together = model.generate(**batch, **options, cache_implementation=cache).logits
+    for i, sample in enumerate(SAMPLES):
+        alone = model.generate(**ask(processor, sample), **options).logits
+        torch.testing.assert_close(torch.stack(together)[:, i], torch.stack(alone)[:, 0], rtol=0, atol=1e-4)
+
+
+def test_beams_of_a_batch_are_those_of_one_by_one(model, processor, batch):
+    options = {"num_beams": 3, "num_return_sequences": 2}
+    together = generate(model, batch, **options)
+    alone = [generate(model, ask(processor, sample), **options) for sample in SAMPLES]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_beam_of_one_is_greedy(model, batch, greedy):
+    assert torch.equal(generate(model, batch, num_beams=1), greedy)
+
+
+@torch.no_grad()
+def test_every_sampled_sequence_hears_the_clips_of_its_sample(model, processor, batch):
+    torch.manual_seed(0)
+    options = {"num_return_sequences": 2, "return_dict_in_generate": True, "output_logits": True}
+    found = model.generate(**batch, do_sample=True, max_new_tokens=4, **options)
+    for i, row in enumerate(found.sequences[:, -4:]):
+        inputs = ask(processor, SAMPLES[i // 2])
+        ids = torch.cat([inputs["input_ids"], row[None]], 1)
+        mask = {"attention_mask": torch.ones_like(ids), "prompt_mask": pad(inputs["prompt_mask"], ids)}
+        expected = model(**{**inputs, **mask, "input_ids": ids}).logits[0, -5:-1]
+        torch.testing.assert_close(torch.stack(found.logits)[:, i], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=["two clips", "no clip", "one clip"])
+def test_prompt_lookup_gives_the_same_tokens(sample, model, processor, greedy):
+    inputs = ask(processor, sample)
+    found = generate(model, inputs, prompt_lookup_num_tokens=3)
+    assert torch.equal(found, greedy[SAMPLES.index(sample)][None])
+
+
+def test_a_repetition_penalty_falls_on_words_only(model, processor, batch):
+    expected = one_by_one(model, processor, penalty=1.5)
+    assert torch.equal(generate(model, batch, repetition_penalty=1.5), expected)
+
+
+def test_no_repeated_bigrams_in_a_prompt_that_ends_with_audio(model, processor):
+    inputs = ask(processor, ("What? <|audio|>", [0.6]))
+    row = generate(model, inputs, no_repeat_ngram_size=2)[0].tolist()
+    bigrams = list(zip(row, row[1:], strict=False))
+    assert len(set(bigrams)) == len(bigrams)
+
+
+def test_a_placeholder_is_never_generated(model, batch):
+    model_ids = generate(model, batch, do_sample=True, temperature=50.0, max_new_tokens=STEPS, top_k=0)
+    assert model.generation_config.suppress_tokens == [model.config.audio_token_id]
+    assert not (model_ids == model.config.audio_token_id).any()
+
+
+def test_generation_from_embeddings(model, batch, greedy):
+    with torch.no_grad():
+        embeds = model.model(**batch).inputs_embeds
+    found = generate(model, {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]})
+    assert torch.equal(found, greedy)
+
+
+def test_a_draft_model_is_refused(model, batch, llama):
+    draft = AutoModelForCausalLM.from_pretrained(llama)
+    with pytest.raises(ValueError, match="does not hear the audio; use prompt_lookup_num_tokens instead"):
+        generate(model, batch, assistant_model=draft)
+
+
+def test_text_alone_is_answered_as_the_language_model_does(model, processor):
+    inputs = ask(processor, SAMPLES[1])
+    del inputs["prompt_mask"]
+    folder = model.config.parsed.llm.path
+    alone = AutoModelForCausalLM.from_pretrained(folder)
+    alone.generation_config.eos_token_id = None
+    assert torch.equal(generate(model, inputs), generate(alone, inputs))
