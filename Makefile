@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.usam-installed
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
+# Threads that spin while they wait make everything slower on a busy machine.
+export OMP_WAIT_POLICY = passive
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format bench readme clean

@@ -2,7 +2,8 @@
 
 The alternative computes all logits and gives them to transformers' own causal LM loss, as its audio
 language models do. 8 samples of 61 tokens, 25 of them supervised; a Llama 512 wide with 4 layers and
-LoRA; one process a variant, so that neither sees the other's memory.
+LoRA; one process a variant, so that neither sees the other's memory. Time is the processor's, which other
+work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def resident() -> int:
 
 
 def measure(variant: str) -> None:
-    """Print the seconds of each step, the bytes that the first one added at its peak, and the loss."""
+    """Print the processor seconds of each step, the bytes that the first one added at its peak, and the loss."""
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     from usam import build_model
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # waiting threads would count as work
     torch.manual_seed(0)
     model = build_model(SPEC).train()
     tokens = model.config.parsed.audio_tokens(16000)
@@ -84,9 +85,9 @@ def measure(variant: str) -> None:
     added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     seconds = []
     for _ in range(STEPS):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     print(json.dumps({"seconds": seconds, "added": added, "loss": first}))
 
 
@@ -106,10 +107,19 @@ def main() -> None:
     time_ratio, memory_ratio = seconds[0] / seconds[1], added[0] / added[1]  # type: ignore[operator]
     against = "a step with a 128k vocabulary, 25 of 61 tokens supervised, against all logits"
     rows = [
-        {"what": f"time of {against}", "measured": f"{time_ratio:.2f}", "bound": "0.65", "ok": time_ratio <= 0.65},
-        {"what": f"memory that {against} adds", "measured": f"{memory_ratio:.2f}", "bound": "0.55",
-         "ok": memory_ratio <= 0.55},
-    ]  # fmt: skip
+        {
+            "what": f"processor time of {against}",
+            "measured": f"{time_ratio:.2f}",
+            "bound": "0.65",
+            "ok": time_ratio <= 0.65,
+        },
+        {
+            "what": f"memory that {against} adds",
+            "measured": f"{memory_ratio:.2f}",
+            "bound": "0.55",
+            "ok": memory_ratio <= 0.55,
+        },
+    ]
     record(__file__, rows, found)
 
 

@@ -28,6 +28,8 @@ SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A bundled nam
 
 def main() -> None:
     """Run the command line; what a user can mend is an error of one paragraph, without a traceback."""
+    # Threads that wait by spinning make a step several times slower as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except Exception as error:

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from usam import __version__
-from usam.component import DTYPES, base_name, is_adapter, with_base_layers
+from usam.component import DTYPES, Component, base_name, is_adapter, with_base_layers
 from usam.config import UsamConfig
 from usam.model import UsamForConditionalGeneration, UsamModel
 from usam.processor import UsamFeatureExtractor, UsamProcessor
@@ -83,7 +83,7 @@ def build_model(
         SpecError, ComponentError: the spec, or a source, is wrong; the message says what to write.
     """
     checked = load_spec(spec, *overrides)
-    config = UsamConfig.from_spec(checked, placeholder_id(checked))
+    config = config_of(checked)
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()
     dtypes = plan_dtypes(skeleton, base.tensors, (), kwargs.pop("dtype", None))
@@ -105,12 +105,25 @@ def build_model(
     return model
 
 
-def placeholder_id(spec: Spec) -> int | None:
-    """The placeholder's id in the language model's tokenizer; None when the spec names no tokenizer."""
+def processor_of(spec: Spec) -> UsamProcessor | None:
+    """The spec's processor; None when the spec names no tokenizer."""
     llm = spec.llm
     if getattr(llm, "path", "none") is None and getattr(llm, "tokenizer", None) is None:
         return None
-    return int(UsamProcessor.from_spec(spec).audio_token_id)
+    return UsamProcessor.from_spec(spec)
+
+
+def config_of(spec: Spec) -> UsamConfig:
+    """The config of a spec, with the ids that the tokenizer decides: the placeholder, the end of an answer, padding."""
+    processor = processor_of(spec)
+    if processor is None:
+        return UsamConfig.from_spec(spec)
+    config = UsamConfig.from_spec(spec, processor.audio_token_id)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = list(dict.fromkeys(i for i in (*ends, *processor.end_ids) if i is not None))
+    if config.pad_token_id is None:
+        config.pad_token_id = processor.tokenizer.pad_token_id
+    return config
 
 
 @dataclass
@@ -203,7 +216,7 @@ def assemble(
         kwargs["quantization_config"] = with_skip_list(quantization)
     backbone = [dtype for name, dtype in dtypes.items() if name.startswith(BACKBONE) and not is_adapter(name)]
     with _quiet():
-        model, info = PreTrainedModel.from_pretrained.__func__(  # type: ignore[attr-defined]
+        model, info = PreTrainedModel.from_pretrained.__func__(
             UsamForConditionalGeneration,
             None,
             config=skeleton.config,
@@ -367,7 +380,7 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
     tree["losses"] = {}
     config = UsamConfig(
         spec=tree,
-        text_config=model.config.text_config.to_dict(),
+        text_config=cast(Any, model.config.text_config).to_dict(),
         audio_token_id=model.config.audio_token_id,
     )
     merged = assemble(
@@ -375,14 +388,21 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
     )
     merged.generation_config = model.generation_config
     merged.save_pretrained(folder)
-    UsamProcessor.from_pretrained(source).save_pretrained(folder)
+    processor_beside(source, model.config.parsed).save_pretrained(folder)
     return merged
+
+
+def processor_beside(model: str | Path, spec: Spec) -> UsamProcessor:
+    """The processor saved with a model, else the one of its spec."""
+    if (locate(str(model)).folder / "processor_config.json").is_file():
+        return cast(UsamProcessor, UsamProcessor.from_pretrained(model))
+    return UsamProcessor.from_spec(spec)
 
 
 def _is_own(skeleton: UsamForConditionalGeneration, key: str) -> bool:
     """Whether a sourced component says that it fills this tensor itself."""
     for prefix, part in parts(skeleton):
-        if key.startswith(prefix) and isinstance(part, nn.Module):
+        if key.startswith(prefix) and isinstance(part, Component):
             return any(fnmatchcase(key.removeprefix(prefix), pattern) for pattern in part.random)
     return False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,12 +11,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.generation import LogitsProcessorList
+from transformers.generation import LogitsProcessorList, PromptLookupCandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from usam import encoders, fusions, losses
-from usam.component import ADAPTER, Component, adapt, is_adapter, is_frozen
+from usam.component import ADAPTER, adapt, is_adapter, is_frozen
 from usam.config import UsamConfig
 from usam.projectors import Chain
 from usam.types import Audio, Frames, LossInputs, Prompt, prefix_mask
@@ -81,7 +81,7 @@ class UsamPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
             return
         kept = {name: tensor.clone() for name, tensor in loaded.items()}
-        module.reset_parameters()
+        cast(Any, module).reset_parameters()
         for name, tensor in kept.items():
             getattr(module, name).copy_(tensor)
 
@@ -97,11 +97,9 @@ class UsamPreTrainedModel(PreTrainedModel):
         its dropouts are 0, and its batch norms stay in eval mode.
         """
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, Component) and mode:
-                module.train()
         backbone = getattr(getattr(self, "model", self), "language_model", None)
-        if mode and backbone is not None and self.config.parsed.llm.freeze == "all":  # type: ignore[attr-defined]
+        llm: Any = self.config.parsed.llm
+        if mode and backbone is not None and llm.freeze == "all":
             for module in backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -139,9 +137,13 @@ class UsamModel(UsamPreTrainedModel):
         """Replace the language model's token table."""
         self.language_model.set_input_embeddings(value)
 
+    def is_audio(self, input_ids: Tensor) -> Tensor:
+        """True at the placeholders: (batch, length)."""
+        return cast(Tensor, input_ids == self.config.audio_token_id)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings (batch, length, dim); zero at placeholders, whose id may lie past the table."""
-        audio = input_ids == self.config.audio_token_id
+        audio = self.is_audio(input_ids)
         table = self.get_input_embeddings()
         return cast(Tensor, table(input_ids.masked_fill(audio, 0))).masked_fill(audio.unsqueeze(-1), 0)
 
@@ -214,6 +216,8 @@ class UsamModel(UsamPreTrainedModel):
                 inputs_embeds, audio = self._hear(
                     input_ids, inputs_embeds, input_values, input_values_mask, prompt_mask
                 )
+            elif self.training and torch.is_grad_enabled():
+                inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.dtype)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
         if position_ids is not None and self._takes_positions:
@@ -241,7 +245,7 @@ class UsamModel(UsamPreTrainedModel):
         """Embeddings with the audio in place, and the audio frames joined for each sample."""
         self._need_prompt(prompt_mask is not None)
         fused = self.encode(input_values, input_values_mask)
-        slots = input_ids == self.config.audio_token_id
+        slots = self.is_audio(input_ids)
         prompt = None
         if self.projector.reads_prompt and prompt_mask is not None:
             # The count of a clip's tokens is known before they are projected.
@@ -254,6 +258,14 @@ class UsamModel(UsamPreTrainedModel):
         _check_counts(slots, frames)
         embeds = _scatter(embeds, slots, frames)
         return embeds, _by_sample(slots, frames)
+
+    def _silence(self) -> Tensor:
+        """Zero, by way of every part that hears: distributed training waits for a rank whose batch has no audio."""
+        device = cast(Tensor, self.get_input_embeddings().weight).device
+        clip = torch.zeros(1, self.config.parsed.sample_rate // 10, device=device)
+        words = self.embed(torch.zeros(1, 1, dtype=torch.long, device=device))
+        heard = self.project(self.encode(clip), Prompt(words, words.new_ones(1, 1, dtype=torch.bool)))
+        return heard.x.sum() * 0
 
     def _need_prompt(self, given: bool) -> None:
         if self.projector.reads_prompt and not given:
@@ -379,7 +391,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
             num_items_in_batch: supervised tokens of the whole batch; the loss is then this micro-batch's share.
 
         Raises:
-            ValueError: labels without one supervised token, or a loss that is not finite.
+            ValueError: labels without one supervised token; another adapter has switched off the model's own.
         """
         _check_adapter(self)
         outputs = self.model(
@@ -449,7 +461,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
             loss = loss + module.config.weight * found.value.float()
         return loss * share, parts, aux
 
-    def _expand_inputs_for_generation(  # type: ignore[override]
+    def _expand_inputs_for_generation(
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
@@ -469,13 +481,15 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
     def _clip_rows(self, input_ids: Tensor, values: Tensor, mask: Tensor | None, copies: int) -> Tensor:
         samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
         tokens = self.config.parsed.audio_tokens(samples.to(input_ids.device))
-        owner = _owners(input_ids == self.config.audio_token_id, tokens)
+        owner = _owners(self.model.is_audio(input_ids), tokens)
         runs = [(owner == i).nonzero().squeeze(-1).repeat(copies) for i in range(len(input_ids))]
         return torch.cat(runs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """The clips and the prompt mask belong to the prefill only."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
         if inputs.get("input_values") is None:
             inputs.pop("prompt_mask", None)
         elif (mask := inputs.get("prompt_mask")) is not None and inputs.get("input_ids") is not None:
@@ -483,9 +497,27 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
             inputs["prompt_mask"] = nn.functional.pad(mask, (0, inputs["input_ids"].shape[1] - mask.shape[1]))
         return inputs
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        found = super()._get_logits_processor(*args, **kwargs)
-        return _WithoutPlaceholders(found, self.config.audio_token_id, self.lm_head.out_features)
+    def _get_logits_processor(
+        self, *args: Any, encoder_input_ids: Tensor | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        words = None if encoder_input_ids is None else self._words(encoder_input_ids)
+        return _OnWords(super()._get_logits_processor(*args, encoder_input_ids=words, **kwargs), self._words)
+
+    def _words(self, input_ids: Tensor) -> Tensor:
+        """The ids with a word that the row has anyhow in place of a placeholder whose id lies past the table."""
+        token = self.config.audio_token_id
+        if token is None or token < self.lm_head.out_features or input_ids.shape[1] == 0:
+            return input_ids
+        audio = input_ids == token
+        word = input_ids.gather(1, (~audio).int().argmax(-1, keepdim=True)).masked_fill(audio.all(-1, keepdim=True), 0)
+        return torch.where(audio, word, input_ids)
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(found, PromptLookupCandidateGenerator) and self.config.audio_token_id is not None:
+            # It looks its candidates' scores up, and what it copies from the prompt may be a placeholder.
+            found.vocab_size = max(self.lm_head.out_features, self.config.audio_token_id + 1)
+        return found
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' generate.
@@ -500,20 +532,15 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         return super().generate(*args, **kwargs)
 
 
-class _WithoutPlaceholders(LogitsProcessorList):
+class _OnWords(LogitsProcessorList):
     """Logits processors that look tokens up (repetition penalty) never see an id past the table."""
 
-    def __init__(self, processors: LogitsProcessorList, audio_token_id: int | None, vocab: int) -> None:
+    def __init__(self, processors: LogitsProcessorList, words: Callable[[Tensor], Tensor]) -> None:
         super().__init__(processors)
-        self.audio_token_id, self.vocab = audio_token_id, vocab
+        self.words = words
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        if self.audio_token_id is not None and self.audio_token_id >= self.vocab:
-            # Instead of it a word that the row has anyhow, so that no other is penalised.
-            audio = input_ids == self.audio_token_id
-            word = input_ids.gather(1, (~audio).int().argmax(-1, keepdim=True))
-            input_ids = torch.where(audio, word.masked_fill(word == self.audio_token_id, 0), input_ids)
-        return super().__call__(input_ids, scores, **kwargs)
+        return super().__call__(self.words(input_ids), scores, **kwargs)
 
 
 class _Head:
@@ -563,10 +590,11 @@ def _is_loaded(layer: nn.Module) -> bool:
 
 
 def _check_adapter(model: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
     probe = model.__dict__.get("_adapter_probe")
     if probe is None:
-        layers: list[Any] = [] if torch.compiler.is_compiling() else _lora_layers(model)[:1]
-        probe = model.__dict__["_adapter_probe"] = layers
+        probe = model.__dict__["_adapter_probe"] = _lora_layers(model)[:1]
     if probe and ADAPTER not in probe[0].active_adapters:
         raise ValueError(
             f"another adapter ({', '.join(probe[0].active_adapters)}) has switched off the model's own LoRA: "

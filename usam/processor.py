@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from usam.spec import Spec
 
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
 IGNORE = -100
+FIRST_MARK = 0xE000  # Unicode's private use area
 
 Span = tuple[int, int]
 
@@ -64,9 +66,9 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         Raises:
             AudioError: it cannot be read; the message names the file.
         """
-        if isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], (int, float))):
+        if isinstance(audio, (list, tuple)) and not _is_array(audio):
             return [self.fetch_audio(clip, sampling_rate) for clip in audio]
-        if isinstance(audio, (np.ndarray, Tensor)) and sampling_rate not in (None, self.sampling_rate):
+        if _is_array(audio) and sampling_rate not in (None, self.sampling_rate):
             audio = {"array": audio, "sampling_rate": sampling_rate}
         return read_audio(audio, self.sampling_rate)
 
@@ -80,7 +82,7 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
             sampling_rate: of bare arrays; None for the model's own.
             return_tensors: "pt", "np" or None.
         """
-        clips = self.fetch_audio(audio if isinstance(audio, (list, tuple)) else [audio], sampling_rate)
+        clips = self.fetch_audio(_clips(audio), sampling_rate)
         size = max(len(clip) for clip in clips)
         values = np.zeros((len(clips), size), dtype=np.float32)
         mask = np.zeros((len(clips), size), dtype=bool)
@@ -124,9 +126,14 @@ class UsamProcessor(ProcessorMixin):
         self.prompts = dict(prompts or {})
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; use the fast tokenizer")
+        if tokenizer.eos_token is None:
+            raise ValueError("the tokenizer has no 'eos_token', so that no answer could end; set one")
         self.audio_token = AUDIO_TOKEN
         tokenizer.add_tokens([AddedToken(AUDIO_TOKEN, special=True, normalized=False)], special_tokens=True)
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+        # The tokenizer's own list leaves out most of those that were added to it, such as <|im_end|>.
+        added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = {**added, **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -153,6 +160,18 @@ class UsamProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Every tensor that `__call__` can return."""
         return ["input_ids", "attention_mask", "prompt_mask", "input_values", "input_values_mask"]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens at which an answer ends: the tokenizer's own, and what the template writes after an answer."""
+        ends = [int(self.tokenizer.eos_token_id)]
+        try:
+            sample = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}])
+        except ValueError:  # whoever trains with this template is told; an answer can still end
+            return ends
+        start, end = sample.answers[0]
+        last = self.tokenizer(sample.text[start:end], add_special_tokens=False)["input_ids"][-1]
+        return list(dict.fromkeys([*ends, last] if last in self._special.values() else ends))
 
     def __call__(
         self,
@@ -181,16 +200,14 @@ class UsamProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("give text; for a task's own prompt use processor.apply_chat_template(messages)")
         texts = [text] if isinstance(text, str) else list(text)
-        clips = [] if audio is None else list(audio) if isinstance(audio, (list, tuple)) else [audio]
-        if clips and isinstance(clips[0], (int, float)):
-            clips = [clips]
+        clips = [] if audio is None else _clips(audio)
         counts = [t.count(AUDIO_TOKEN) for t in texts]
         if sum(counts) != len(clips):
             raise ValueError(
                 f"{sum(counts)} placeholders for {len(clips)} clips (placeholders by prompt: {counts}): write one "
                 f"{AUDIO_TOKEN} in the text for each clip"
             )
-        bos = self._bos()
+        bos = "" if _options(kwargs)["add_special_tokens"] is False else self._bos()
         samples = []
         for t, count in zip(texts, counts, strict=True):
             own, clips = clips[:count], clips[count:]
@@ -215,10 +232,11 @@ class UsamProcessor(ProcessorMixin):
             texts,
             add_special_tokens=False,  # the text is complete: its template, or we, wrote the first token
             padding=options["padding"],
+            max_length=options["max_length"] if options["padding"] == "max_length" else None,
             padding_side=options["padding_side"],
             return_offsets_mapping=True,
         )
-        special = set(self.tokenizer.all_special_ids) | {self.audio_token_id}
+        special = set(self._special.values())
         data["input_ids"] = found["input_ids"]
         data["attention_mask"] = found["attention_mask"]
         data["prompt_mask"] = [
@@ -243,7 +261,7 @@ class UsamProcessor(ProcessorMixin):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
         return batch
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Any],
         chat_template: str | None = None,
@@ -271,14 +289,15 @@ class UsamProcessor(ProcessorMixin):
             return_tensors: "pt", "np" or None.
             return_labels: also `labels`, supervised on the assistant's turns and their end tokens.
             return_assistant_tokens_mask: also `assistant_masks`, 1 on what `return_labels` supervises.
-            processor_kwargs: options of `__call__`.
+            processor_kwargs: options of `__call__`; they may also stand among `kwargs`.
             kwargs: variables of the template, such as `enable_thinking`.
 
         Raises:
             ValueError: the template drops the text, or renders a turn differently once another follows.
         """
-        single = isinstance(conversation[0], Mapping)
+        single = not conversation or isinstance(conversation[0], Mapping)
         chats = [conversation] if single else list(conversation)
+        options = {key: kwargs.pop(key) for key in KNOWN_OPTIONS if key in kwargs}
         samples = [
             self.render(chat, add_generation_prompt, continue_final_message, chat_template, **kwargs) for chat in chats
         ]
@@ -286,7 +305,7 @@ class UsamProcessor(ProcessorMixin):
             texts = [sample.text for sample in samples]
             return texts[0] if single else texts
         wants_labels = return_labels or return_assistant_tokens_mask
-        options = {"return_tensors": return_tensors, **(processor_kwargs or {})}
+        options = {"return_tensors": return_tensors, **options, **(processor_kwargs or {})}
         batch = self.encode(samples, labels=wants_labels, **options)
         if return_assistant_tokens_mask:
             labels = batch["labels"]
@@ -313,24 +332,22 @@ class UsamProcessor(ProcessorMixin):
         """
         flat = [_flatten(message) for message in messages]
         turns = [{"role": m["role"], "content": text} for m, (text, _) in zip(messages, flat, strict=True)]
+        if not turns or turns[0]["role"] == "assistant":
+            raise ValueError("a chat begins with a message of the system or the user")
 
-        def draw(count: int, generate: bool, follow: bool = False) -> str:
-            return self._draw(turns[:count], generate, follow, chat_template, kwargs)
+        def draw(turns: Sequence[Mapping[str, str]], generate: bool = False, follow: bool = False) -> str:
+            return self._draw(turns, generate, follow, chat_template, kwargs)
 
-        whole = draw(len(turns), add_generation_prompt, continue_final_message)
+        whole = draw(turns, add_generation_prompt, continue_final_message)
         answers: list[Span] = []
         for i, turn in enumerate(turns):
             if turn["role"] != "assistant" or (continue_final_message and i == len(turns) - 1):
                 continue
-            before, after = draw(i, True), draw(i + 1, False)
+            before, after = draw(turns[:i], generate=True), draw(turns[: i + 1])
             if not after.startswith(before) or not whole.startswith(after.rstrip()):
-                raise ValueError(
-                    f"the chat template of '{self.tokenizer.name_or_path}' renders message {i} differently once its "
-                    "answer, or another turn, follows; the answer cannot be told from the prompt. Pass another "
-                    "'chat_template', a plain 'template' in the spec, or one turn a sample"
-                )
+                raise self._unstable(i)
             answer = after[len(before) :].rstrip()
-            if answer.endswith(tuple(self.tokenizer.all_special_tokens)):
+            if answer.endswith(tuple(self._special)):
                 answers.append((len(before), len(before) + len(answer)))
             elif i < len(turns) - 1:
                 answers.append((len(before), len(after)))
@@ -340,28 +357,48 @@ class UsamProcessor(ProcessorMixin):
         return Rendered(
             whole,
             tuple(clip for _, clips in flat for clip in clips),
-            tuple(self._instruction(turns, draw)),
+            tuple(self._instruction(turns, draw, whole)),
             tuple(answers),
         )
 
-    def _instruction(self, turns: Sequence[Mapping[str, str]], draw: Any) -> list[Span]:
-        spans = []
+    def _instruction(self, turns: Sequence[Mapping[str, str]], draw: Callable[..., str], whole: str) -> Iterator[Span]:
+        """Where the user's words before the first answer stand in the whole text.
+
+        Each run of words is drawn once more as one character that no template writes, to see where it goes.
+        """
         for i, turn in enumerate(turns):
             if turn["role"] == "assistant":
-                break
-            if turn["role"] != "user":
+                return
+            words = [piece.strip() for piece in turn["content"].split(AUDIO_TOKEN) if piece.strip()]
+            if turn["role"] != "user" or not words:
                 continue
-            segment, end = draw(i + 1, False), None
-            for piece in reversed([p.strip() for p in turn["content"].split(AUDIO_TOKEN) if p.strip()]):
-                start = segment.rfind(piece, 0, end)
-                if start < 0:
-                    raise ValueError(
-                        f"the chat template of '{self.tokenizer.name_or_path}' does not render the user's text "
-                        f"{piece[:60]!r} as it is; pass another 'chat_template' or a plain 'template' in the spec"
-                    )
-                spans.append((start, start + len(piece)))
-                end = start
-        return sorted(spans)
+            marks = [chr(FIRST_MARK + k) for k in range(len(words))]
+            marked, rest = "", turn["content"]
+            for mark, run in zip(marks, words, strict=True):
+                before, _, rest = rest.partition(run)
+                marked += before + mark
+            text = draw([*turns[:i], {**turn, "content": marked + rest}])
+            spans = []
+            for mark, run in zip(marks, words, strict=True):
+                start = text.find(mark)
+                text = text.replace(mark, run, 1)
+                spans.append((start, start + len(run)))
+            end = spans[-1][1]
+            if any(start < 0 for start, _ in spans) or not draw(turns[: i + 1]).startswith(text[:end]):
+                raise ValueError(
+                    f"the chat template of '{self.tokenizer.name_or_path}' does not render the user's text "
+                    f"{words[0][:60]!r} as it is; pass another 'chat_template' or a plain 'template' in the spec"
+                )
+            if not whole.startswith(text[:end]):
+                raise self._unstable(i)
+            yield from spans
+
+    def _unstable(self, message: int) -> ValueError:
+        return ValueError(
+            f"the chat template of '{self.tokenizer.name_or_path}' renders message {message} differently once its "
+            "answer, or another turn, follows; the answer cannot be told from the prompt. Pass another "
+            "'chat_template', a plain 'template' in the spec, or one turn a sample"
+        )
 
     def _draw(
         self,
@@ -374,8 +411,6 @@ class UsamProcessor(ProcessorMixin):
         template = chat_template or self.chat_template
         if template is None:
             return self._draw_plain(turns, follow)
-        if not turns:
-            return ""
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -415,7 +450,18 @@ class UsamProcessor(ProcessorMixin):
     def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs: Any) -> str:
         """The placeholders of one clip, as servers ask for them."""
         samples = int(np.asarray(audio_inputs["input_values_mask"][audio_idx]).sum())
-        return AUDIO_TOKEN * self.feature_extractor.audio_tokens(samples)
+        return AUDIO_TOKEN * int(self.feature_extractor.audio_tokens(samples))
+
+
+def _is_array(audio: Any) -> bool:
+    """Whether it is one clip's samples, and not a list of clips."""
+    return isinstance(audio, (np.ndarray, Tensor)) or (
+        isinstance(audio, (list, tuple)) and len(audio) > 0 and isinstance(audio[0], (int, float))
+    )
+
+
+def _clips(audio: Any) -> list[Any]:
+    return list(audio) if isinstance(audio, (list, tuple)) and not _is_array(audio) else [audio]
 
 
 KNOWN_OPTIONS: dict[str, Any] = {
@@ -455,17 +501,33 @@ def _flatten(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
         if kind == "text":
             text.append(str(block["text"]))
         elif kind in ("audio", "audio_url", "input_audio"):
-            found = [block[key] for key in ("audio", "path", "url", "audio_url", "array") if block.get(key) is not None]
-            if kind == "audio" and not found:
-                text.append(AUDIO_TOKEN)  # the clip is given beside the messages
-                continue
-            if len(found) != 1:
-                raise ValueError(f"an audio block names one source ('audio', 'path' or 'url'), found {block!r:.120}")
-            clips.append(found[0]["url"] if isinstance(found[0], Mapping) and "url" in found[0] else found[0])
             text.append(AUDIO_TOKEN)
+            clips += _clip(block)
         else:
             raise ValueError(f"a content block has type 'text' or 'audio', found {block!r:.120}")
     return "".join(text), clips
+
+
+SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "array", "bytes")
+
+
+def _clip(block: Mapping[str, Any]) -> list[Any]:
+    """The clip of an audio block; none when it is given beside the messages."""
+    found = [block[key] for key in SOURCES if block.get(key) is not None]
+    if not found and block["type"] == "audio":
+        return []
+    if len(found) != 1:
+        raise ValueError(f"an audio block names one source ('audio', 'path' or 'url'), found {block!r:.120}")
+    (clip,) = found
+    if isinstance(clip, Mapping) and "url" in clip:
+        clip = clip["url"]
+    elif isinstance(clip, Mapping) and "data" in clip:
+        clip = base64.b64decode(clip["data"])
+    if isinstance(clip, str) and clip.startswith("data:"):  # a server passes on what it was sent
+        clip = base64.b64decode(clip.partition(",")[2])
+    if block.get("sampling_rate") is not None:
+        clip = {"array": clip, "sampling_rate": block["sampling_rate"]}
+    return [clip]
 
 
 def _fill(template: str, content: str) -> str:
@@ -474,7 +536,7 @@ def _fill(template: str, content: str) -> str:
     clips = content.count(AUDIO_TOKEN)
     if clips and len(pieces) <= 1:
         prompt = pieces[0].strip() if pieces else ""
-        return template.replace("{prompt}", prompt).replace("{audio}", AUDIO_TOKEN * clips)
+        return template.replace("{audio}", AUDIO_TOKEN * clips).replace("{prompt}", prompt)
     without = re.sub(r"(?m)^\{audio\}\n|\{audio\}", "", template)
     return without.replace("{prompt}", content)
 

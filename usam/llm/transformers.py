@@ -29,14 +29,14 @@ REFUSED: dict[str, str] = {
     for why, names in {
         "it is half of an encoder-decoder": "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus "
         "plbart prophetnet trocr whisper",
-        "it is an encoder, which attends both ways or whose head has layers of its own": "bert bert-generation big_bird "
+        "it is an encoder, in its attention or in its head": "bert bert-generation big_bird "
         "camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert roformer "
-        "xlm-roberta xlm-roberta-xl xlnet xmod",
+        "xlm xlm-roberta xlm-roberta-xl xlnet xmod",
         "its head has layers of its own": "modernbert-decoder",
         "it reads token ids beside their embeddings": "blt cpmant deepseek_v4 gemma3n_text",
         "it scales the embeddings of token ids, but not inputs_embeds": "falcon_h1",
         "it writes into inputs_embeds": "ctrl git",
-        "its recurrence runs over padding too, so that a batch changes the answer": "recurrent_gemma rwkv xlm xlstm",
+        "its recurrence runs over padding too, so that a batch changes the answer": "recurrent_gemma rwkv xlstm",
         "it trains at one fixed length only": "reformer",
         "it predicts audio codes, not words": "musicgen musicgen_melody",
         "it drafts for another model and has no backbone of its own": "gemma4_assistant gemma4_unified_assistant",

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from usam.component import LoRA, is_adapter, with_base_layers
+from usam.page import SpecError
 from usam.registry import ComponentError
-from usam.spec import Config, SpecError
+from usam.spec import Config
 from usam.testing.every import (
     TOLERANCE,
     Case,
@@ -145,10 +146,24 @@ def hears_embeddings_as_ids(case: LLMCase) -> None:
     backbone = case.backbone()
     (ids,) = case.inputs()
     with torch.no_grad():
-        ours = _states(backbone, inputs_embeds=_embed(backbone, ids))
+        embeds = _embed(backbone, ids)
+        given = embeds.clone()
+        ours = _states(backbone, inputs_embeds=given)
         reference = _states(backbone, input_ids=ids)
     look_at = "backbone: a scale of the embeddings, or layers that read ids"
     require_same(ours, reference, "the states from token ids", look_at, 1e-5)
+    require_same(given, embeds, "inputs_embeds as they were given", "backbone: what works in place")
+
+
+def looks_only_back(case: LLMCase) -> None:
+    """A word changes no state before it."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        other = torch.cat([embeds[:, :-1], embeds[:, :1]], 1)
+        reference, ours = (_states(backbone, inputs_embeds=x.clone())[:, :-1] for x in (embeds, other))
+    look_at = "text_config: an encoder attends both ways unless is_decoder"
+    require_same(ours, reference, "the states before the last word, when that changes,", look_at, TOLERANCE)
 
 
 def ignores_left_padding(case: LLMCase) -> None:
@@ -156,7 +171,7 @@ def ignores_left_padding(case: LLMCase) -> None:
     backbone = case.backbone()
     with torch.no_grad():
         embeds = _embed(backbone, *case.inputs())
-        reference = _states(backbone, inputs_embeds=embeds)
+        reference = _states(backbone, inputs_embeds=embeds.clone())
         padded = torch.cat([torch.randn_like(embeds[:, :3]) * embeds.std(), embeds], 1)
         mask = torch.ones(padded.shape[:2], dtype=torch.long)
         mask[:, :3] = 0
@@ -283,6 +298,7 @@ CLAIMS: list[Claim] = [
     keeps_its_text_config,
     matches_the_causal_lm,
     hears_embeddings_as_ids,
+    looks_only_back,
     ignores_left_padding,
     survives_meta_device,
     tokenizer_round_trips,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from usam.spec import Config
-from usam.testing.every import EVERY, Case
+from usam.testing.every import BFLOAT16, EVERY, Case
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, LossInputs, LossOutput, prefix_mask
 
@@ -159,10 +159,21 @@ def ignores_the_order_of_samples(case: LossCase) -> None:
     require_same(other, value, "the value of reordered samples", "what depends on a sample's place", 1e-5)
 
 
+def takes_states_of_another_dtype(case: LossCase) -> None:
+    """In float32 it takes a model's bfloat16 states, to within a tenth of the value."""
+    loss, inputs = case.build(), case.inputs()
+    value, other = (_value(loss, *given).double() for given in (inputs, case.at_dtype(inputs, torch.bfloat16)))
+    error = float(((other - value).abs() / value.abs().clamp_min(1e-12)).detach())
+    require(
+        error <= BFLOAT16, f"an error of at most {BFLOAT16:.0%}", f"{error:.0%}", "what must be computed in float32"
+    )
+
+
 CLAIMS: list[Claim] = [
     gives_a_finite_scalar,
     says_nothing_without_supervision,
     survives_degenerate_batches,
     ignores_the_order_of_samples,
+    takes_states_of_another_dtype,
     *EVERY,
 ]

@@ -1,0 +1,81 @@
+"""A package that was installed beside usam is found by name; broken and clashing ones disturb nobody."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).parent.parent / "plugins" / "usam-encodec"
+BROKEN = "raise ImportError('libsound.so is missing')"
+CLONE = "from usam.encoders.whisper import Whisper\nclass Clone(Whisper): pass\n"
+
+
+def offer(folder, package, version, name, code):
+    """A distribution as pip leaves it: a module and its metadata."""
+    module = package.replace("-", "_")
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    target = f"{module}:Clone" if "Clone" in code else f"{module}:Broken"
+    (info / "entry_points.txt").write_text(f"[usam.encoders]\n{name} = {target}\n")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The example plugin, installed by pip, and two others that its user never asked for."""
+    folder = tmp_path_factory.mktemp("site")
+    command = "install --quiet --no-index --no-build-isolation --no-deps --disable-pip-version-check --target"
+    subprocess.run([sys.executable, "-m", "pip", *command.split(), str(folder), str(PLUGIN)], check=True)
+    offer(folder, "usam-broken", "0.3", "broken", BROKEN)
+    offer(folder, "whisper-clone", "2.0", "whisper", CLONE)
+    return folder
+
+
+def python(site, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=site, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_its_entry_point_is_discovered_and_nothing_is_imported(site):
+    code = """
+    import sys
+    from usam.registry import discover
+    print(*sorted(map(str, discover("usam.encoders"))))
+    assert not {"usam_encodec", "usam_broken", "whisper_clone", "torch"} & set(sys.modules)
+    """
+    found = python(site, "-c", textwrap.dedent(code)).split()
+    assert {"usam-encodec:encodec", "usam-broken:broken", "whisper-clone:whisper", "usam:whisper"} <= set(found)
+
+
+def test_it_works_in_a_spec_by_name_and_only_who_names_the_others_meets_them(site):
+    code = """
+    import pytest
+    from usam import ComponentError, load_spec
+
+    def spec(encoder):
+        return load_spec({"encoders": {"ear": encoder}, "projector": "linear", "llm": "tiny"})
+
+    encodec = spec("encodec")
+    assert encodec.sample_rate == 24000
+    assert [encodec.audio_tokens(n) for n in (1, 320, 321, 24000)] == [1, 1, 2, 75]
+    with pytest.raises(ComponentError, match="'broken' of usam-broken 0.3 failed to load: ImportError: libsound"):
+        spec("broken")
+    with pytest.raises(ComponentError, match="write 'usam:whisper' or 'whisper-clone:whisper'"):
+        spec({"type": "whisper", "arch": {}})
+    for name in ("usam:whisper", "whisper-clone:whisper"):
+        assert spec({"type": name, "arch": {}}).audio_tokens(16000) == 50
+    """
+    python(site, "-c", textwrap.dedent(code))
+
+
+def test_it_keeps_every_promise(site):
+    report = python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGIN / "tests"))
+    assert "failed" not in report
