@@ -183,7 +183,8 @@ def test_a_resized_head_keeps_its_scale(speech, llama):
 
 
 @pytest.mark.parametrize(
-    "method", [{"load_in_4bit": True}, {"quant_method": "bitsandbytes"}, {"quant_method": "fp8"}, {"quant_method": "hqq"}]
+    "method",
+    [{"load_in_4bit": True}, {"quant_method": "bitsandbytes"}, {"quant_method": "fp8"}, {"quant_method": "hqq"}],
 )
 def test_only_the_language_model_is_quantised(method, model):
     config = with_skip_list(method)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+import toys  # noqa: F401
 from conftest import noise
 from transformers import AutoModelForCausalLM
 
-import toys  # noqa: F401
 from usam import UsamProcessor, build_model
 
 STEPS = 6

@@ -267,7 +267,7 @@ class Float32Only(Honest):
 class BreaksGraph(Honest):
     def features(self, windows):
         x = super().features(windows)
-        return x if float(x.sum()) > 1e9 else x + 0
+        return x if x.detach().sum().item() > 1e9 else x + 0
 
 
 @encoders.register("kit_compiles_branch")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import toys  # noqa: F401
 from conftest import noise, nudge
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-import toys  # noqa: F401
 from usam import UsamProcessor, build_model, load_spec
 
 
@@ -113,9 +113,7 @@ def test_there_are_no_logits_while_training(model, batch):
 def test_the_last_logits_alone(model, batch):
     inputs = {**batch, "labels": None}
     torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, model(**inputs).logits[:, -2:])
-    torch.testing.assert_close(
-        model(**inputs, logits_to_keep=torch.tensor([3])).logits, model(**inputs).logits[:, 3:4]
-    )
+    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([3])).logits, model(**inputs).logits[:, 3:4])
 
 
 def test_labels_without_an_answer_are_an_error(model, batch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -120,7 +120,8 @@ def config_of(spec: Spec) -> UsamConfig:
         return UsamConfig.from_spec(spec)
     config = UsamConfig.from_spec(spec, processor.audio_token_id)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    config.eos_token_id = list(dict.fromkeys(i for i in (*ends, *processor.end_ids) if i is not None))
+    ends = list(dict.fromkeys(i for i in (*ends, *processor.end_ids) if i is not None))
+    config.eos_token_id = ends[0] if len(ends) == 1 else ends
     if config.pad_token_id is None:
         config.pad_token_id = processor.tokenizer.pad_token_id
     return config

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -220,46 +222,52 @@ class UsamProcessor(ProcessorMixin):
         audio = [clip for sample in samples for clip in sample.audio]
         clips = self.feature_extractor.fetch_audio(audio, options["sampling_rate"]) if audio else []
         tokens = [self.feature_extractor.audio_tokens(len(clip)) for clip in clips]
-        data: dict[str, Any] = {}
-        texts, moves = [], []
-        remaining = iter(tokens)
-        for sample in samples:
-            counts = [next(remaining) for _ in sample.audio]
-            text, move = _expand(sample.text, counts)
-            texts.append(text)
-            moves.append(move)
-        found = self.tokenizer(
-            texts,
-            add_special_tokens=False,  # the text is complete: its template, or we, wrote the first token
-            padding=options["padding"],
-            max_length=options["max_length"] if options["padding"] == "max_length" else None,
-            padding_side=options["padding_side"],
-            return_offsets_mapping=True,
-        )
+        counts = iter(tokens)
         special = set(self._special.values())
-        data["input_ids"] = found["input_ids"]
-        data["attention_mask"] = found["attention_mask"]
-        data["prompt_mask"] = [
-            _marked(ids, offsets, sample.instruction, move, special)
-            for ids, offsets, sample, move in zip(
-                found["input_ids"], found["offset_mapping"], samples, moves, strict=True
-            )
-        ]
-        if labels:
-            data["labels"] = []
-            for ids, offsets, sample, move in zip(
-                found["input_ids"], found["offset_mapping"], samples, moves, strict=True
-            ):
-                marks = _marked(ids, offsets, sample.answers, move, {self.audio_token_id})
-                data["labels"].append([token if mark else IGNORE for token, mark in zip(ids, marks, strict=True)])
-        if options["return_mm_token_type_ids"]:
-            data["mm_token_type_ids"] = [[3 * (t == self.audio_token_id) for t in ids] for ids in found["input_ids"]]
+        rows: dict[str, list[list[Any]]] = defaultdict(list)
+        for sample in samples:
+            text, moves = _expand(sample.text, [next(counts) for _ in sample.audio])
+            ids, offsets = self._tokenize(text, [_moved(start, moves) for start, _ in sample.answers])
+            rows["input_ids"].append(ids)
+            rows["attention_mask"].append([1] * len(ids))
+            rows["prompt_mask"].append(_marked(ids, offsets, sample.instruction, moves, special))
+            if labels:
+                learned = _marked(ids, offsets, sample.answers, moves, {self.audio_token_id})
+                rows["labels"].append([token if mark else IGNORE for token, mark in zip(ids, learned, strict=True)])
+            if options["return_mm_token_type_ids"]:
+                rows["mm_token_type_ids"].append([3 * (token == self.audio_token_id) for token in ids])
+        if options["padding"] not in (False, "do_not_pad"):
+            size = max(map(len, rows["input_ids"]))
+            size = max(size, options["max_length"]) if options["padding"] == "max_length" else size
+            fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE, "prompt_mask": False}
+            for name in rows:
+                rows[name] = [_padded(row, size, fill.get(name, 0), options["padding_side"]) for row in rows[name]]
+        data: dict[str, Any] = dict(rows)
         if clips:
             data |= self.feature_extractor(clips, return_tensors="np" if options["return_tensors"] else None)
         batch = BatchFeature(data, tensor_type=options["return_tensors"])
         if isinstance(batch["prompt_mask"], Tensor):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
         return batch
+
+    def _tokenize(self, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
+        """Token ids and their places, with a token's edge at every start of an answer.
+
+        A token across it, such as a blank line, or a space and the word after it, would be one that
+        generation never sees: that begins after the prompt's own last token.
+        """
+
+        def tokens(a: int, b: int) -> tuple[list[int], list[Span]]:
+            # The text is complete: its template, or we, wrote the first token.
+            found = self.tokenizer(text[a:b], add_special_tokens=False, return_offsets_mapping=True)
+            return found["input_ids"], [(a + c, a + d) for c, d in found["offset_mapping"]]
+
+        ids, offsets = tokens(0, len(text))
+        cuts = [start for start in starts if any(a < start < b for a, b in offsets)]
+        if cuts:
+            pieces = [tokens(a, b) for a, b in pairwise([0, *cuts, len(text)])]
+            ids, offsets = [i for piece, _ in pieces for i in piece], [span for _, piece in pieces for span in piece]
+        return ids, offsets
 
     def apply_chat_template(
         self,
@@ -487,6 +495,8 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"no option '{key}'; {did_you_mean(key, KNOWN_OPTIONS)}")
     if flat.get("truncation"):
         raise ValueError("truncation would cut audio out of the prompt; shorten the text, or the clips, instead")
+    if flat.get("padding") == "max_length" and flat.get("max_length") is None:
+        raise ValueError("padding='max_length' needs 'max_length'")
     return {**KNOWN_OPTIONS, **flat}
 
 
@@ -560,6 +570,16 @@ def _expand(text: str, counts: Sequence[int]) -> tuple[str, list[tuple[int, int]
     return expanded, moves
 
 
+def _moved(position: int, moves: Sequence[tuple[int, int]]) -> int:
+    """A place in a text after its placeholders were repeated."""
+    return position + max((by for start, by in moves if start <= position), default=0)
+
+
+def _padded(row: list[Any], size: int, fill: Any, side: str) -> list[Any]:
+    padding = [fill] * (size - len(row))
+    return padding + row if side == "left" else row + padding
+
+
 def _marked(
     ids: Sequence[int],
     offsets: Sequence[Span],
@@ -571,10 +591,7 @@ def _marked(
     if spans is None:
         return [b > a and token not in never for token, (a, b) in zip(ids, offsets, strict=True)]
 
-    def moved(position: int) -> int:
-        return position + max((by for start, by in moves if start <= position), default=0)
-
-    placed = [(moved(a), moved(b)) for a, b in spans]
+    placed = [(_moved(a, moves), _moved(b, moves)) for a, b in spans]
     marks = [False] * len(ids)
     for i, (token, (a, b)) in enumerate(zip(ids, offsets, strict=True)):
         if b > a and token not in never:

@@ -6,8 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import WhisperConfig
@@ -16,6 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
+from usam.encoders._windows import in_windows
 from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read, read_config
 
@@ -70,7 +69,7 @@ class Whisper(Encoder):
         whisper = WhisperConfig(**self.config.arch)
         whisper._attn_implementation = config.attn_implementation
         self.dim = whisper.d_model
-        self.window = whisper.max_source_positions * SAMPLES_PER_FRAME
+        self.window = whisper.max_source_positions
         self.mel = LogMel(whisper.num_mel_bins)
         self.encoder = WhisperEncoder(whisper)
 
@@ -88,33 +87,21 @@ class Whisper(Encoder):
     def forward(self, audio: Tensor, mask: Tensor) -> Frames:
         """Frames of (batch, ceil(samples / 320), d_model) at 50 per second."""
         size = self.config.length(audio.shape[1])
-        frame_mask = prefix_mask(self.config.length(mask.sum(-1)), size)
-        count = max(1, ceil_div(audio.shape[1], self.window))
-        padding = (0, count * self.window - audio.shape[1])
-        windows = rearrange(F.pad(audio.masked_fill(~mask, 0), padding), "b (w s) -> (b w) s", w=count)
-        if count == 1:
-            x = self._encode(windows)
-        else:
-            heard = rearrange(F.pad(mask, padding), "b (w s) -> (b w) s", w=count).any(-1)
-            if torch.compiler.is_compiling():
-                heard = torch.ones_like(heard)  # which windows are empty is not known when tracing
-            x = self._encode_some(windows, heard)
-        x = rearrange(x, "(b w) t d -> b (w t) d", w=count)[:, :size]
-        return Frames(x.masked_fill(~frame_mask.unsqueeze(-1), 0), frame_mask, self.config.rate)
+        x = in_windows(
+            audio.masked_fill(~mask, 0),
+            mask,
+            self._encode,
+            frames=self.window,
+            hop=SAMPLES_PER_FRAME,
+            field=SAMPLES_PER_FRAME,
+            at_once=self.config.windows_at_once,
+        )[:, :size]
+        own = prefix_mask(self.config.length(mask.sum(-1)), size)
+        return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, self.config.rate)
 
-    def _encode(self, windows: Tensor) -> Tensor:
+    def _encode(self, windows: Tensor, mask: Tensor) -> Tensor:
         mel = self.mel(windows).to(self.encoder.conv1.weight.dtype)
         return cast(Tensor, self.encoder(mel).last_hidden_state)
-
-    def _encode_some(self, windows: Tensor, heard: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self._encode(windows)
-        index = heard.nonzero().squeeze(-1)
-        shape = (windows.shape[0], self.window // SAMPLES_PER_FRAME, self.dim)
-        x = torch.zeros(shape, dtype=self.encoder.conv1.weight.dtype, device=windows.device)
-        for part in index.split(self.config.windows_at_once):  # type: ignore[no-untyped-call]
-            x = x.index_copy(0, part, self._encode(windows[part]))
-        return x
 
 
 class LogMel(nn.Module):
