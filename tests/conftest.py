@@ -95,7 +95,13 @@ def noise(seconds, seed=0, rate=16000):
     return np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)).astype(np.float32)
 
 
-SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="session")

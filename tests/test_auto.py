@@ -1,4 +1,4 @@
-"""A saved model is one of transformers' own: its Auto classes, devices, dtypes, attention, quantisation and pipelines."""
+"""A saved model is one of transformers' own: Auto classes, devices, attention, vocabulary, quantisation, pipelines."""
 
 import pytest
 import torch

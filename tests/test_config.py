@@ -91,7 +91,7 @@ def test_the_attention_of_the_spec_reaches_the_language_model(lazily, speech, tm
 
 
 def test_a_config_without_a_spec_says_what_is_needed():
-    with pytest.raises(ValueError, match="UsamConfig has no spec; make one with UsamConfig.from_spec"):
+    with pytest.raises(ValueError, match=r"UsamConfig has no spec; make one with UsamConfig\.from_spec"):
         _ = UsamConfig().parsed
 
 

@@ -1,5 +1,7 @@
 """However it is asked to generate, the model answers as it does one sample and one token at a time."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import toys  # noqa: F401
@@ -143,7 +145,7 @@ def test_a_penalty_on_what_the_prompt_does_not_hold(model, processor):
 def test_no_repeated_bigrams_in_a_prompt_that_ends_with_audio(model, processor):
     inputs = ask(processor, ("What? <|audio|>", [0.6]))
     row = generate(model, inputs, no_repeat_ngram_size=2)[0].tolist()
-    bigrams = list(zip(row, row[1:], strict=False))
+    bigrams = list(pairwise(row))
     assert len(set(bigrams)) == len(bigrams)
 
 

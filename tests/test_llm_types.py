@@ -180,3 +180,8 @@ def test_the_soft_cap_of_the_logits(model_type, option):
     head = Head(2, 1, False, AutoConfig.for_model(model_type, **{option: 5.0}))
     torch.nn.init.constant_(head.weight, 100.0)
     assert head(torch.ones(2)).item() == pytest.approx(5.0)
+
+
+def test_a_type_that_is_no_causal_language_model_is_refused():
+    with pytest.raises(ComponentError, match="no causal language model of type 'lama'; did you mean 'llama'"):
+        build_llm("transformers", arch={"model_type": "lama"}).text_config()

@@ -1,5 +1,7 @@
 """The composite: each clip is heard in its own place, as if it were alone, and counted before it is heard."""
 
+import math
+
 import pytest
 import torch
 import toys  # noqa: F401
@@ -221,7 +223,8 @@ SAMPLES_PER_FRAME = {("whisper",): 320, ("toy", "whisper"): 24000 // 25, ("toy",
 @pytest.mark.parametrize("encoders", SAMPLES_PER_FRAME, ids="+".join)
 def test_audio_tokens_of_every_length(encoders, stack, whisper, llama):
     spec = specs(whisper, llama, encoders, stack)
-    expected = torch.tensor([-(-(-(-n // SAMPLES_PER_FRAME[encoders])) // stack) for n in LENGTHS])
+    samples_per_token = SAMPLES_PER_FRAME[encoders] * stack
+    expected = torch.tensor([math.ceil(n / samples_per_token) for n in LENGTHS])
     assert torch.equal(spec.audio_tokens(torch.tensor(LENGTHS)), expected)
     few = LENGTHS[:2000] + LENGTHS[-2000:]
     assert [spec.audio_tokens(n) for n in few] == expected[[n - 1 for n in few]].tolist()

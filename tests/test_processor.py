@@ -163,7 +163,7 @@ def test_several_chats_at_once(chatml):
 
 
 def test_the_last_message_can_be_continued(named):
-    name, processor = named
+    _, processor = named
     chat = [user(clip(), "What?"), assistant("A do")]
     whole = processor.apply_chat_template([user(clip(), "What?"), assistant("A dog.")])
     begun = processor.apply_chat_template(chat, continue_final_message=True)
@@ -425,6 +425,12 @@ def test_a_batch_of_text_alone_has_no_audio(plain):
 def test_truncation_is_refused(plain):
     with pytest.raises(ValueError, match="truncation would cut audio out of the prompt"):
         plain(text="What?", truncation=True, max_length=2)
+
+
+@pytest.mark.parametrize("options", [{"padding": "max"}, {"padding": "max_length"}])
+def test_padding_that_says_no_length_is_an_error(options, plain):
+    with pytest.raises(ValueError, match="padding"):
+        plain(text="What?", **options)
 
 
 @pytest.mark.parametrize("options", [{"paddding": True}, {"text_kwargs": {"paddding": True}}])

@@ -495,9 +495,12 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"no option '{key}'; {did_you_mean(key, KNOWN_OPTIONS)}")
     if flat.get("truncation"):
         raise ValueError("truncation would cut audio out of the prompt; shorten the text, or the clips, instead")
-    if flat.get("padding") == "max_length" and flat.get("max_length") is None:
+    options = {**KNOWN_OPTIONS, **flat}
+    if options["padding"] not in (True, False, "longest", "max_length", "do_not_pad"):
+        raise ValueError(f"padding is True ('longest'), False or 'max_length', found {options['padding']!r}")
+    if options["padding"] == "max_length" and options["max_length"] is None:
         raise ValueError("padding='max_length' needs 'max_length'")
-    return {**KNOWN_OPTIONS, **flat}
+    return options
 
 
 def _flatten(message: Mapping[str, Any]) -> tuple[str, list[Any]]:

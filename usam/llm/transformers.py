@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from usam.component import adapt
 from usam.llm import LLM
 from usam.page import SpecError
-from usam.registry import ComponentError
+from usam.registry import ComponentError, did_you_mean
 from usam.weights import Source, locate
 
 # Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; tests/test_llm_types.py compares all.
@@ -93,7 +94,14 @@ class Transformers(LLM):
     def text_config(self) -> PreTrainedConfig:
         """The causal LM's config; a frozen model's dropouts are 0, for it stays in training mode."""
         arch = dict(self.config.arch)
-        config = AutoConfig.for_model(arch.pop("model_type"), **arch)
+        model_type = arch.pop("model_type")
+        if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            close = did_you_mean(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+            raise ComponentError(
+                f"llm: transformers knows no causal language model of type '{model_type}'"
+                + (f"; {close}" if close.startswith("did") else "")
+            )
+        config = AutoConfig.for_model(model_type, **arch)
         if config.get_text_config() is not config:
             raise ComponentError(
                 f"llm: '{config.model_type}' is a multimodal config; give its text model alone "
