@@ -45,7 +45,8 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the defaults filled in; options that are None are left out, for `null` removes."""
-        return {name: _plain(value) for name, value in self if value is not None and (name, value) != ("type", "")}
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: _plain(v) for name, v in values.items() if v is not None and (name, v) != ("type", "")}
 
 
 def _plain(value: Any) -> Any:

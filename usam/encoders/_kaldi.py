@@ -1,0 +1,73 @@
+"""Kaldi's log-mel filter bank, batched, on the device, in float32 whatever the model's dtype."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank, window_function
+
+from usam.clock import N
+
+FRAME, HOP, FFT = 400, 160, 512  # 25 ms and 10 ms at 16 kHz
+FLOOR = float(np.finfo(np.float32).eps)
+PREEMPHASIS = 0.97
+
+
+def fbank_frames(samples: N) -> N:
+    """Frames that `samples` samples hold whole: `1 + (n - 400) // 160`, and none below 400."""
+    return (samples >= FRAME) * ((samples - FRAME) // HOP + 1)
+
+
+class KaldiFbank(nn.Module):
+    """Frames of 25 ms every 10 ms: mean removed, pre-emphasis 0.97, window, power spectrum, mel, natural log.
+
+    Args:
+        bins: mel bins, from 20 Hz to 8 kHz.
+        window: "povey" (Kaldi's own) or "hann" (Kaldi's "hanning").
+        scale: what the waveform in [-1, 1] is multiplied by; 2**15 for models trained on integers.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, bins: int, window: str = "povey", scale: float = 1.0) -> None:
+        super().__init__()
+        self.bins, self.shape, self.scale = bins, window, scale
+        self.register_buffer("window", torch.empty(FRAME, dtype=torch.float32), persistent=False)
+        self.register_buffer("filters", torch.empty(FFT // 2 + 1, bins, dtype=torch.float32), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The symmetric window, and triangles that are straight on Kaldi's mel axis."""
+        window = window_function(FRAME, self.shape, periodic=False)
+        with warnings.catch_warnings():  # with 128 bins one triangle is narrower than the spectrum's grid: it stays
+            warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+            filters = mel_filter_bank(
+                FFT // 2 + 1, self.bins, 20.0, 8000.0, 16000, mel_scale="kaldi", triangularize_in_mel_space=True
+            )
+        device = self.filters.device
+        self.window = torch.from_numpy(window.astype(np.float32)).to(device)
+        self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> KaldiFbank:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
+            self.reset_parameters()
+        return self
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(batch, samples) at 16 kHz -> (batch, fbank_frames(samples), bins)."""
+        with torch.autocast(audio.device.type, enabled=False):
+            x = F.pad(audio.float() * self.scale, (0, max(0, FRAME - audio.shape[1])))
+            x = x.unfold(1, FRAME, HOP)[:, : fbank_frames(audio.shape[1])]  # batch frame sample
+            x = x - x.mean(-1, keepdim=True)
+            before = torch.cat([x[..., :1], x[..., :-1]], -1)  # the first sample stands before itself
+            spectrum = torch.fft.rfft((x - PREEMPHASIS * before) * self.window, FFT)
+            power = spectrum.real.square() + spectrum.imag.square()
+            mel: Tensor = power @ self.filters
+            return mel.clamp_min(FLOOR).log()
