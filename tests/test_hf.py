@@ -118,6 +118,13 @@ def test_every_tensor_keeps_its_dtype(speech, tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
+def test_what_was_saved_in_half_precision_comes_back_so(speech, tmp_path):
+    model = build_model(speech)
+    model.model.projector.to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    assert {p.dtype for p in load(tmp_path).model.projector.parameters()} == {torch.bfloat16}
+
+
 def test_a_base_stored_in_half_precision_stays_so(speech, llama, tmp_path):
     LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "llm")
     UsamProcessor.from_spec(load_spec(speech)).tokenizer.save_pretrained(tmp_path / "llm")
@@ -127,9 +134,18 @@ def test_a_base_stored_in_half_precision_stays_so(speech, llama, tmp_path):
 
 def test_a_dtype_given_when_loading_wins(speech, tmp_path):
     build_model(speech).save_pretrained(tmp_path)
-    for model in (load(tmp_path, dtype="bfloat16"), build_model(speech, dtype=torch.bfloat16)):
+    for model in (
+        load(tmp_path, dtype="bfloat16"),
+        load(tmp_path, torch_dtype=torch.bfloat16),
+        build_model(speech, dtype=torch.bfloat16),
+    ):
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         assert logits(model).isfinite().all()
+
+
+def test_a_dtype_that_is_none_is_refused(speech):
+    with pytest.raises(ValueError, match="dtype is 'auto', or one of torch's .* found 'bf16'"):
+        build_model(speech, dtype="bf16")
 
 
 def test_what_is_frozen_is_frozen_again(speech, tmp_path):
@@ -213,6 +229,9 @@ def test_an_export_needs_no_source_and_is_bit_equal(without, tmp_path):
     delete_sources(without)
     whole = load(tmp_path / "whole")
     assert torch.equal(logits(whole, batch), logits(model, batch))
+    assert whole.config.provenance["sources"] == {}
+    nodes = [whole.config.spec["llm"], whole.config.spec["encoders"]["whisper"]]
+    assert not any({"path", "revision", "tokenizer"} & node.keys() for node in nodes)
     assert UsamProcessor.from_pretrained(tmp_path / "whole").audio_token_id == model.config.audio_token_id
 
 

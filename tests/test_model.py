@@ -141,6 +141,19 @@ def test_positions_are_made_from_the_mask(gpt2, bare):
     close(together[1], last_logits(model, ask(processor, "last"))[0])
 
 
+def test_each_encoder_hears_at_its_own_rate(whisper, llama):
+    """A tone is the same tone at 16 and at 24 kHz."""
+
+    def tone(rate):
+        return torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)[None] / 2
+
+    alone = build_model(specs(whisper, llama, ["whisper"], 1), {"fusion": {"rate": 25}})
+    both = build_model(specs(whisper, llama, ["toy", "whisper"], 1))
+    with torch.no_grad():
+        expected, found = alone.model.encode(tone(16000)).x, both.model.encode(tone(24000)).x[..., 6:]
+    torch.testing.assert_close(found[:, 2:-2], expected[:, 2:-2], rtol=0, atol=0.02)
+
+
 # Projectors that read the prompt
 
 

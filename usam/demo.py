@@ -24,11 +24,12 @@ TEST_CLIPS = 200
 BOUNDS = {"unseen sentences": (0.0, 0.12), "audio shuffled": (0.60, float("inf"))}
 TRAIN = {
     "num_train_epochs": 5,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 100,
+    "warmup_steps": 90,
     "weight_decay": 0.01,
+    "adam_beta2": 0.98,
     "max_grad_norm": 1.0,
     "logging_steps": 50,
     "save_strategy": "no",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,7 +87,7 @@ def build_model(
     config = config_of(checked)
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()
-    dtypes = plan_dtypes(skeleton, base.tensors, (), kwargs.pop("dtype", None))
+    dtypes = plan_dtypes(skeleton, base.tensors, (), _asked_dtype(kwargs))
     if not weights:
         if kwargs:
             raise TypeError(f"with weights=False only dtype can be given, not {', '.join(sorted(kwargs))}")
@@ -172,15 +173,13 @@ def sources(skeleton: UsamForConditionalGeneration) -> Base:
 
 
 def plan_dtypes(
-    skeleton: UsamForConditionalGeneration, base: Mapping[str, Tensor], saved: Any, dtype: Any
+    skeleton: UsamForConditionalGeneration, base: Mapping[str, Tensor], saved: Any, dtype: torch.dtype | None
 ) -> dict[str, torch.dtype]:
     """The dtype of every parameter.
 
     A saved tensor keeps its own; adapters are float32; then comes the part's `dtype`; what trains is
     float32; the rest is as its source stores it. A `dtype` given by the caller overrides all of it.
     """
-    if isinstance(dtype, str):
-        dtype = None if dtype == "auto" else DTYPES[dtype]
     named = {prefix: part.config.dtype for prefix, part in parts(skeleton)}
     named[HEAD] = named[BACKBONE]
     plan = {}
@@ -197,6 +196,17 @@ def plan_dtypes(
         else:
             plan[name] = base[name].dtype
     return plan
+
+
+def _asked_dtype(kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The dtype that the caller asks for, under its new or its old name; None for "auto"."""
+    asked = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+    dtype = next((d for d in asked if d is not None and d != "auto"), None)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype is 'auto', or one of torch's such as 'bfloat16'; found {dtype!r}")
+    return dtype
 
 
 def assemble(
@@ -249,7 +259,7 @@ def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    path: str | Path, config: UsamConfig | None = None, dtype: Any = None, revision: str | None = None, **kwargs: Any
+    path: str | Path, config: UsamConfig | None = None, revision: str | None = None, **kwargs: Any
 ) -> UsamForConditionalGeneration:
     """A saved model: a full checkpoint, or a delta laid over its sources.
 
@@ -260,13 +270,15 @@ def load(
         kwargs.pop(option, None)
     source = locate(str(path), revision)
     config = config if isinstance(config, UsamConfig) else UsamConfig.from_pretrained(source.folder)
+    if config.delta:  # the spec says how to quantise; what is read here is not quantised yet
+        config.__dict__.pop("quantization_config", None)
     skeleton = outline(config)
     saved = read(source)
     base = Base()
     if config.delta:
         check_sources(config, skeleton)
         base = sources(skeleton)
-    dtypes = plan_dtypes(skeleton, base.tensors, saved, dtype)
+    dtypes = plan_dtypes(skeleton, base.tensors, saved, _asked_dtype(kwargs))
     model = assemble(skeleton, {**base.tensors, **saved}, dtypes, lambda key: False, f"{path}: its weights", **kwargs)
     model.origins = base.origins
     model.sourced = frozenset(base.tensors.keys() - saved.keys())
@@ -294,7 +306,12 @@ def delta_names(model: UsamForConditionalGeneration, state: Mapping[str, Any]) -
     trains = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     moving = tuple(prefix for prefix, _ in parts(model) if any(name.startswith(prefix) for name in trains))
     trains |= {name for name, _ in model.named_buffers() if name.startswith(moving)}  # statistics of what trains
-    return {name for name in state if name in trains or ties.get(name, name) not in model.sourced}
+    return {name for name in state if name in trains or not _is_sourced(model, ties.get(name, name))}
+
+
+def _is_sourced(model: UsamForConditionalGeneration, name: str) -> bool:
+    """Whether a source gives the tensor, or the one that a quantiser made it from (`weight.absmax`)."""
+    return any(part in model.sourced for part in accumulate(name.split("."), "{}.{}".format))
 
 
 def provenance(model: UsamForConditionalGeneration) -> dict[str, Any]:
@@ -362,7 +379,9 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
         source: a folder or hub id that `save_pretrained` wrote.
         folder: where the merged model and its processor go.
     """
-    model = load(source)
+    config = UsamConfig.from_pretrained(locate(str(source)).folder)
+    cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
+    model = load(source, config)
     for layer in model.modules():
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()
@@ -379,14 +398,12 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
             for option in ("path", "revision", "tokenizer"):
                 node.pop(option, None)
     tree["losses"] = {}
-    config = UsamConfig(
+    whole = UsamConfig(
         spec=tree,
         text_config=cast(Any, model.config.text_config).to_dict(),
         audio_token_id=model.config.audio_token_id,
     )
-    merged = assemble(
-        outline(config), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source)
-    )
+    merged = assemble(outline(whole), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
     merged.generation_config = model.generation_config
     merged.save_pretrained(folder)
     processor_beside(source, model.config.parsed).save_pretrained(folder)

@@ -123,6 +123,10 @@ class UsamModel(UsamPreTrainedModel):
         config.text_config = self.language_model.config
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
+        # post_init looks at direct children only: an encoder, or a layer in one, stays on one device.
+        self._no_split_modules |= {type(encoder).__name__ for encoder in built.values()}
+        for module in self.encoders.modules():
+            self._no_split_modules |= set(getattr(module, "_no_split_modules", None) or ())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

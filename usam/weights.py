@@ -83,15 +83,20 @@ def read_config(path: str, revision: str | None = None, name: str = "config.json
     return config
 
 
-def read(source: Source, prefix: str = "") -> dict[str, Tensor]:
+def read(source: Source, prefix: str = "", nested: str | None = None) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, which is taken off; others are not loaded.
+
+    Args:
+        source: the files.
+        prefix: how the names start.
+        nested: the entry of a PyTorch file that holds the tensors, in files that have it.
 
     Raises:
         ComponentError: a file is truncated, no checkpoint, or would execute code.
     """
     tensors: dict[str, Tensor] = {}
     for file in source.files:
-        found = _read_safetensors(file, prefix) if file.suffix == ".safetensors" else _read_pickle(file)
+        found = _read_safetensors(file, prefix) if file.suffix == ".safetensors" else _read_pickle(file, nested)
         tensors |= {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
     if not tensors:
         raise ComponentError(f"{source.path}: no tensor's name starts with '{prefix}'; is this another architecture?")
@@ -107,7 +112,26 @@ def _read_safetensors(file: Path, prefix: str) -> dict[str, Tensor]:
         raise ComponentError(f"{file}: not a whole safetensors file: {error}") from error
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
+def read_entry(source: Source, name: str) -> Any:
+    """What a PyTorch file holds beside its tensors, such as the options it was trained with.
+
+    Raises:
+        ComponentError: there is no such entry, or the file is no whole checkpoint, or would execute code.
+    """
+    found = _load(source.files[0])
+    if name not in found:
+        raise ComponentError(f"{source.files[0]}: has no entry '{name}' but {', '.join(map(str, list(found)[:5]))}")
+    return found[name]
+
+
+def _read_pickle(file: Path, nested: str | None) -> dict[str, Tensor]:
+    found = _load(file)
+    inner = found.get(nested)
+    tensors = inner if isinstance(inner, dict) else found
+    return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
+
+
+def _load(file: Path) -> dict[Any, Any]:
     try:  # checkpoints from before PyTorch 1.6 are no zip files and cannot be mapped into memory
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
@@ -116,7 +140,7 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
         raise ComponentError(f"{file}: not a whole PyTorch checkpoint: {error}") from error
     if not isinstance(found, dict):
         raise ComponentError(f"{file}: holds a {type(found).__name__}, not a map of names to tensors")
-    return {name: t for name, t in found.items() if isinstance(t, Tensor)}
+    return found
 
 
 def _weight_files(folder: Path, path: str) -> tuple[Path, ...]:
@@ -130,7 +154,9 @@ def _weight_files(folder: Path, path: str) -> tuple[Path, ...]:
         if missing:
             raise ComponentError(f"{path}: {name} names files that are not there: {', '.join(missing)}")
         return tuple(folder / shard for shard in names)
-    raise ComponentError(f"{path}: no weights in {folder}; place one of {', '.join(INDEXES)} there")
+    if len(single := sorted(folder.glob("*.pt"))) == 1:
+        return tuple(single)
+    raise ComponentError(f"{path}: no weights in {folder}; place one of {', '.join(INDEXES)}, or one .pt file, there")
 
 
 def _download(path: str, revision: str | None, patterns: list[str]) -> Path:

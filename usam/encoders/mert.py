@@ -1,0 +1,367 @@
+"""MERT (Li et al., 2024): music at 24 kHz, 75 frames a second, on audio of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import HubertConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.hubert.modeling_hubert import (
+    HubertEncoder,
+    HubertEncoderStableLayerNorm,
+    HubertFeatureEncoder,
+    HubertFeatureProjection,
+)
+
+from usam.clock import N, ceil_div
+from usam.encoders import Encoder
+from usam.encoders._layers import LayerMix, Layers
+from usam.registry import ComponentError
+from usam.types import Frames, prefix_mask
+from usam.weights import Source, locate, read, read_config
+
+KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]
+FIELD, HOP = 400, 320  # samples that a frame sees, and from one frame to the next
+
+
+class Mert(Encoder):
+    """HuBERT's network on music, as the MERT-v1 checkpoints have it.
+
+    A frame is that of the whole clip, and padding changes nothing: the first norm takes its statistics
+    over a clip's own time. Only attention ends at the edges of windows of `chunk` seconds. SpecAugment
+    and LayerDrop belong to the pre-training and never run.
+    """
+
+    random = LayerMix.random
+
+    class Config(Encoder.Config):
+        """Options of the MERT encoder."""
+
+        path: str | None = None
+        """Hub id, folder or file of the weights."""
+        revision: str | None = None
+        """Revision of the hub repository."""
+        arch: dict[str, Any] | None = None
+        """MERT's config, with the names of transformers' HubertConfig; None reads it from `path`."""
+        do_normalize: bool | None = None
+        """Whether clips are brought to zero mean and unit variance; None reads it from `path`, and is no without."""
+        layers: Layers = "last"
+        """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
+        chunk: float = Field(30.0, gt=0)
+        """Seconds of a window; attention does not reach further."""
+        windows_at_once: int = Field(16, ge=1)
+        """Windows of long clips encoded together: bounds the memory."""
+        attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+        """Attention of transformers."""
+
+        @property
+        def sample_rate(self) -> int:
+            """24 kHz."""
+            return 24000
+
+        @property
+        def rate(self) -> float:
+            """75 frames per second."""
+            return self.sample_rate / HOP
+
+        def length(self, samples: N) -> N:
+            """Frames that lie within the clip; none below 400 samples."""
+            return (samples >= FIELD) * ((samples - FIELD) // HOP + 1)
+
+        def resolved(self) -> Mert.Config:
+            """The same config with its architecture and `do_normalize` filled in."""
+            arch, normalizes = self.arch, self.do_normalize
+            if arch is None:
+                if self.path is None:
+                    raise ValueError("mert needs 'path' (weights) or 'arch' (options of HubertConfig)")
+                arch = read_config(self.path, self.revision)
+            if normalizes is None:
+                normalizes = self.path is not None and read_do_normalize(self.path, self.revision)
+            return self.model_copy(update={"arch": hubert_arch(arch), "do_normalize": normalizes})
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.resolved())
+        hubert = HubertConfig(**self.config.arch)
+        hubert._attn_implementation = config.attn_implementation
+        self.hubert = hubert
+        self.window = max(1, round(config.chunk * config.rate))
+        self.mix = LayerMix(config.layers, hubert.num_hidden_layers + 1, hubert.hidden_size)
+        self.dim = self.mix.dim
+        self.feature_extractor = Convolutions(
+            HubertFeatureEncoder(hubert).conv_layers, self.window, config.windows_at_once
+        )
+        self.feature_projection = HubertFeatureProjection(hubert)
+        self.encoder = (HubertEncoderStableLayerNorm if hubert.do_stable_layer_norm else HubertEncoder)(hubert)
+        self.encoder.pos_conv_embed.conv = WeightNormConv(self.encoder.pos_conv_embed.conv)
+        self.needed = hubert.num_hidden_layers if self.mix.weights is not None else max(self.mix.states)
+        del self.encoder.layers[self.needed :]
+        if hubert.do_stable_layer_norm and self.needed < hubert.num_hidden_layers:
+            self.encoder.layer_norm = nn.Identity()  # it belongs to the last state
+
+    def source(self) -> Source | None:
+        """Where the weights come from."""
+        return locate(self.config.path, self.config.revision) if self.config.path else None
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """A checkpoint's tensors, but for SpecAugment's embedding and for layers past the last one needed."""
+        source = self.source()
+        if source is None:
+            return {}
+        unused = ["masked_spec_embed"]
+        unused += [f"encoder.layers.{i}." for i in range(self.needed, self.hubert.num_hidden_layers)]
+        if isinstance(self.encoder.layer_norm, nn.Identity):
+            unused.append("encoder.layer_norm.")
+        tensors = {plain_name(name): tensor for name, tensor in read(source).items()}
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(unused))}
+
+    def forward(self, audio: Tensor, mask: Tensor) -> Frames:
+        """Frames of (batch, (samples - 400) // 320 + 1, dim) at 75 per second."""
+        size = self.config.length(audio.shape[1])
+        own = prefix_mask(self.config.length(mask.sum(-1)), size)
+        short = (0, max(0, FIELD - audio.shape[1]))  # a batch without a frame is encoded as one of silence
+        audio, mask = F.pad(audio, short), F.pad(mask, short)
+        audio = audio.masked_fill(~mask, 0)
+        if self.config.do_normalize:
+            audio = normalized(audio, mask)
+        x = self.feature_extractor(audio, mask)
+        x = self._encode(x, F.pad(own, (0, x.shape[1] - size)))[:, :size]
+        return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, self.config.rate)
+
+    def _encode(self, x: Tensor, own: Tensor) -> Tensor:
+        x = self.feature_projection(x).masked_fill(~own.unsqueeze(-1), 0)
+        x = x + self.encoder.pos_conv_embed(x)
+        if not self.hubert.do_stable_layer_norm:
+            x = self.encoder.layer_norm(x)
+        x = self.encoder.dropout(x)
+        count = ceil_div(x.shape[1], self.window)
+        frames = min(self.window, x.shape[1])
+        rest = count * frames - x.shape[1]
+        windows = rearrange(F.pad(x, (0, 0, 0, rest)), "b (w t) d -> (b w) t d", w=count)
+        heard = rearrange(F.pad(own, (0, rest)), "b (w t) -> (b w) t", w=count)
+        some = heard.any(-1) if count > 1 else None
+        x = where(some, self._attend, windows, heard, at_once=self.config.windows_at_once)
+        return rearrange(x, "(b w) t d -> b (w t) d", w=count)
+
+    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        nothing = ~mask.any(-1, keepdim=True)  # a softmax over no frame at all would be NaN
+        attention_mask = create_bidirectional_mask(self.hubert, x, mask | nothing)
+        return cast(Tensor, self.mix(self._states(x, attention_mask)))
+
+    def _states(self, x: Tensor, attention_mask: Tensor | None) -> Iterator[Tensor]:
+        yield x
+        for i, layer in enumerate(self.encoder.layers, 1):
+            x = layer(x, attention_mask=attention_mask)
+            ends = self.hubert.do_stable_layer_norm and i == self.hubert.num_hidden_layers
+            yield self.encoder.layer_norm(x) if ends else x
+
+
+class Convolutions(nn.Module):
+    """The convolutions of wav2vec 2 (Baevski et al., 2020), of a whole clip in bounded memory.
+
+    Names are the checkpoint's. Where the first layer has a group norm, which is one of each channel over
+    time, its statistics are those of the clip alone.
+
+    Args:
+        conv_layers: the layers of a feature encoder of transformers.
+        frames: frames of one window.
+        at_once: windows encoded together.
+    """
+
+    def __init__(self, conv_layers: nn.ModuleList, frames: int, at_once: int) -> None:
+        super().__init__()
+        self.conv_layers = conv_layers
+        self.frames, self.at_once = frames, at_once
+        convs = [cast(nn.Conv1d, layer.conv) for layer in conv_layers]
+        self.field, self.hop = field_and_hop([c.kernel_size[0] for c in convs], [c.stride[0] for c in convs])
+
+    def forward(self, audio: Tensor, mask: Tensor) -> Tensor:
+        """(batch, samples), zero where masked, to (batch, frames, channels); frames past a clip's own are arbitrary."""
+        total = max(1, (audio.shape[1] - self.field) // self.hop + 1)
+        frames = min(self.frames, total)
+        count = ceil_div(total, frames)
+        step = frames * self.hop
+        size = step + self.field - self.hop
+        scale, shift = self._norm(audio, mask.sum(-1))
+        windows = F.pad(audio, (0, (count - 1) * step + size - audio.shape[1])).unfold(1, size, step)
+        starts = torch.arange(count, device=audio.device) * step
+        heard = rearrange(mask.sum(-1, keepdim=True) >= starts + self.field, "b w -> (b w)")
+        x = where(
+            heard if count > 1 else None,
+            self._encode,
+            rearrange(windows, "b w s -> (b w) s"),
+            repeat(scale, "b c -> (b w) c 1", w=count),
+            repeat(shift, "b c -> (b w) c 1", w=count),
+            at_once=self.at_once,
+        )
+        return rearrange(x, "(b w) t c -> b (w t) c", w=count)[:, :total]
+
+    def _encode(self, windows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        first, *others = self.conv_layers
+        conv, norm = first.conv, getattr(first, "layer_norm", None)
+        with torch.autocast(windows.device.type, enabled=False):  # 8 bits would drown what is quiet
+            bias = None if conv.bias is None else conv.bias.float()
+            x = F.conv1d(windows.float().unsqueeze(1), conv.weight.float(), bias, conv.stride)
+            x = (x * scale + shift).to(conv.weight.dtype)
+        if isinstance(norm, nn.LayerNorm):
+            x = rearrange(norm(rearrange(x, "w c t -> w t c")), "w t c -> w c t")
+        x = first.activation(x)
+        for layer in others:
+            x = layer(x)
+        return cast(Tensor, rearrange(x, "w c t -> w t c"))
+
+    def _norm(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the group norm multiplies and adds, (batch, channels) each; 1 and 0 when there is none.
+
+        A filter's mean and variance over time follow from those of the waveform's slices: with the weights
+        w of a channel, mean = w m and variance = w C w. In float64, for a filter may hear only little.
+        """
+        first = cast(Any, self.conv_layers[0])
+        conv, norm = first.conv, getattr(first, "layer_norm", None)
+        if not isinstance(norm, nn.GroupNorm):
+            one = audio.new_ones(len(audio), conv.out_channels)
+            return one, one - 1
+        with torch.autocast(audio.device.type, enabled=False):
+            slices = audio.double().unfold(1, conv.kernel_size[0], conv.stride[0])  # batch frame tap
+            count = ((lengths - conv.kernel_size[0]) // conv.stride[0] + 1).clamp_min(0)
+            outside = ~prefix_mask(count, slices.shape[1]).unsqueeze(-1)
+            count = count.clamp_min(1).unsqueeze(-1)
+            mean = slices.masked_fill(outside, 0).sum(-2) / count
+            centred = (slices - mean.unsqueeze(-2)).masked_fill(outside, 0)
+            covariance = centred.mT @ centred / count.unsqueeze(-1)
+            weight = conv.weight.double().squeeze(1)  # channel tap
+            variance = ((weight @ covariance) * weight).sum(-1)
+            scale: Tensor = norm.weight * (variance + norm.eps).rsqrt()
+            center = mean @ weight.mT + (0 if conv.bias is None else conv.bias)
+            return scale.float(), (norm.bias - center * scale).float()
+
+
+class WeightNormConv(nn.Module):
+    """A convolution with a weight norm over its taps that can be pickled; names are the older checkpoints'.
+
+    Args:
+        conv: a Conv1d with torch's parametrisation, whose place it takes.
+    """
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        original: Any = conv.parametrizations.weight
+        self.weight_g = nn.Parameter(original.original0.detach())  # 1 1 tap
+        self.weight_v = nn.Parameter(original.original1.detach())  # out in tap
+        self.bias = nn.Parameter(torch.empty_like(self.weight_v[:, 0, 0]))
+        self.padding, self.groups = conv.padding, conv.groups
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As transformers does: normal weights, no bias, and a norm that changes nothing."""
+        nn.init.kaiming_normal_(self.weight_v)
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight_g.copy_(self._length())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, dim, time) -> (batch, dim, time), and a frame more where the kernel is even."""
+        weight = (self.weight_v.float() * (self.weight_g.float() / self._length())).to(self.weight_v.dtype)
+        return F.conv1d(x, weight, self.bias, padding=self.padding, groups=self.groups)
+
+    def _length(self) -> Tensor:
+        return self.weight_v.float().square().sum((0, 1), keepdim=True).sqrt()
+
+
+def where(some: Tensor | None, encode: Callable[..., Tensor], *rows: Tensor, at_once: int) -> Tensor:
+    """Encode the rows that `some` names, not more than `at_once` together; the others are zero.
+
+    None, or compiling, when it is not known which are named: all rows together.
+    """
+    if some is None or torch.compiler.is_compiling():
+        return encode(*rows)
+    index = some.nonzero().squeeze(-1) if some.any() else some.new_zeros(1, dtype=torch.long)
+    x = torch.cat([encode(*(row[part] for row in rows)) for part in torch.split(index, at_once)])
+    return x.new_zeros(len(some), *x.shape[1:]).index_copy(0, index, x)
+
+
+def normalized(audio: Tensor, mask: Tensor) -> Tensor:
+    """Clips (batch, samples) of zero mean and unit variance over their own samples; zero where masked."""
+    count = mask.sum(-1, keepdim=True).clamp_min(1)
+    audio = (audio - audio.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)
+    return audio * (audio.square().sum(-1, keepdim=True) / count + 1e-7).rsqrt()
+
+
+def field_and_hop(kernels: list[int], strides: list[int]) -> tuple[int, int]:
+    """Samples that a frame sees after all convolutions, and from one frame to the next."""
+    return 1 + sum((kernel - 1) * prod(strides[:i]) for i, kernel in enumerate(kernels)), prod(strides)
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name with torch's older names of a weight norm."""
+    return name.replace("parametrizations.weight.original0", "weight_g").replace(
+        "parametrizations.weight.original1", "weight_v"
+    )
+
+
+def read_do_normalize(path: str, revision: str | None) -> bool:
+    """What preprocessor_config.json beside the weights says; yes, as transformers has it, if it is silent.
+
+    Raises:
+        ComponentError: there is no such file.
+    """
+    name = "preprocessor_config.json"
+    try:
+        return bool(read_config(path, revision, name).get("do_normalize", True))
+    except ComponentError as error:
+        raise ComponentError(
+            f"{path}: no readable {name} beside the weights: say with 'do_normalize: true' or 'false' how clips "
+            "were treated in training (MERT-v1: false)"
+        ) from error
+
+
+def hubert_arch(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a MERT config the features depend on, as options of HubertConfig.
+
+    Raises:
+        ComponentError: the config is of another network or another rate.
+    """
+    refused = {
+        "deepnorm": "no MERT-v1 checkpoint has it, and HuBERT's layers, which are used here, do not",
+        "feature_extractor_cqt": "the constant-Q spectrogram beside the convolutions is not implemented",
+        "conv_pos_batch_norm": "no MERT checkpoint has it, and statistics over padding would change the frames",
+    }
+    for key, reason in refused.items():
+        if config.get(key):
+            raise ComponentError(f"mert: '{key}: {config[key]}' is not supported, because {reason}")
+    fixed = {"conv_kernel": KERNELS, "conv_stride": STRIDES, "sample_rate": 24000}
+    for key, value in fixed.items():
+        found = config.get(key, value)
+        if (list(found) if isinstance(found, (list, tuple)) else found) != value:
+            raise ComponentError(
+                f"mert: '{key}: {found}' is not supported, because MERT-v1 has {value}, which gives 75 frames a second"
+            )
+    keys = [
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_dropout",
+        "activation_dropout",
+        "attention_dropout",
+        "feat_proj_layer_norm",
+        "feat_proj_dropout",
+        "layer_norm_eps",
+        "feat_extract_norm",
+        "feat_extract_activation",
+        "conv_dim",
+        "conv_kernel",
+        "conv_stride",
+        "conv_bias",
+        "num_conv_pos_embeddings",
+        "num_conv_pos_embedding_groups",
+        "do_stable_layer_norm",
+    ]
+    return {key: config[key] for key in keys if key in config}
