@@ -73,7 +73,7 @@ class Component(nn.Module):
         self.config = config
 
     random: ClassVar[tuple[str, ...]] = ()
-    """Patterns of tensor names that no source gives, such as a learned mix of layers."""
+    """Patterns of tensor names that no source gives, such as a mix of layers; they train even under `freeze: all`."""
 
     def source(self) -> Source | None:
         """Where the weights come from; None when they are random."""
@@ -136,7 +136,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def adapt(module: M, config: ComponentConfig) -> M:
-    """Inject LoRA, then freeze what the config says; adapters always train.
+    """Inject LoRA, then freeze what the config says; adapters, and what no source gives, train under `freeze: all`.
 
     Raises:
         SpecError: a pattern that matches no parameter, or target modules that do not exist.
@@ -146,10 +146,13 @@ def adapt(module: M, config: ComponentConfig) -> M:
         _inject(module, config.lora)
     patterns = {"all": ["*"], "none": []}.get(config.freeze) if isinstance(config.freeze, str) else config.freeze
     unused = set(patterns or [])
+    new = getattr(module, "random", ()) if config.freeze == "all" else ()  # no source gives it: frozen it is useless
     for name, parameter in module.named_parameters():
         plain = base_name(name)
         hits = [pattern for pattern in patterns or [] if fnmatchcase(plain, pattern)]
         unused.difference_update(hits)
+        if any(fnmatchcase(plain, pattern) for pattern in new):
+            hits = []
         parameter.requires_grad_(is_adapter(name) or (plain in trainable and not hits))
     if unused - {"*"}:
         some = ", ".join(base_name(name) for name, _ in list(module.named_parameters())[:3])

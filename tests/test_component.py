@@ -1,0 +1,83 @@
+"""What all families share: freezing, adapters, learning rates."""
+
+import fnmatch
+
+import pytest
+import torch
+from torch import nn
+
+from usam import SpecError, build_encoder, build_projector
+from usam.component import is_adapter
+
+TINY = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "num_mel_bins": 80,
+    "max_source_positions": 50,
+    "dropout": 0.5,
+    "attention_dropout": 0.5,
+}
+
+
+def training(module):
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def test_freeze_all_is_an_encoders_default():
+    assert not training(build_encoder("whisper", arch=TINY))
+
+
+def test_freeze_none_trains_all_but_the_sinusoids():
+    encoder = build_encoder("whisper", arch=TINY, freeze="none")
+    frozen = {name for name, _ in encoder.named_parameters()} - training(encoder)
+    assert frozen == {"encoder.embed_positions.weight"}  # Whisper's own rule
+
+
+def test_patterns_freeze_what_they_match():
+    pattern = "encoder.layers.0.*"
+    encoder = build_encoder("whisper", arch=TINY, freeze=[pattern])
+    assert training(encoder)
+    assert not fnmatch.filter(training(encoder), pattern)
+    encoder.train()
+    assert not encoder.encoder.layers[0].training
+    assert encoder.encoder.layers[1].training
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(SpecError, match=r"no parameter matches \['layrs.*'\]; names look like"):
+        build_encoder("whisper", arch=TINY, freeze=["layrs.*"])
+
+
+def test_adapters_train_whatever_is_frozen_and_start_as_a_no_op():
+    plain = build_encoder("whisper", arch=TINY)
+    adapted = build_encoder("whisper", arch=TINY, lora={"target_modules": ["q_proj"]})
+    assert training(adapted)
+    assert all(is_adapter(name) for name in training(adapted))
+    base = {name.replace(".base_layer.", "."): t for name, t in adapted.state_dict().items() if not is_adapter(name)}
+    plain.load_state_dict(base)
+    audio, mask = torch.randn(1, 4000), torch.ones(1, 4000, dtype=torch.bool)
+    assert torch.equal(plain(audio, mask).x, adapted(audio, mask).x)
+
+
+def test_a_frozen_encoder_does_not_drop_out_while_its_adapters_may():
+    encoder = build_encoder("whisper", arch=TINY, lora={"target_modules": ["q_proj"], "lora_dropout": 0.9}).train()
+    assert not encoder.encoder.layers[0].training
+    layer = encoder.encoder.layers[0].self_attn.q_proj
+    assert layer.lora_dropout["usam"].training
+    audio, mask = torch.randn(1, 4000), torch.ones(1, 4000, dtype=torch.bool)
+    with torch.no_grad():
+        nn.init.ones_(layer.lora_B["usam"].weight)
+        assert not torch.equal(encoder(audio, mask).x, encoder(audio, mask).x)
+        encoder.eval()
+        assert torch.equal(encoder(audio, mask).x, encoder(audio, mask).x)
+
+
+def test_target_modules_that_do_not_exist_are_an_error():
+    with pytest.raises(SpecError, match=r"lora: .*no_proj"):
+        build_encoder("whisper", arch=TINY, lora={"target_modules": ["no_proj"]})
+
+
+def test_a_named_dtype_is_kept():
+    assert build_projector("linear", in_dim=4, dtype="bfloat16").map[0].weight.dtype == torch.bfloat16
