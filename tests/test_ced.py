@@ -183,11 +183,18 @@ def test_a_clip_without_a_whole_patch_has_no_frames(samples, ced):
     close(found, alone(ced, audio("short")))
 
 
-def test_a_clip_without_a_whole_patch_still_gives_every_parameter_a_gradient():
-    encoder = build(freeze="none")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_clip_without_a_whole_patch_still_gives_every_parameter_a_gradient(attention):
+    encoder = build(freeze="none", attn_implementation=attention)
     clip = noise(1600)[None]
     encoder(clip, torch.ones_like(clip, dtype=torch.bool)).x.sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    assert all(parameter.grad.eq(0).all() for parameter in encoder.parameters())
+
+
+def test_what_lies_behind_a_clip_does_not_raise_its_floor(ced):
+    click = torch.zeros(8000)
+    click[0] = 1
+    close(encode(ced, click, noise(20_000))[1][0], alone(ced, click))
 
 
 @pytest.mark.parametrize("freeze", ["all", "none"])
@@ -393,17 +400,12 @@ def test_options_that_make_no_sense(options, message):
         build_encoder("ced", **options)
 
 
-@pytest.mark.parametrize(
-    ("size", "parameters"),
-    [({}, 85_711_759), ({"embed_dim": 192, "num_heads": 3}, None)],
-)
-def test_base_has_as_many_parameters_as_the_original(size, parameters):
+def test_base_has_as_many_parameters_as_the_original():
     with torch.device("meta"):
-        encoder = build_encoder("ced", arch=size, weights=False)
+        encoder = build_encoder("ced", arch={}, weights=False)
         # The classifier, which is not loaded: a layer norm of 2 x 768 and a linear map to 527 classes.
         head = nn.Sequential(nn.LayerNorm(768), nn.Linear(768, 527))
-    found = sum(p.numel() for module in (encoder, head) for p in module.parameters())
-    assert parameters is None or found == parameters
+    assert sum(p.numel() for module in (encoder, head) for p in module.parameters()) == 85_711_759
 
 
 # In a model

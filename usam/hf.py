@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate
@@ -246,6 +247,7 @@ def assemble(
     trains = {name for name, parameter in skeleton.named_parameters() if parameter.requires_grad}
     for name, parameter in model.named_parameters():  # loading has replaced them all by new ones
         parameter.requires_grad_(name in trains and parameter.is_floating_point())
+    model.is_quantized = False  # only what is frozen is: the Trainer would refuse to train the rest
     return cast(UsamForConditionalGeneration, model)
 
 
@@ -270,6 +272,8 @@ def load(
         kwargs.pop(option, None)
     source = locate(str(path), revision)
     config = config if isinstance(config, UsamConfig) else UsamConfig.from_pretrained(source.folder)
+    if config.spec is None:
+        raise ComponentError(f"{path}: not a model that usam saved; a language model goes into a spec, as llm.path")
     if config.delta:  # the spec says how to quantise; what is read here is not quantised yet
         config.__dict__.pop("quantization_config", None)
     skeleton = outline(config)
@@ -291,13 +295,25 @@ def load(
 def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: Any, **kwargs: Any) -> None:
     """Write config.json, usam.yaml and the tensors that no source can give back."""
     state = model.state_dict() if state_dict is None else dict(state_dict)
-    kept = {name: tensor for name, tensor in state.items() if name in delta_names(model, state)}
+    names = delta_names(model, state)
+    kept = {name: tensor for name, tensor in state.items() if name in names}
     model.config.delta = len(kept) < len(state)
     model.config.provenance = provenance(model)
-    PreTrainedModel.save_pretrained(model, folder, state_dict=kept, **kwargs)
+    with _as_given(model) if model.config.delta else nullcontext():
+        PreTrainedModel.save_pretrained(model, folder, state_dict=kept, **kwargs)
     if kwargs.get("is_main_process", True):
         text = "# The spec of this model; use it as `base:` in another.\n" + model.config.parsed.to_yaml()
         (Path(folder) / "usam.yaml").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _as_given(model: Any) -> Iterator[None]:
+    """Without its quantiser, which would write the whole model instead of the tensors that it is given."""
+    quantizer, model.hf_quantizer = getattr(model, "hf_quantizer", None), None
+    try:
+        yield
+    finally:
+        model.hf_quantizer = quantizer
 
 
 def delta_names(model: UsamForConditionalGeneration, state: Mapping[str, Any]) -> set[str]:
@@ -341,8 +357,6 @@ def _providers(spec: Spec) -> dict[str, str]:
 
 
 def _registry(family: str) -> Registry[Any]:
-    import importlib
-
     return cast(Registry[Any], importlib.import_module(f"usam.{family}").registry)
 
 
@@ -402,6 +416,8 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
         spec=tree,
         text_config=cast(Any, model.config.text_config).to_dict(),
         audio_token_id=model.config.audio_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
     )
     merged = assemble(outline(whole), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
     merged.generation_config = model.generation_config

@@ -91,6 +91,10 @@ class UsamPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         for layer in fresh:
             layer.reset_lora_parameters(ADAPTER, True)
+            if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
+                dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
+                layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
+                layer.lora_magnitude_vector[ADAPTER].to(dtype)
 
     def train(self, mode: bool = True) -> UsamPreTrainedModel:
         """Training mode. A frozen language model keeps the flag, which gradient checkpointing needs:

@@ -49,11 +49,12 @@ def in_windows(
     if torch.compiler.is_compiling() or count == 1:
         x = encode(windows, heard)
     else:
-        x = _encode_heard(windows, heard, encode, at_once)
+        x = encode_heard(windows, heard, encode, at_once)
     return rearrange(x, "(b w) t d -> b (w t) d", w=count)
 
 
-def _encode_heard(windows: Tensor, heard: Tensor, encode: Callable[[Tensor, Tensor], Tensor], at_once: int) -> Tensor:
+def encode_heard(windows: Tensor, heard: Tensor, encode: Callable[[Tensor, Tensor], Tensor], at_once: int) -> Tensor:
+    """The frames of the windows that hold a sample, `at_once` of them together; zeros for the others."""
     full = heard.any(-1)
     if not full.any():
         full = full.clone()

@@ -36,8 +36,8 @@ OF_NO_USE = {"finetuned_model", "predictor_dropout", "predictor_class", "layer_w
 
 class Beats(Encoder):
     """A clip's log-mel spectrogram is cut into patches of 0.16 s by 16 bins: eight tokens a step, one for
-    each band. Long audio is encoded in windows of `chunk` seconds. The original's features, except that
-    it lets a clip in a longer batch keep a few tokens of padding.
+    each band. Long audio is encoded in windows of `chunk` seconds. The features are the original's, except in
+    a batch: there the original takes some of a shorter clip's padding for sound.
     """
 
     class Config(Encoder.Config):
@@ -52,7 +52,7 @@ class Beats(Encoder):
         bands: Literal["flatten", "mean", "concat"] = "flatten"
         """The eight bands of a step: tokens of their own (50 a second), their mean, or side by side (6.25 a second)."""
         layers: Layers = "last"
-        """The last layer; a learned mix of all, which needs `freeze: ["beats.*"]` to train; or some, concatenated."""
+        """The last layer; a learned mix of all, which trains even when the rest is frozen; or some, concatenated."""
         chunk: float = Field(30.72, gt=0)
         """Seconds that attention spans: a multiple of 0.16."""
         windows_at_once: int = Field(4, ge=1)
@@ -118,11 +118,13 @@ class Beats(Encoder):
     def forward(self, audio: Tensor, mask: Tensor) -> Frames:
         """Frames of (batch, length(samples), dim)."""
         size = self.config.length(audio.shape[1])
+        steps = max(1, fbank_frames(audio.shape[1]) // PATCH)
+        whole = slice(steps * STEP + FIELD - STEP)  # a step begun would be another window
         x = in_windows(
-            audio.masked_fill(~mask, 0),
-            mask,
+            audio.masked_fill(~mask, 0)[:, whole],
+            mask[:, whole],
             self._encode,
-            frames=min(self.window, max(1, fbank_frames(audio.shape[1]) // PATCH)),
+            frames=min(self.window, steps),
             hop=STEP,
             field=FIELD,
             at_once=self.config.windows_at_once,
@@ -183,12 +185,6 @@ class Fbank(KaldiFbank):
 
     def __init__(self) -> None:
         super().__init__(BINS, "povey", scale=2.0**15)
-
-    def reset_parameters(self) -> None:
-        """The original's window, in float32 from the start: rounded later, values near silence would move by 2e-4."""
-        super().reset_parameters()
-        window = torch.hann_window(FRAME, periodic=False, dtype=torch.float32, device="cpu").pow(0.85)
-        self.window = window.to(self.window.device)
 
     def forward(self, audio: Tensor) -> Tensor:
         """(batch, samples) at 16 kHz -> (batch, fbank_frames(samples), 128)."""

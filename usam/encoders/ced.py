@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._windows import _encode_heard
+from usam.encoders._windows import encode_heard
 from usam.registry import ComponentError, did_you_mean
 from usam.spec import Config
 from usam.types import Frames, prefix_mask
@@ -193,7 +193,7 @@ class Ced(Encoder):
         if torch.compiler.is_compiling():
             x = self._encode(chunks, heard)
         else:
-            x = _encode_heard(chunks, heard, self._encode, config.chunks_at_once)
+            x = encode_heard(chunks, heard, self._encode, config.chunks_at_once)
         x = in_time_order(x, config.bands, count)[:, :size]
         return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, config.rate)
 
@@ -274,7 +274,7 @@ class MelDecibels(nn.Module):
         frames = audio.shape[1] // HOP + 1
         with torch.autocast(audio.device.type, enabled=False):
             pieces = [
-                self._power(reflected(audio.float(), samples, start * HOP, min(start + at_once, frames) * HOP))
+                self._power(reflected(audio, samples, start * HOP, min(start + at_once, frames) * HOP).float())
                 for start in range(0, frames, at_once)
             ]
             mel = 10 * torch.cat(pieces, -1).clamp_min(1e-10).log10()
@@ -292,7 +292,7 @@ def reflected(audio: Tensor, samples: Tensor, start: int, stop: int) -> Tensor:
     index = torch.arange(start - FFT // 2, stop - HOP + FFT // 2, device=audio.device).abs()
     last = (samples - 1).unsqueeze(-1)
     index = torch.where(index > last, 2 * last - index, index)
-    audio = audio if audio.shape[1] else F.pad(audio, (0, 1))
+    audio = audio if audio.shape[1] else F.pad(audio, (0, 1))  # an index must point at something
     return audio.gather(1, index.clamp(0, audio.shape[1] - 1))
 
 

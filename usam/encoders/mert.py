@@ -23,6 +23,7 @@ from transformers.models.hubert.modeling_hubert import (
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
+from usam.page import SpecError
 from usam.registry import ComponentError
 from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read, read_config
@@ -51,7 +52,7 @@ class Mert(Encoder):
         arch: dict[str, Any] | None = None
         """MERT's config, with the names of transformers' HubertConfig; None reads it from `path`."""
         do_normalize: bool | None = None
-        """Whether clips are brought to zero mean and unit variance; None reads it from `path`, and is no without."""
+        """Whether clips are brought to zero mean and unit variance; None reads it from `path`, as `arch`."""
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         chunk: float = Field(30.0, gt=0)
@@ -77,14 +78,14 @@ class Mert(Encoder):
 
         def resolved(self) -> Mert.Config:
             """The same config with its architecture and `do_normalize` filled in."""
-            arch, normalizes = self.arch, self.do_normalize
-            if arch is None:
-                if self.path is None:
-                    raise ValueError("mert needs 'path' (weights) or 'arch' (options of HubertConfig)")
-                arch = read_config(self.path, self.revision)
-            if normalizes is None:
-                normalizes = self.path is not None and read_do_normalize(self.path, self.revision)
-            return self.model_copy(update={"arch": hubert_arch(arch), "do_normalize": normalizes})
+            if self.arch is not None:
+                return self.model_copy(update={"arch": hubert_arch(self.arch)})
+            if self.path is None:
+                raise SpecError("mert needs 'path' (weights) or 'arch' (options of HubertConfig)")
+            found: dict[str, Any] = {"arch": hubert_arch(read_config(self.path, self.revision))}
+            if self.do_normalize is None:
+                found["do_normalize"] = read_do_normalize(self.path, self.revision)
+            return self.model_copy(update=found)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.resolved())
@@ -110,10 +111,16 @@ class Mert(Encoder):
         return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
-        """A checkpoint's tensors, but for SpecAugment's embedding and for layers past the last one needed."""
+        """A checkpoint's tensors, but for SpecAugment's embedding and for layers past the last one needed.
+
+        Raises:
+            ComponentError: with 'arch' given, nobody has said whether clips are normalised.
+        """
         source = self.source()
         if source is None:
             return {}
+        if self.config.do_normalize is None:
+            raise ComponentError(f"{self.config.path}: mert with 'arch' needs 'do_normalize: true' or 'false' too")
         unused = ["masked_spec_embed"]
         unused += [f"encoder.layers.{i}." for i in range(self.needed, self.hubert.num_hidden_layers)]
         if isinstance(self.encoder.layer_norm, nn.Identity):
@@ -140,18 +147,10 @@ class Mert(Encoder):
         if not self.hubert.do_stable_layer_norm:
             x = self.encoder.layer_norm(x)
         x = self.encoder.dropout(x)
-        count = ceil_div(x.shape[1], self.window)
-        frames = min(self.window, x.shape[1])
-        rest = count * frames - x.shape[1]
-        windows = rearrange(F.pad(x, (0, 0, 0, rest)), "b (w t) d -> (b w) t d", w=count)
-        heard = rearrange(F.pad(own, (0, rest)), "b (w t) -> (b w) t", w=count)
-        some = heard.any(-1) if count > 1 else None
-        x = where(some, self._attend, windows, heard, at_once=self.config.windows_at_once)
-        return rearrange(x, "(b w) t d -> b (w t) d", w=count)
+        return attended(x, own, self._attend, frames=self.window, at_once=self.config.windows_at_once)
 
     def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        nothing = ~mask.any(-1, keepdim=True)  # a softmax over no frame at all would be NaN
-        attention_mask = create_bidirectional_mask(self.hubert, x, mask | nothing)
+        attention_mask = create_bidirectional_mask(self.hubert, x, mask)
         return cast(Tensor, self.mix(self._states(x, attention_mask)))
 
     def _states(self, x: Tensor, attention_mask: Tensor | None) -> Iterator[Tensor]:
@@ -203,16 +202,16 @@ class Convolutions(nn.Module):
         return rearrange(x, "(b w) t c -> b (w t) c", w=count)[:, :total]
 
     def _encode(self, windows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        first, *others = self.conv_layers
+        first: Any = self.conv_layers[0]
         conv, norm = first.conv, getattr(first, "layer_norm", None)
         with torch.autocast(windows.device.type, enabled=False):  # 8 bits would drown what is quiet
             bias = None if conv.bias is None else conv.bias.float()
             x = F.conv1d(windows.float().unsqueeze(1), conv.weight.float(), bias, conv.stride)
-            x = (x * scale + shift).to(conv.weight.dtype)
+            x = torch.addcmul(shift, x, scale).to(conv.weight.dtype)
         if isinstance(norm, nn.LayerNorm):
             x = rearrange(norm(rearrange(x, "w c t -> w t c")), "w t c -> w c t")
         x = first.activation(x)
-        for layer in others:
+        for layer in self.conv_layers[1:]:
             x = layer(x)
         return cast(Tensor, rearrange(x, "w c t -> w t c"))
 
@@ -222,7 +221,7 @@ class Convolutions(nn.Module):
         A filter's mean and variance over time follow from those of the waveform's slices: with the weights
         w of a channel, mean = w m and variance = w C w. In float64, for a filter may hear only little.
         """
-        first = cast(Any, self.conv_layers[0])
+        first: Any = self.conv_layers[0]
         conv, norm = first.conv, getattr(first, "layer_norm", None)
         if not isinstance(norm, nn.GroupNorm):
             one = audio.new_ones(len(audio), conv.out_channels)
@@ -251,7 +250,7 @@ class WeightNormConv(nn.Module):
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
-        original: Any = conv.parametrizations.weight
+        original = cast(Any, conv).parametrizations.weight
         self.weight_g = nn.Parameter(original.original0.detach())  # 1 1 tap
         self.weight_v = nn.Parameter(original.original1.detach())  # out in tap
         self.bias = nn.Parameter(torch.empty_like(self.weight_v[:, 0, 0]))
@@ -272,6 +271,29 @@ class WeightNormConv(nn.Module):
 
     def _length(self) -> Tensor:
         return self.weight_v.float().square().sum((0, 1), keepdim=True).sqrt()
+
+
+def attended(
+    x: Tensor, own: Tensor, attend: Callable[[Tensor, Tensor], Tensor], *, frames: int, at_once: int
+) -> Tensor:
+    """Frames (batch, time, dim) through layers with attention, in windows of at most `frames` frames.
+
+    Args:
+        x: the frames.
+        own: (batch, time), a prefix.
+        attend: (window, time, dim) and a mask (window, time), nowhere empty, to (window, time, out).
+        frames: frames of a window.
+        at_once: windows encoded together.
+    """
+    count = ceil_div(x.shape[1], frames)
+    size = min(frames, x.shape[1])
+    rest = count * size - x.shape[1]
+    windows = rearrange(F.pad(x, (0, 0, 0, rest)), "b (w t) d -> (b w) t d", w=count)
+    mask = rearrange(F.pad(own, (0, rest)), "b (w t) -> (b w) t", w=count)
+    heard = mask.any(-1)
+    mask = mask | ~heard.unsqueeze(-1)  # a softmax over no frame at all would be NaN
+    out = where(heard if count > 1 else None, attend, windows, mask, at_once=at_once)
+    return rearrange(out, "(b w) t d -> b (w t) d", w=count)[:, : x.shape[1]]
 
 
 def where(some: Tensor | None, encode: Callable[..., Tensor], *rows: Tensor, at_once: int) -> Tensor:
@@ -306,13 +328,13 @@ def plain_name(name: str) -> str:
 
 
 def read_do_normalize(path: str, revision: str | None) -> bool:
-    """What preprocessor_config.json beside the weights says; yes, as transformers has it, if it is silent.
+    """What preprocessor_config.json beside the weights says.
 
     Raises:
         ComponentError: there is no such file.
     """
     name = "preprocessor_config.json"
-    try:
+    try:  # transformers' own default is True
         return bool(read_config(path, revision, name).get("do_normalize", True))
     except ComponentError as error:
         raise ComponentError(

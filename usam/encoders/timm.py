@@ -167,7 +167,9 @@ class Grid:
     dim: int
 
 
-def create(name: str, options: Mapping[str, Any], frames: int, mels: int, weights: dict[str, str] | None = None) -> Any:
+def create(
+    name: str, options: Mapping[str, Any], frames: int, mels: int, weights: Mapping[str, Tensor] | None = None
+) -> Any:
     """A timm model for pictures of `frames` by `mels` with one channel, without its classifier.
 
     Raises:

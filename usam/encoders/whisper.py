@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import WhisperConfig
@@ -19,6 +22,7 @@ from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read, read_config
 
 FFT, HOP = 400, 160
+FLOOR = 1e-10
 SAMPLES_PER_FRAME = 2 * HOP  # the second convolution halves the mel frames
 
 
@@ -90,7 +94,7 @@ class Whisper(Encoder):
         x = in_windows(
             audio.masked_fill(~mask, 0),
             mask,
-            self._encode,
+            partial(self._encode, sounding=min(audio.shape[1], self.window * SAMPLES_PER_FRAME)),
             frames=self.window,
             hop=SAMPLES_PER_FRAME,
             field=SAMPLES_PER_FRAME,
@@ -99,8 +103,9 @@ class Whisper(Encoder):
         own = prefix_mask(self.config.length(mask.sum(-1)), size)
         return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, self.config.rate)
 
-    def _encode(self, windows: Tensor, mask: Tensor) -> Tensor:
-        mel = self.mel(windows).to(self.encoder.conv1.weight.dtype)
+    def _encode(self, windows: Tensor, mask: Tensor, *, sounding: int) -> Tensor:
+        """(window, samples), of which only the first `sounding` can be other than zero, to frames."""
+        mel = self.mel(windows[:, :sounding], 2 * self.window).to(self.encoder.conv1.weight.dtype)
         return cast(Tensor, self.encoder(mel).last_hidden_state)
 
 
@@ -134,12 +139,21 @@ class LogMel(nn.Module):
             self.reset_parameters()
         return self
 
-    def forward(self, audio: Tensor) -> Tensor:
-        """(batch, samples) at 16 kHz -> (batch, bins, samples // 160), each item scaled by its own maximum."""
+    def forward(self, audio: Tensor, frames: int) -> Tensor:
+        """The spectrogram of (batch, samples) at 16 kHz, followed by silence: (batch, bins, frames).
+
+        Each item is scaled by its own maximum. Frames that hear nothing but the silence are not computed.
+        """
+        total = frames * HOP
+        sounding = min(frames, ceil_div(audio.shape[1] + FFT // 2, HOP))
+        end = (sounding - 1) * HOP + FFT // 2  # of the last sounding frame, which may lie past the window's
         with torch.autocast(audio.device.type, enabled=False):
-            spectrum = torch.stft(audio.float(), FFT, HOP, window=self.window, return_complex=True)[..., :-1]
+            x = F.pad(audio.float(), (0, min(end, total) - audio.shape[1]))
+            x = F.pad(x, (FFT // 2, max(0, end - total)), mode="reflect")
+            spectrum = torch.stft(x, FFT, HOP, window=self.window, center=False, return_complex=True)
             power = spectrum.real.square() + spectrum.imag.square()
-            mel = (self.filters.mT @ power).clamp_min(1e-10).log10()
+            mel = (self.filters.mT @ power).clamp_min(FLOOR).log10()
+            mel = F.pad(mel, (0, frames - sounding), value=math.log10(FLOOR))
             mel = torch.maximum(mel, mel.amax((-2, -1), keepdim=True) - 8)
             return (mel + 4) / 4
 

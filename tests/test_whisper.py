@@ -1,0 +1,113 @@
+"""The Whisper encoder against reference outputs, transformers' extractor, and itself."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise
+from safetensors.torch import load_file, save_file
+from transformers import WhisperFeatureExtractor
+
+from usam import ComponentError, build_encoder, build_model
+from usam.encoders.whisper import LogMel
+
+ORACLE = Path(__file__).parent / "oracles" / "whisper"
+LARGE = {
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "num_mel_bins": 80,
+    "max_source_positions": 1500,
+}
+
+
+def audio(case):
+    x = torch.from_numpy(np.load(ORACLE / f"audio_{case}.npy")).unsqueeze(0)
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
+def expected(case, name):
+    return torch.from_numpy(np.load(ORACLE / f"expected_{case}.npz")[name])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return build_encoder("whisper", path=str(ORACLE / "hf"))
+
+
+@pytest.mark.parametrize("case", ["short", "long"])
+def test_features_are_the_references_on_the_clips_own_frames(case, encoder):
+    frames = encoder(*audio(case))
+    assert frames.x.shape[1] == -(-audio(case)[0].shape[1] // 320)
+    assert torch.allclose(frames.x, expected(case, "features")[:, : frames.x.shape[1]], atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["short", "long"])
+def test_the_front_end_is_the_references(case):
+    assert torch.allclose(LogMel(80)(audio(case)[0], 3000), expected(case, "input_features"), atol=1e-4)
+
+
+def test_eager_attention_agrees(encoder):
+    eager = build_encoder("whisper", path=str(ORACLE / "hf"), attn_implementation="eager")
+    assert torch.allclose(eager(*audio("short")).x, encoder(*audio("short")).x, atol=1e-5)
+
+
+def test_bfloat16_stays_within_five_percent(encoder):
+    exact = encoder(*audio("short")).x
+    coarse = build_encoder("whisper", path=str(ORACLE / "hf"), dtype="bfloat16")(*audio("short")).x.float()
+    assert (coarse - exact).norm() / exact.norm() < 0.05
+
+
+def test_a_saved_model_has_the_same_features(encoder, tmp_path):
+    spec = {"encoders": {"whisper": {"path": str(ORACLE / "hf")}}, "projector": "linear", "llm": "tiny"}
+    build_model(spec).save_pretrained(tmp_path / "m")
+    again = build_model(spec).from_pretrained(tmp_path / "m").model.encoders["whisper"]
+    assert torch.equal(again(*audio("long")).x, encoder(*audio("long")).x)
+
+
+@pytest.mark.parametrize("samples", [1, 159, 160, 200, 201, 16001, 479799, 479960, 480000])
+@pytest.mark.parametrize("bins", [80, 128])
+def test_the_front_end_is_transformers_own_at_every_edge_of_the_window(samples, bins):
+    clip = noise(samples / 16000, seed=samples)
+    theirs = WhisperFeatureExtractor(feature_size=bins)([clip], sampling_rate=16000, return_tensors="pt")
+    assert torch.allclose(LogMel(bins)(torch.from_numpy(clip)[None], 3000), theirs.input_features, atol=1e-4)
+
+
+def test_long_audio_is_its_windows_one_by_one(encoder):
+    x = torch.from_numpy(noise(70.0)).unsqueeze(0)
+    whole = encoder(x, torch.ones_like(x, dtype=torch.bool))
+    assert whole.x.shape[1] == 70 * 50
+    for i in range(3):
+        part = x[:, i * 480000 : (i + 1) * 480000]
+        alone = encoder(part, torch.ones_like(part, dtype=torch.bool)).x
+        assert torch.allclose(whole.x[:, i * 1500 : i * 1500 + alone.shape[1]], alone, atol=1e-5)
+
+
+def test_large_v2_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        large = build_encoder("whisper", arch=LARGE, weights=False)
+    assert sum(p.numel() for p in large.parameters()) == 636_784_640
+
+
+def test_only_the_encoders_tensors_are_read(encoder):
+    assert not [name for name in encoder.pretrained() if "decoder" in name]
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    shutil.copytree(ORACLE / "hf", tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    del tensors["model.encoder.layer_norm.weight"]
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(ComponentError, match=r"missing encoder.layer_norm.weight \(32,\)"):
+        build_encoder("whisper", path=str(tmp_path / "hf"))
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    shutil.copytree(ORACLE / "hf", tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ComponentError, match=r"model.safetensors: not a whole safetensors file"):
+        build_encoder("whisper", path=str(tmp_path / "hf"))
