@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from usam import (
     ComponentError,
     SpecError,
-    UsamConfig,
     UsamForConditionalGeneration,
     UsamProcessor,
     build_model,
@@ -82,6 +81,14 @@ def test_a_full_checkpoint_gives_the_same_logits(tied, tmp_path):
     assert (again.lm_head.weight is again.get_input_embeddings().weight) is tied
 
 
+def test_what_a_component_ties_stays_tied(tmp_path):
+    model = build_model({**TOY, "encoders": {"toy_tied": {}}})
+    model.save_pretrained(tmp_path)
+    text, expected = load(tmp_path).model.encoders.toy_tied.text, model.model.encoders.toy_tied.text
+    assert text.encoder.embed_tokens.weight is text.shared.weight
+    assert torch.equal(text.shared.weight, expected.shared.weight)
+
+
 def test_buffers_come_back_whether_they_are_saved_or_not(tmp_path):
     model = build_model(TOY)
     model.model.encoders.toy.norm.running_mean.fill_(0.5)
@@ -144,7 +151,7 @@ def test_a_dtype_given_when_loading_wins(speech, tmp_path):
 
 
 def test_a_dtype_that_is_none_is_refused(speech):
-    with pytest.raises(ValueError, match="dtype is 'auto', or one of torch's .* found 'bf16'"):
+    with pytest.raises(ValueError, match=r"dtype is 'auto', or one of torch's .* found 'bf16'"):
         build_model(speech, dtype="bf16")
 
 
@@ -175,13 +182,22 @@ def test_a_delta_holds_what_no_source_gives(speech, tmp_path):
 
 def test_what_the_first_stage_trained_stays_in_the_delta_of_the_second(speech, tmp_path):
     nudge(build_model(speech, "encoders.whisper.freeze=none")).save_pretrained(tmp_path / "1")
-    config = UsamConfig.from_pretrained(tmp_path / "1")
-    config.spec["encoders"]["whisper"]["freeze"] = "all"
-    second = nudge(load(tmp_path / "1", config=config))
+    second = nudge(load(tmp_path / "1", "encoders.whisper.freeze=all"))
     assert not any(p.requires_grad for p in second.model.encoders.parameters())
     second.save_pretrained(tmp_path / "2")
     assert saved_names(tmp_path / "2") == saved_names(tmp_path / "1")
     assert torch.equal(logits(load(tmp_path / "2")), logits(second))
+
+
+def test_a_second_stage_brings_adapters_and_losses(speech, tmp_path):
+    first = nudge(build_model(speech, "llm.lora=null", "llm.freeze=[layers.0.*]"))
+    first.save_pretrained(tmp_path)
+    second = load(tmp_path, "llm.lora={target_modules: [q_proj]}", "llm.freeze=all", "losses.toy_match.weight=0.1")
+    assert torch.equal(logits(second), logits(first))
+    trains = {name for name, p in second.named_parameters() if p.requires_grad}
+    assert trains == {
+        n for n, _ in second.named_parameters() if is_adapter(n) or n.startswith(("model.proj", "losses"))
+    }
 
 
 def test_a_delta_of_a_delta_is_the_same(speech, tmp_path):
@@ -208,9 +224,6 @@ def without(request, whisper, llama, tmp_path):
     }
 
 
-LORA = {"llm": {"lora": {"target_modules": ["q_proj", "v_proj"]}}}
-
-
 def save_both(model, folder):
     model.save_pretrained(folder)
     UsamProcessor.from_spec(model.config.parsed).save_pretrained(folder)
@@ -235,8 +248,10 @@ def test_an_export_needs_no_source_and_is_bit_equal(without, tmp_path):
     assert UsamProcessor.from_pretrained(tmp_path / "whole").audio_token_id == model.config.audio_token_id
 
 
-def test_an_export_merges_lora(without, tmp_path):
-    model = nudge(build_model(without, LORA))
+@pytest.mark.parametrize("dora", ["false", "true"])
+@pytest.mark.parametrize("part", ["llm", "encoders.whisper"])
+def test_an_export_merges_lora(part, dora, without, tmp_path):
+    model = nudge(build_model(without, f"{part}.lora={{target_modules: [q_proj, v_proj], use_dora: {dora}}}"))
     batch = batch_for(model)
     export(save_both(model, tmp_path / "model"), tmp_path / "whole")
     delete_sources(without)
@@ -271,13 +286,13 @@ def test_the_folder_of_a_model_is_a_base(speech, tmp_path):
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen3", "gpt2"])
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("lora", [None, {}, {"use_dora": True}], ids=["plain", "lora", "dora"])
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "built"])
 def test_a_new_model_is_its_language_model_bit_for_bit(llm, lora, saved, speech, request, tmp_path):
     path = request.getfixturevalue(llm)
-    target = "c_attn" if llm == "gpt2" else "q_proj"
-    options = {"lora": {"target_modules": [target]}} if lora else {}
-    model = build_model({**speech, "llm": {"type": "transformers", "path": path, **options}})
+    targets = ["c_attn" if llm == "gpt2" else "q_proj"]
+    patch = {} if lora is None else {"llm": {"lora": {**lora, "target_modules": targets}}}
+    model = build_model({**speech, "llm": {"type": "transformers", "path": path}}, patch)
     if saved:
         model.save_pretrained(tmp_path)
         model = load(tmp_path)
@@ -335,6 +350,11 @@ def test_a_base_that_is_gone_is_named(without, tmp_path):
     delete_sources(without)
     with pytest.raises(ComponentError, match=r"'\S+whisper' is no file or folder here"):
         load(tmp_path / "model")
+
+
+def test_a_folder_of_another_model_is_told_apart(llama):
+    with pytest.raises(ComponentError, match=r"llama\S*: not a model that usam saved"):
+        load(llama)
 
 
 def test_a_delta_that_lost_a_tensor_names_it(speech, tmp_path):

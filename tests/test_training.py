@@ -183,6 +183,11 @@ def test_the_frozen_language_model_keeps_its_flag_and_drops_nothing(spec, gpt2, 
     assert model(**batch).loss == model(**batch).loss
 
 
+def test_batch_norms_of_a_frozen_language_model_stay_in_eval_mode(model):
+    model.model.language_model.add_module("norm_of_batches", torch.nn.BatchNorm1d(2))
+    assert not model.train().model.language_model.norm_of_batches.training
+
+
 def test_adapters_do_drop(model, batch):
     model.train()
     assert model(**batch).loss != model(**batch).loss

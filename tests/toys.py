@@ -3,6 +3,7 @@
 import torch
 from einops import rearrange
 from torch import nn
+from transformers import T5Config, T5EncoderModel
 
 from usam import encoders, losses, projectors
 from usam.types import Frames, LossOutput, prefix_mask
@@ -45,6 +46,15 @@ class Toy(encoders.Encoder):
         x = rearrange(self.norm(rearrange(x, "b t d -> b d t")), "b d t -> b t d")
         own = prefix_mask(self.config.length(mask.sum(-1)), size)
         return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, 75.0)
+
+
+@encoders.register("toy_tied")
+class Tied(Toy):
+    """Holds a model of transformers with one table under two names."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.text = T5EncoderModel(T5Config(vocab_size=8, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2))
 
 
 @projectors.register("toy_gate")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
-from usam.spec import Spec, component_config
+from usam.spec import Spec, component_config, load_spec
 
 AUDIO_TOKEN = "<|audio|>"
 
@@ -85,6 +85,11 @@ class UsamConfig(PreTrainedConfig):
                 upgrade = "--upgrade " if provider == "usam" else ""
                 remedy = f"pip install {upgrade}{provider}" if version else f"import {provider}, which registers it"
                 yield f"'{name}' was saved with {package}: {remedy}"
+
+    def patched(self, *overrides: str | Mapping[str, Any]) -> UsamConfig:
+        """A copy with patches laid over its spec, as `load_spec` takes them."""
+        spec = resolve(load_spec(self.parsed, *overrides))
+        return cast(UsamConfig, UsamConfig.from_dict({**self.to_dict(), "spec": spec.to_dict()}))
 
     def llm(self) -> LLM:
         """The builder of the language model."""

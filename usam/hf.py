@@ -261,9 +261,20 @@ def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    path: str | Path, config: UsamConfig | None = None, revision: str | None = None, **kwargs: Any
+    path: str | Path,
+    *overrides: str | Mapping[str, Any],
+    config: UsamConfig | None = None,
+    revision: str | None = None,
+    **kwargs: Any,
 ) -> UsamForConditionalGeneration:
     """A saved model: a full checkpoint, or a delta laid over its sources.
+
+    Args:
+        path: a folder or hub id.
+        overrides: patches of its spec for a next stage of training, which may bring adapters and losses.
+        config: its config, when it was read before.
+        revision: of the hub repository.
+        kwargs: options of transformers' `from_pretrained`.
 
     Raises:
         ComponentError: a plugin is missing, a source changed since it was saved, or tensors do not fit.
@@ -276,14 +287,20 @@ def load(
         raise ComponentError(f"{path}: not a model that usam saved; a language model goes into a spec, as llm.path")
     if config.delta:  # the spec says how to quantise; what is read here is not quantised yet
         config.__dict__.pop("quantization_config", None)
+    if overrides:
+        config = config.patched(*overrides)
     skeleton = outline(config)
-    saved = read(source)
+    saved = with_base_layers(skeleton, read(source))
     base = Base()
     if config.delta:
         check_sources(config, skeleton)
         base = sources(skeleton)
     dtypes = plan_dtypes(skeleton, base.tensors, saved, _asked_dtype(kwargs))
-    model = assemble(skeleton, {**base.tensors, **saved}, dtypes, lambda key: False, f"{path}: its weights", **kwargs)
+
+    def may_be_missing(key: str) -> bool:
+        return bool(overrides) and (is_adapter(key) or key.startswith("losses."))
+
+    model = assemble(skeleton, {**base.tensors, **saved}, dtypes, may_be_missing, f"{path}: its weights", **kwargs)
     model.origins = base.origins
     model.sourced = frozenset(base.tensors.keys() - saved.keys())
     model.name_or_path = model.config.name_or_path = str(path)
@@ -395,7 +412,7 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
     """
     config = UsamConfig.from_pretrained(locate(str(source)).folder)
     cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
-    model = load(source, config)
+    model = load(source, config=config)
     for layer in model.modules():
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()

@@ -320,15 +320,19 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         self.origins: dict[str, Any] = {}  # each part's source
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *overrides: Any, **kwargs: Any) -> Any:
         """A saved model, with its sources where it is a delta; takes transformers' options.
+
+        Args:
+            pretrained_model_name_or_path: a folder or hub id.
+            overrides: patches of its spec for a next stage: `"encoders.whisper.freeze=all"`, `"llm.lora={r: 8}"`.
 
         Raises:
             ComponentError: a plugin is missing, a source has changed, or tensors do not fit.
         """
         from usam.hf import load
 
-        return load(pretrained_model_name_or_path, *args, **kwargs)
+        return load(pretrained_model_name_or_path, *overrides, **kwargs)
 
     def save_pretrained(self, save_directory: Any, state_dict: Any = None, **kwargs: Any) -> None:
         """Write config.json, usam.yaml and a delta: what trains and what came from no source."""

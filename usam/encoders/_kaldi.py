@@ -44,15 +44,18 @@ class KaldiFbank(nn.Module):
 
     def reset_parameters(self) -> None:
         """The symmetric window, and triangles that are straight on Kaldi's mel axis."""
-        # In float32 from the start, as Kaldi's users have it: rounded later, values near silence move by 2e-4.
-        window = torch.hann_window(FRAME, periodic=False, dtype=torch.float32, device="cpu")
+        # How the window is rounded moves values near silence by 2e-4: Povey's as BEATs' authors have it, in float32
+        # from the start; Hann's as transformers' AST has it, from float64.
+        povey = self.shape == "povey"
+        dtype = torch.float32 if povey else torch.float64
+        window = torch.hann_window(FRAME, periodic=False, dtype=dtype, device="cpu")
         with warnings.catch_warnings():  # with 128 bins one triangle is narrower than the spectrum's grid: it stays
             warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
             filters = mel_filter_bank(
                 FFT // 2 + 1, self.bins, 20.0, 8000.0, 16000, mel_scale="kaldi", triangularize_in_mel_space=True
             )
         device = self.filters.device
-        self.window = (window.pow(0.85) if self.shape == "povey" else window).to(device)
+        self.window = (window.pow(0.85) if povey else window).float().to(device)
         self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> KaldiFbank:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from usam.clock import N
 from usam.encoders import Encoder
@@ -258,7 +259,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Layer(nn.Module):
+class Layer(GradientCheckpointingLayer):
     """A transformer layer that norms first, or last with DeepNorm's residual (Wang et al., 2022)."""
 
     def __init__(self, arch: Arch, attention: str) -> None:

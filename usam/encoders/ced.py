@@ -14,6 +14,7 @@ from einops import rearrange, reduce, repeat
 from pydantic import Field, field_validator, model_validator
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
@@ -144,7 +145,7 @@ class Ced(Encoder):
         self.freq_pos_embed = nn.Parameter(torch.empty(1, arch.embed_dim, BANDS, 1))
         norm = partial(nn.LayerNorm, eps=1e-6)
         blocks = [
-            Block(arch.embed_dim, arch.num_heads, arch.mlp_ratio, arch.qkv_bias, norm_layer=norm)
+            Layer(arch.embed_dim, arch.num_heads, arch.mlp_ratio, arch.qkv_bias, norm_layer=norm)
             for _ in range(arch.depth)
         ]
         for block in blocks:
@@ -230,6 +231,10 @@ def in_time_order(x: Tensor, bands: str, count: int) -> Tensor:
     if bands == "concat":
         return rearrange(x, "(b c) t f d -> b (c t) (f d)", c=count)
     return reduce(x, "(b c) t f d -> b (c t) d", "mean", c=count)
+
+
+class Layer(Block, GradientCheckpointingLayer):
+    """timm's block, which can be computed again in the backward pass to save memory."""
 
 
 class MelDecibels(nn.Module):

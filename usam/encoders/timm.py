@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from typing import Any, Literal, cast
 
 import timm
@@ -107,6 +108,35 @@ class Timm(Encoder):
         self.dim = self.grid.dim * (self.grid.bands if config.bands == "concat" else 1)
         self.fbank = KaldiFbank(self.config.mels, config.window)
         self.network = create(arch.pop("architecture"), arch, self.config.frames, self.config.mels)
+
+    def reset_parameters(self) -> None:
+        """Fill what timm's modules only fill when they are made, such as positions, from a new network."""
+        orphans = {name for name, m in self.network.named_modules() if not hasattr(m, "reset_parameters")}
+        empty = {
+            name: tensor
+            for name, tensor in chain(self.network.named_parameters(), self.network.named_buffers())
+            if name.rpartition(".")[0] in orphans
+            and not tensor.is_meta
+            and not getattr(tensor, "_is_hf_initialized", False)  # transformers has loaded it
+        }
+        if not empty:
+            return
+        arch = dict(self.config.arch)
+        with torch.device("cpu"):
+            fresh = create(arch.pop("architecture"), arch, self.config.frames, self.config.mels)
+        new = dict(chain(fresh.named_parameters(), fresh.named_buffers()))
+        with torch.no_grad():
+            for name, tensor in empty.items():
+                tensor.copy_(new[name])
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass, to save memory; transformers sets it."""
+        return bool(getattr(self.network, "grad_checkpointing", False))
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.network.set_grad_checkpointing(enable)
 
     def source(self) -> Source | None:
         """Where the weights come from."""

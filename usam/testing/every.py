@@ -128,9 +128,8 @@ def at_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 
 def written_elsewhere(module: nn.Module) -> set[str]:
-    """Names of the submodules that another library wrote and initialises: transformers', timm's."""
-    own = {cls.__module__.split(".")[0] for cls in type(module).__mro__} | {"torch", "usam"}
-    roots = [n for n, m in module.named_modules() if n and type(m).__module__.split(".")[0] not in own]
+    """Names of the submodules of transformers, which the composite initialises by transformers' own rules."""
+    roots = [n for n, m in module.named_modules() if n and type(m).__module__.startswith("transformers.")]
     return {n for n, _ in module.named_modules() if any(n == root or n.startswith(f"{root}.") for root in roots)}
 
 
