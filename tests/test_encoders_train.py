@@ -65,7 +65,9 @@ def step(model):
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < tokens, -100)
     before = {key: p.detach().clone() for key, p in model.model.encoders.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    model.train()(input_ids=ids, input_values=audio, labels=labels).loss.backward()
+    loss = model.train()(input_ids=ids, input_values=audio, labels=labels).loss
+    assert loss.isfinite()
+    loss.backward()
     optimizer.step()
     return {key for key, p in model.model.encoders.named_parameters() if not torch.equal(p, before[key])}
 

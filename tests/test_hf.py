@@ -387,3 +387,12 @@ def test_a_model_of_a_newer_usam_says_upgrade(tmp_path):
     edit(tmp_path / "config.json", lambda config: config["spec"].update(usam=2))
     with pytest.raises(SpecError, match=r"version 2.*pip install --upgrade usam"):
         load(tmp_path)
+
+
+def test_building_a_saved_folder_takes_its_weights(tmp_path):
+    model = nudge(build_model("tiny", "llm.dim=16", "llm.heads=2"))
+    model.save_pretrained(tmp_path)
+    again = build_model(tmp_path, "losses.cross_entropy.weight=0.5")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert again.losses["cross_entropy"].config.weight == 0.5
+    assert not torch.equal(build_model(tmp_path, weights=False).lm_head.weight, model.lm_head.weight)

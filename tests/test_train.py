@@ -57,6 +57,28 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(run_file):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_next_stage_starts_from_the_one_before(run_file):
+    first = train(read_run(run_file, *SMALL))
+    text = run_file.read_text().replace("model: tiny", f"model: {first}").replace("max_steps: 4", "max_steps: 1")
+    (run_file.parent / "second.yaml").write_text(text)
+    run = read_run(
+        run_file.parent / "second.yaml",
+        "model.encoders.whisper.freeze=all",
+        "model.llm.lora={r: 2, target_modules: [q_proj]}",
+        "model.llm.freeze=all",
+        f"train.output_dir={run_file.parent / 'two'}",
+    )
+    before, after = (Answerer.load(folder).model for folder in (first, train(run)))
+    old, new = before.state_dict(), after.state_dict()
+    assert torch.equal(
+        new["model.encoders.whisper.encoder.conv1.weight"], old["model.encoders.whisper.encoder.conv1.weight"]
+    )
+    assert torch.equal(new["lm_head.weight"], old["lm_head.weight"])
+    assert not torch.equal(new["model.projector.stages.0.map.0.weight"], old["model.projector.stages.0.map.0.weight"])
+    assert any("lora_A" in name for name in new)
+    assert read_run(run_file.parent / "two" / "run.yaml").start == str(first)
+
+
 def test_overrides_reach_the_model_and_the_arguments(run_file):
     run = read_run(run_file, "model.llm.dim=64", "train.learning_rate=2e-4")
     assert run.spec.llm.dim == 64

@@ -88,8 +88,11 @@ class UsamConfig(PreTrainedConfig):
 
     def patched(self, *overrides: str | Mapping[str, Any]) -> UsamConfig:
         """A copy with patches laid over its spec, as `load_spec` takes them."""
-        spec = resolve(load_spec(self.parsed, *overrides))
-        return cast(UsamConfig, UsamConfig.from_dict({**self.to_dict(), "spec": spec.to_dict()}))
+        return self.with_spec(load_spec(self.parsed, *overrides))
+
+    def with_spec(self, spec: Spec) -> UsamConfig:
+        """A copy for another spec, whose tensors are those of this one."""
+        return cast(UsamConfig, UsamConfig.from_dict({**self.to_dict(), "spec": resolve(spec).to_dict()}))
 
     def llm(self) -> LLM:
         """The builder of the language model."""

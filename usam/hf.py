@@ -73,7 +73,7 @@ def build_model(
     weights: bool = True,
     **kwargs: Any,
 ) -> UsamForConditionalGeneration:
-    """The model of a spec, with its sources' weights, in eval mode.
+    """The model of a spec, with its sources' weights, in eval mode; of a saved model's folder, with that model's.
 
     Args:
         spec: a bundled name, a file, a saved model's folder, a dict or a Spec.
@@ -84,6 +84,8 @@ def build_model(
     Raises:
         SpecError, ComponentError: the spec, or a source, is wrong; the message says what to write.
     """
+    if weights and isinstance(spec, (str, Path)) and (Path(spec) / "config.json").is_file():
+        return load(spec, *overrides, **kwargs)
     checked = load_spec(spec, *overrides)
     config = config_of(checked)
     skeleton = outline(config)
@@ -264,6 +266,7 @@ def load(
     path: str | Path,
     *overrides: str | Mapping[str, Any],
     config: UsamConfig | None = None,
+    spec: Spec | None = None,
     revision: str | None = None,
     **kwargs: Any,
 ) -> UsamForConditionalGeneration:
@@ -273,6 +276,7 @@ def load(
         path: a folder or hub id.
         overrides: patches of its spec for a next stage of training, which may bring adapters and losses.
         config: its config, when it was read before.
+        spec: the whole spec of a next stage, instead of its own.
         revision: of the hub repository.
         kwargs: options of transformers' `from_pretrained`.
 
@@ -287,10 +291,16 @@ def load(
         raise ComponentError(f"{path}: not a model that usam saved; a language model goes into a spec, as llm.path")
     if config.delta:  # the spec says how to quantise; what is read here is not quantised yet
         config.__dict__.pop("quantization_config", None)
+    next_stage = bool(overrides) or spec is not None
+    if spec is not None:
+        config = config.with_spec(spec)
     if overrides:
         config = config.patched(*overrides)
     skeleton = outline(config)
     saved = with_base_layers(skeleton, read(source))
+    if next_stage:  # which may also do without a loss of the stage before
+        own = skeleton.state_dict()
+        saved = {name: tensor for name, tensor in saved.items() if name in own or not name.startswith("losses.")}
     base = Base()
     if config.delta:
         check_sources(config, skeleton)
@@ -298,7 +308,7 @@ def load(
     dtypes = plan_dtypes(skeleton, base.tensors, saved, _asked_dtype(kwargs))
 
     def may_be_missing(key: str) -> bool:
-        return bool(overrides) and (is_adapter(key) or key.startswith("losses."))
+        return next_stage and (is_adapter(key) or key.startswith("losses."))
 
     model = assemble(skeleton, {**base.tensors, **saved}, dtypes, may_be_missing, f"{path}: its weights", **kwargs)
     model.origins = base.origins

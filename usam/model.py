@@ -85,6 +85,10 @@ class UsamPreTrainedModel(PreTrainedModel):
         for name, tensor in kept.items():
             getattr(module, name).copy_(tensor)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Also ask modules without a tensor of their own, which transformers would pass over in custom code."""
+        super()._initialize_weights(module)
+
     def initialize_weights(self) -> None:
         """Also restart LoRA as a no-op: nested models would give its matrices their own random values."""
         fresh = [layer for layer in _lora_layers(self) if not _is_loaded(layer)]

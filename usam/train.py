@@ -15,13 +15,15 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest
-from usam.hf import build_model, parts
+from usam.hf import build_model, load, parts, processor_beside
 from usam.model import UsamForConditionalGeneration
 from usam.page import Places, SpecError, parse_yaml, write_yaml
 from usam.patch import merge, parse_override
 from usam.processor import UsamProcessor
 from usam.registry import did_you_mean
 from usam.spec import Spec, read
+
+PARTS = ("model", "start", "data", "train")
 
 # What audio batches need, unless the run file says otherwise.
 DEFAULTS = {
@@ -36,16 +38,17 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run file, checked: the spec, the manifests and the Trainer's arguments."""
+    """A run file, checked: the spec, the manifests, the Trainer's arguments, and the model to start from, if any."""
 
     spec: Spec
     data: Mapping[str, Any]
     train: Mapping[str, Any]
+    start: str | None = None
 
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
-        tree = {"model": self.spec.to_dict(), "data": dict(self.data), "train": dict(self.train)}
-        return write_yaml(tree)
+        start = {"start": self.start} if self.start is not None else {}
+        return write_yaml({"model": self.spec.to_dict(), **start, "data": dict(self.data), "train": dict(self.train)})
 
 
 def read_run(file: str | Path, *overrides: str) -> Run:
@@ -63,15 +66,16 @@ def read_run(file: str | Path, *overrides: str) -> Run:
     if not isinstance(tree, dict):
         raise SpecError(f"{path}: a run file is a map of 'model', 'data' and 'train'; found {tree!r}")
     for key in tree:
-        if key not in ("model", "data", "train"):
-            raise SpecError(
-                f"{places.at((key,))}no such part of a run; {did_you_mean(key, ['model', 'data', 'train'])}"
-            )
+        if key not in PARTS:
+            raise SpecError(f"{places.at((key,))}no such part of a run; {did_you_mean(key, PARTS)}")
     if "model" not in tree:
         raise SpecError(f"{path}: a run needs 'model': a bundled spec, a file, or a whole spec")
     source = tree["model"]
     if isinstance(source, str) and (path.parent / source).exists():
         source = path.parent / source
+    start = tree.get("start") or (source if isinstance(source, (str, Path)) and Path(source).is_dir() else None)
+    if start is not None:
+        start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
     rest = {key: tree.get(key) or {} for key in ("data", "train")}
     for override in overrides:
@@ -87,7 +91,7 @@ def read_run(file: str | Path, *overrides: str) -> Run:
     for split in ("train", "eval"):
         if split in rest["data"]:
             rest["data"][split] = _beside(rest["data"][split], path.parent)
-    return Run(Spec.from_tree(model, lines), rest["data"], rest["train"])
+    return Run(Spec.from_tree(model, lines), rest["data"], rest["train"], start)
 
 
 def _check(tree: Mapping[str, Any], places: Places) -> None:
@@ -189,11 +193,14 @@ def train(run: Run, *, resume: str | bool | None = None) -> Path:
     """
     arguments = TrainingArguments(**{**DEFAULTS, **run.train})
     set_seed(arguments.seed)
-    processor = UsamProcessor.from_spec(run.spec)
+    if run.start is None:
+        model, processor = build_model(run.spec), UsamProcessor.from_spec(run.spec)
+    else:
+        model, processor = load(run.start, spec=run.spec), processor_beside(run.start, run.spec)
     data = Manifest(run.data["train"], run.spec.prompts, need_answer=True)
     held_out = Manifest(run.data["eval"], run.spec.prompts, need_answer=True) if run.data.get("eval") else None
     trainer = UsamTrainer(
-        model=build_model(run.spec),
+        model=model,
         args=arguments,
         train_dataset=data,
         eval_dataset=held_out,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -21,6 +22,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from usam.clock import N
+from usam.component import base_name
 from usam.encoders import Encoder
 from usam.encoders._kaldi import FRAME, KaldiFbank, fbank_frames
 from usam.encoders._kaldi import HOP as FBANK_HOP
@@ -31,6 +33,8 @@ from usam.page import SpecError
 from usam.registry import ComponentError, did_you_mean
 from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read_config
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 REFUSED = {
     name: reason
@@ -56,6 +60,15 @@ class Span:
     field: int
     hop: int
     bands: int = 1
+
+    @property
+    def rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop * self.bands
+
+    def length(self, samples: N) -> N:
+        """Frames of the steps that lie within `samples` samples."""
+        return (samples >= self.field) * ((samples - self.field) // self.hop + 1) * self.bands
 
 
 class Transformers(Encoder):
@@ -95,12 +108,11 @@ class Transformers(Encoder):
         @property
         def rate(self) -> float:
             """Frames per second: for most 50, for AST 10 steps of 12 bands."""
-            return self._span.sample_rate / self._span.hop * self._span.bands
+            return self._span.rate
 
         def length(self, samples: N) -> N:
             """Frames that lie within the clip."""
-            span = self._span
-            return (samples >= span.field) * ((samples - span.field) // span.hop + 1) * span.bands
+            return self._span.length(samples)
 
         @property
         def _span(self) -> Span:
@@ -121,7 +133,10 @@ class Transformers(Encoder):
         super().__init__(config.resolved())
         kind, network = network_of(self.config.arch)
         network._attn_implementation = config.attn_implementation
-        model = AutoModel.from_config(network)
+        try:
+            model = AutoModel.from_config(network)
+        except (ValueError, ImportError) as error:
+            raise ComponentError(f"transformers: '{network.model_type}' cannot be built like this: {error}") from error
         self.mix = LayerMix(config.layers, network.num_hidden_layers + 1, network.hidden_size)
         self.dim = self.mix.dim
         self.network = kind(model, self.config)
@@ -151,21 +166,23 @@ class Transformers(Encoder):
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
+        faults = [f"missing {name}" for name in sorted(info["missing_keys"] - {"masked_spec_embed"})]
         faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
         if faults:
             raise ComponentError(f"{self.config.path}: the checkpoint does not fit: " + "; ".join(faults))
+        own = {base_name(name) for name in self.state_dict()}  # without layers past the last one needed
         tensors = {f"network.{own_name(name)}": tensor for name, tensor in model.state_dict().items()}
-        return {name: tensors[name] for name in self.state_dict() if name in tensors}
+        return {name: tensor for name, tensor in tensors.items() if name in own}
 
     def forward(self, audio: Tensor, mask: Tensor) -> Frames:
         """Frames of (batch, config.length(samples), dim)."""
-        size = self.config.length(audio.shape[1])
-        own = prefix_mask(self.config.length(mask.sum(-1)), size)
-        short = (0, max(0, self.config._span.field - audio.shape[1]))  # a batch without a frame is one of silence
+        span = self.network.span
+        size = span.length(audio.shape[1])
+        own = prefix_mask(span.length(mask.sum(-1)), size)
+        short = (0, max(0, span.field - audio.shape[1]))  # a batch without a frame is one of silence
         audio, mask = F.pad(audio, short), F.pad(mask, short)
         x = self.network(audio.masked_fill(~mask, 0), mask, self.mix)[:, :size]
-        return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, self.config.rate)
+        return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, span.rate)
 
 
 class Network(nn.Module):
@@ -181,6 +198,8 @@ class Network(nn.Module):
 
     def __init__(self, model: Any, config: Transformers.Config) -> None:
         super().__init__()
+        if hasattr(model, "masked_spec_embed"):
+            del model.masked_spec_embed  # SpecAugment's
         self.model = model
         self.options = config.preprocessor or {}
         self.span = config._span
@@ -212,8 +231,8 @@ class Waveform(Network):
         self.position: WeightNormConv | None = None
         positions = model.encoder.pos_conv_embed
         if hasattr(positions, "conv"):  # torch's parametrisation cannot be pickled
-            self.position = WeightNormConv(positions.conv)
-            del positions.conv
+            self.position, self.activation = WeightNormConv(positions.conv), positions.activation
+            del model.encoder.pos_conv_embed
         self.last = model.config.num_hidden_layers
         self.stable = getattr(model.config, "do_stable_layer_norm", False)
 
@@ -235,9 +254,7 @@ class Waveform(Network):
         if self.options.get("do_normalize", True):
             audio = normalized(audio, mask)
         x = self.model.feature_extractor(audio, mask)
-        lengths = mask.sum(-1)
-        count = (lengths >= self.span.field) * ((lengths - self.span.field) // self.span.hop + 1)
-        own = prefix_mask(count, x.shape[1])
+        own = prefix_mask(self.span.length(mask.sum(-1)), x.shape[1])
         x = self.model.feature_projection(x)
         x = x[0] if isinstance(x, tuple) else x
         x = self._placed(x, ~own.unsqueeze(-1))
@@ -249,8 +266,7 @@ class Waveform(Network):
         x = x.masked_fill(outside, 0)
         place = x
         if self.position is not None:
-            place = self.position(place.mT)
-            place = encoder.pos_conv_embed.activation(encoder.pos_conv_embed.padding(place)).mT
+            place = self.activation(self.position(place.mT)[..., : x.shape[1]]).mT
         else:
             for layer in encoder.pos_conv_embed.layers:
                 place = layer(place.mT).mT.masked_fill(outside, 0)
@@ -259,8 +275,8 @@ class Waveform(Network):
 
     def _states(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
         yield x
-        for i, x in enumerate(self._layers(x, mask), 1):
-            yield self.model.encoder.layer_norm(x) if self.stable and i == self.last else x
+        for i, state in enumerate(self._layers(x, mask), 1):
+            yield self.model.encoder.layer_norm(state) if self.stable and i == self.last else state
 
     def _layers(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
         attention_mask = create_bidirectional_mask(self.model.config, x, mask)
@@ -287,6 +303,12 @@ class W2vBert(Network):
     def __init__(self, model: Any, config: Transformers.Config) -> None:
         super().__init__(model, config)
         self.fbank = KaldiFbank(self.options.get("num_mel_bins", 80), "povey", scale=2.0**15)
+        width, stride = model.config.feature_projection_input_dim, self.span.hop // FBANK_HOP
+        if width != self.fbank.bins * stride:
+            raise ComponentError(
+                f"transformers: {stride} frames of {self.fbank.bins} mel bins do not make "
+                f"feature_projection_input_dim {width}; look at 'num_mel_bins' and 'stride' in 'preprocessor'"
+            )
 
     @staticmethod
     def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
@@ -367,7 +389,7 @@ class Ast(Network):
             x = (x - self.options.get("mean", -4.2677393)) / (2 * self.options.get("std", 4.5689974))
         x = self.model.embeddings(x.to(self.model.embeddings.cls_token.dtype))
         x = mix(self._states(x))[:, 2:]  # without the two tokens of the whole window
-        return rearrange(x, "b (f t) d -> b (t f) d", t=self.steps)
+        return cast(Tensor, rearrange(x, "b (f t) d -> b (t f) d", t=self.steps))
 
     def _states(self, x: Tensor) -> Iterator[Tensor]:
         yield x
@@ -393,8 +415,6 @@ UNSUPPORTED = {
     "use_intermediate_ffn_before_adapter": "it belongs to an adapter",
     "conv_pos_batch_norm": "its statistics would see the padding",
 }
-
-SPEC_AUGMENT = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
 
 
 def per_bin(x: Tensor, lengths: Tensor) -> Tensor:
@@ -429,13 +449,13 @@ def span_of(arch: str, preprocessor: str) -> Span:
         )
     if rate != 16000 and kind.extractor != Waveform.extractor:
         raise ComponentError(
-            f"transformers: {name} at {rate} Hz is not supported, because its mel filters are at 16000"
+            f"transformers: {name} at {rate} Hz is not supported, because its mel filters end at 8 kHz"
         )
     return kind.span_of(network, options)
 
 
 def network_of(arch: dict[str, Any]) -> tuple[type[Network], PreTrainedConfig]:
-    """How an architecture is run, and its config, without SpecAugment.
+    """How an architecture is run, and its config.
 
     Raises:
         ComponentError: the model type, or an option of it, is not supported; says why.
@@ -456,7 +476,7 @@ def network_of(arch: dict[str, Any]) -> tuple[type[Network], PreTrainedConfig]:
         if options.get(key):
             raise ComponentError(f"transformers: '{key}: {options[key]}' is not supported, because {reason}")
     kind = KINDS[name]
-    network = AutoConfig.for_model(name, **options, **(SPEC_AUGMENT if kind is not Ast else {}))
+    network = AutoConfig.for_model(name, **options)
     positions = getattr(network, "position_embeddings_type", None)
     if positions in ("relative", "rotary"):
         raise ComponentError(
@@ -466,22 +486,27 @@ def network_of(arch: dict[str, Any]) -> tuple[type[Network], PreTrainedConfig]:
     return kind, network
 
 
-@lru_cache(maxsize=32)
 def read_both(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model's config and its feature extractor's, as far as the frames depend on them.
 
     Raises:
         ComponentError: one of the two files is missing or no JSON.
     """
+    files = [Path(path).expanduser() / name for name in (CONFIG, PREPROCESSOR)]
+    return _read_both(path, revision, *(file.stat().st_mtime_ns for file in files if file.is_file()))
+
+
+@lru_cache(maxsize=32)  # a spec counts every clip's frames, and a hub id is looked up over the network
+def _read_both(path: str, revision: str | None, *changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     noise = {"architectures", "auto_map", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version"}
-    arch = {k: v for k, v in read_config(path, revision).items() if k not in noise | set(SPEC_AUGMENT) and k[0] != "_"}
+    arch = {k: v for k, v in read_config(path, revision, CONFIG).items() if k not in noise and k[0] != "_"}
     network_of(arch)  # says why it is not supported before the next file is asked for
-    name = "preprocessor_config.json"
     try:
-        options = read_config(path, revision, name)
+        options = read_config(path, revision, PREPROCESSOR)
     except ComponentError as error:
         raise ComponentError(
-            f"{path}: no readable {name} beside the weights: give the feature extractor's options as 'preprocessor'"
+            f"{path}: no readable {PREPROCESSOR} beside the weights: give the feature extractor's options as "
+            "'preprocessor', perhaps {} for its defaults"
         ) from error
     keys = ["feature_extractor_type", "sampling_rate", "do_normalize", "mean", "std", "num_mel_bins", "stride"]
     return arch, {key: options[key] for key in keys if key in options}
