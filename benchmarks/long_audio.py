@@ -52,6 +52,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "ced": {"arch": {"embed_dim": 64, "depth": 2, "num_heads": 1}},
     "mert": {"arch": {**HUBERT, "feat_extract_norm": "group"}, "do_normalize": False},
+    "transformers": {"arch": {**HUBERT, "model_type": "wavlm", "feat_extract_norm": "group"}},
     "timm": {"arch": {"architecture": "vit_tiny_patch16_224", "embed_dim": 64, "depth": 2, "num_heads": 2}},
 }
 

@@ -42,10 +42,11 @@ TIMM = {"architecture": "vit_tiny_patch16_224", "embed_dim": 16, "depth": 2, "nu
 
 # Options, a pattern of parameters to freeze, and the layers that adapters go to.
 ENCODERS = {
-    "whisper": ({"arch": WHISPER}, "encoder.layers.0.*", "q_proj"),
+    "whisper": ({"arch": WHISPER, "layers": "weighted"}, "encoder.layers.0.*", "q_proj"),
     "beats": ({"arch": BEATS, "layers": "weighted"}, "beats.encoder.layers.0.*", "q_proj"),
     "ced": ({"arch": {"embed_dim": 16, "depth": 2, "num_heads": 2}}, "blocks.0.*", "qkv"),
     "mert": ({"arch": HUBERT, "do_normalize": False}, "encoder.layers.0.*", "q_proj"),
+    "transformers": ({"arch": {"model_type": "hubert", **HUBERT}}, "network.model.encoder.layers.0.*", "q_proj"),
     "timm": ({"arch": TIMM, "frames": 64, "mels": 32}, "network.blocks.0.*", "qkv"),
 }
 

@@ -50,6 +50,21 @@ def test_the_front_end_is_the_references(case):
     assert torch.allclose(LogMel(80)(audio(case)[0], 3000), expected(case, "input_features"), atol=1e-4)
 
 
+def test_layers_are_the_references_hidden_states():
+    states = build_encoder("whisper", path=str(ORACLE / "hf"), layers=[0, 1, -1])(*audio("short")).x
+    names = ("hidden_0", "hidden_1", "features")
+    wanted = torch.cat([expected("short", name)[:, : states.shape[1]] for name in names], -1)
+    assert torch.allclose(states, wanted, atol=1e-4)
+
+
+def test_a_learned_mix_is_even_at_the_start_and_trains_over_a_frozen_network():
+    encoder = build_encoder("whisper", path=str(ORACLE / "hf"), layers="weighted")
+    count = encoder.mix.weights.numel()
+    states = build_encoder("whisper", path=str(ORACLE / "hf"), layers=list(range(count)))(*audio("short")).x
+    assert torch.allclose(encoder(*audio("short")).x, states.unflatten(-1, (count, -1)).mean(-2), atol=1e-5)
+    assert [name for name, p in encoder.named_parameters() if p.requires_grad] == ["mix.weights"]
+
+
 def test_eager_attention_agrees(encoder):
     eager = build_encoder("whisper", path=str(ORACLE / "hf"), attn_implementation="eager")
     assert torch.allclose(eager(*audio("short")).x, encoder(*audio("short")).x, atol=1e-5)

@@ -51,7 +51,7 @@ class ComponentConfig(Config):
     lr_scale: float = Field(1.0, gt=0)
     """Multiplies the learning rate of this component's parameters."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the weights; auto: as the source stores them, else float32. What trains is float32 unless named."""
+    """Dtype of the weights; auto: as the source stores them, and float32 for what trains. Adapters stay float32."""
 
     component: ClassVar[type[Any]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
+from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read, read_config
@@ -40,6 +42,8 @@ class Whisper(Encoder):
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
         """Options of transformers' WhisperConfig; None reads them from `path`."""
+        layers: Layers = "last"
+        """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         attn_implementation: str = "sdpa"
         """Attention of transformers: sdpa, eager, flash_attention_2 ..."""
         windows_at_once: int = Field(16, ge=1)
@@ -68,25 +72,36 @@ class Whisper(Encoder):
             arch = read_config(self.path, self.revision)
             return self.model_copy(update={"arch": encoder_arch(arch)})
 
+    random = LayerMix.random
+
     def __init__(self, config: Config) -> None:
         super().__init__(config.resolved())
         whisper = WhisperConfig(**self.config.arch)
         whisper._attn_implementation = config.attn_implementation
-        self.dim = whisper.d_model
+        self.mix = LayerMix(config.layers, whisper.encoder_layers + 1, whisper.d_model)
+        self.dim = self.mix.dim
         self.window = whisper.max_source_positions
         self.mel = LogMel(whisper.num_mel_bins)
         self.encoder = WhisperEncoder(whisper)
+        self.depth = whisper.encoder_layers
+        self.needed = self.depth if self.mix.weights is not None else max(self.mix.states)
+        del self.encoder.layers[self.needed :]
+        if self.needed < self.depth:
+            self.encoder.layer_norm = nn.Identity()  # it belongs to the last state
 
     def source(self) -> Source | None:
         """Where the weights come from."""
         return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
-        """The tensors under `model.encoder.` of a Whisper checkpoint."""
+        """The tensors under `model.encoder.` of a Whisper checkpoint, up to the last layer needed."""
         source = self.source()
         if source is None:
             return {}
-        return {f"encoder.{name}": tensor for name, tensor in read(source, "model.encoder.").items()}
+        unused = [f"layers.{i}." for i in range(self.needed, self.depth)]
+        unused += ["layer_norm."] if self.needed < self.depth else []
+        found = read(source, "model.encoder.")
+        return {f"encoder.{name}": t for name, t in found.items() if not name.startswith(tuple(unused))}
 
     def forward(self, audio: Tensor, mask: Tensor) -> Frames:
         """Frames of (batch, ceil(samples / 320), d_model) at 50 per second."""
@@ -106,7 +121,19 @@ class Whisper(Encoder):
     def _encode(self, windows: Tensor, mask: Tensor, *, sounding: int) -> Tensor:
         """(window, samples), of which only the first `sounding` can be other than zero, to frames."""
         mel = self.mel(windows[:, :sounding], 2 * self.window).to(self.encoder.conv1.weight.dtype)
-        return cast(Tensor, self.encoder(mel).last_hidden_state)
+        if self.config.layers == "last":
+            return cast(Tensor, self.encoder(mel).last_hidden_state)
+        return cast(Tensor, self.mix(self._states(mel)))
+
+    def _states(self, mel: Tensor) -> Iterator[Tensor]:
+        """What enters the first layer, and what each layer gives; after the last one comes the final norm."""
+        encoder: Any = self.encoder
+        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).mT + encoder.embed_positions.weight
+        x = F.dropout(x, encoder.dropout, self.training)
+        yield x
+        for i, layer in enumerate(encoder.layers, start=1):
+            x = layer(x, None)
+            yield encoder.layer_norm(x) if i == self.depth else x
 
 
 class LogMel(nn.Module):
