@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from usam.page import SpecError
 from usam.registry import ComponentError
 from usam.spec import Config, component_config
-from usam.weights import Source
+from usam.weights import Source, locate
 
 ADAPTER = "usam"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,8 +76,8 @@ class Component(nn.Module):
     """Patterns of tensor names that no source gives, such as a mix of layers; they train even under `freeze: all`."""
 
     def source(self) -> Source | None:
-        """Where the weights come from; None when they are random."""
-        return None
+        """Where the weights come from: the config's `path`, if it has one; None when they are random."""
+        return source_of(self.config)
 
     def pretrained(self) -> dict[str, Tensor]:
         """The source's tensors under this component's own names; nothing when there is no source."""
@@ -103,6 +103,12 @@ class Component(nn.Module):
         if mode:
             keep_frozen_still(self, self.config.freeze)
         return self
+
+
+def source_of(config: Any) -> Source | None:
+    """The source that a config's `path` and `revision` name; None without a path."""
+    path = getattr(config, "path", None)
+    return locate(path, getattr(config, "revision", None)) if path else None
 
 
 def own_config(cls: Any) -> None:

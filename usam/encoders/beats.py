@@ -22,7 +22,7 @@ from usam.encoders._windows import in_windows
 from usam.page import SpecError
 from usam.registry import ComponentError
 from usam.types import Frames, prefix_mask
-from usam.weights import Source, locate, read, read_config, read_entry
+from usam.weights import locate, read, read_config, read_entry
 
 RATE = 16000
 BINS, PATCH = 128, 16
@@ -106,10 +106,6 @@ class Beats(Encoder):
         self.beats = Network(arch, config.attn_implementation)
         self.mix = LayerMix(config.layers, arch.encoder_layers + 1, arch.encoder_embed_dim)
         self.dim = self.mix.dim * (BANDS if config.bands == "concat" else 1)
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """A checkpoint's tensors without its classifier."""

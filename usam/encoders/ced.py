@@ -161,10 +161,6 @@ class Ced(Encoder):
         nn.init.normal_(self.time_pos_embed, std=0.02)
         nn.init.normal_(self.freq_pos_embed, std=0.02)
 
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
-
     def pretrained(self) -> dict[str, Tensor]:
         """The tensors of a CED checkpoint, without its front-end and its classifier."""
         source = self.source()

@@ -24,7 +24,7 @@ from usam.encoders._windows import in_windows
 from usam.page import SpecError
 from usam.registry import ComponentError
 from usam.types import Frames, prefix_mask
-from usam.weights import Source, locate, read, read_config
+from usam.weights import read, read_config
 
 
 class Timm(Encoder):
@@ -137,10 +137,6 @@ class Timm(Encoder):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
         self.network.set_grad_checkpointing(enable)
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The backbone's tensors, as timm itself fits them to a picture of this size and one channel."""

@@ -21,7 +21,7 @@ from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.types import Frames, prefix_mask
-from usam.weights import Source, locate, read, read_config
+from usam.weights import read, read_config
 
 FFT, HOP = 400, 160
 FLOOR = 1e-10
@@ -88,10 +88,6 @@ class Whisper(Encoder):
         del self.encoder.layers[self.needed :]
         if self.needed < self.depth:
             self.encoder.layer_norm = nn.Identity()  # it belongs to the last state
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The tensors under `model.encoder.` of a Whisper checkpoint, up to the last layer needed."""

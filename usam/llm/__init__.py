@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from usam.component import ComponentConfig, build, own_config
+from usam.component import ComponentConfig, build, own_config, source_of
 from usam.registry import Registry
 from usam.spec import Config
 from usam.weights import Source
@@ -48,8 +48,8 @@ class LLM:
         raise NotImplementedError(f"{type(self).__name__} has no head(text_config)")
 
     def source(self) -> Source | None:
-        """Where the weights come from; None when they are random."""
-        return None
+        """Where the weights come from: the config's `path`, if it has one; None when they are random."""
+        return source_of(self.config)
 
     def pretrained(self) -> dict[str, Tensor]:
         """The source's tensors, under `backbone.` and `head.`; nothing when there is no source."""

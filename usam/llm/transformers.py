@@ -22,7 +22,6 @@ from usam.component import adapt
 from usam.llm import LLM
 from usam.page import SpecError
 from usam.registry import ComponentError, did_you_mean
-from usam.weights import Source, locate
 
 # Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; tests/test_llm_types.py compares all.
 REFUSED: dict[str, str] = {
@@ -142,10 +141,6 @@ class Transformers(LLM):
             self.config.freeze != "all" and not any(p.startswith("lm_head") for p in self.config.freeze)
         )
         return head.requires_grad_(trains)
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The checkpoint's tensors under `backbone.` and `head.`.

@@ -10,7 +10,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from usam import ComponentError, Encoder, Frames
 from usam.types import prefix_mask
-from usam.weights import Source, locate, read_config
+from usam.weights import read_config
 
 
 class Encodec(Encoder):
@@ -48,10 +48,6 @@ class Encodec(Encoder):
         self.ahead = codec.last_kernel_size
         self.codec = EncodecModel(codec)  # whole, for its own initialisation
         del self.codec.decoder, self.codec.quantizer
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The encoder's tensors, under transformers' own names."""
