@@ -25,7 +25,8 @@ ORDER = [
     ["usam.component", "usam.weights", "usam.kernels*"],
     [f"usam.{family}" for family in FAMILIES],
     [f"usam.{family}.*" for family in FAMILIES],
-    ["usam.config"],
+    ["usam.config", "usam.splice", "usam.feature_extractor"],
+    ["usam.chat"],
     ["usam.model"],
     ["usam.hf", "usam.processor"],
     ["usam.*"],  # generate, data, train, evaluate, and whatever else uses whole models

@@ -29,8 +29,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from usam import __version__
 from usam.component import DTYPES, Component, base_name, is_adapter, with_base_layers
 from usam.config import UsamConfig
+from usam.feature_extractor import UsamFeatureExtractor
 from usam.model import UsamForConditionalGeneration, UsamModel
-from usam.processor import UsamFeatureExtractor, UsamProcessor
+from usam.processor import UsamProcessor
 from usam.registry import ComponentError, Registry
 from usam.spec import Spec, load_spec
 from usam.weights import Source, locate, read

@@ -19,7 +19,8 @@ from usam import encoders, fusions, losses
 from usam.component import ADAPTER, adapt, is_adapter, is_frozen
 from usam.config import UsamConfig
 from usam.projectors import Chain
-from usam.types import Audio, Frames, LossInputs, Prompt, prefix_mask
+from usam.splice import by_sample, check_counts, owners, prompts_of, scatter
+from usam.types import Audio, Frames, LossInputs, Prompt
 
 IGNORE = -100  # labels that are not supervised
 
@@ -264,12 +265,12 @@ class UsamModel(UsamPreTrainedModel):
             samples = input_values_mask.sum(-1) if input_values_mask is not None else None
             if samples is None:
                 samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
-            owner = _owners(slots, self.config.parsed.audio_tokens(samples))
-            prompt = _prompts(embeds, prompt_mask, owner)
+            owner = owners(slots, self.config.parsed.audio_tokens(samples))
+            prompt = prompts_of(embeds, prompt_mask, owner)
         frames = self.project(fused, prompt)
-        _check_counts(slots, frames)
-        embeds = _scatter(embeds, slots, frames)
-        return embeds, _by_sample(slots, frames)
+        check_counts(slots, frames)
+        embeds = scatter(embeds, slots, frames)
+        return embeds, by_sample(slots, frames)
 
     def _silence(self) -> Tensor:
         """Zero, by way of every part that hears: distributed training waits for a rank whose batch has no audio."""
@@ -497,7 +498,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
     def _clip_rows(self, input_ids: Tensor, values: Tensor, mask: Tensor | None, copies: int) -> Tensor:
         samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
         tokens = self.config.parsed.audio_tokens(samples.to(input_ids.device))
-        owner = _owners(self.model.is_audio(input_ids), tokens)
+        owner = owners(self.model.is_audio(input_ids), tokens)
         runs = [(owner == i).nonzero().squeeze(-1).repeat(copies) for i in range(len(input_ids))]
         return torch.cat(runs)
 
@@ -616,51 +617,3 @@ def _check_adapter(model: Any) -> None:
             f"another adapter ({', '.join(probe[0].active_adapters)}) has switched off the model's own LoRA: "
             f"keep both active with set_adapter(['{ADAPTER}', ...]), or take 'lora' out of the spec"
         )
-
-
-def _owners(slots: Tensor, tokens: Tensor) -> Tensor:
-    """The sample each clip belongs to: (clip,), from the placeholders' rows and the clips' token counts."""
-    first = tokens.cumsum(0) - tokens
-    ends = slots.sum(-1).cumsum(0)
-    return torch.searchsorted(ends, first, right=True).clamp_max(len(slots) - 1)
-
-
-def _prompts(embeds: Tensor, prompt_mask: Tensor, owner: Tensor) -> Prompt:
-    mask = prompt_mask.bool()
-    return Prompt(embeds.masked_fill(~mask.unsqueeze(-1), 0)[owner], mask[owner])
-
-
-def _check_counts(slots: Tensor, frames: Frames) -> None:
-    if torch.compiler.is_compiling():
-        return
-    rows, clips = slots.sum(-1).cumsum(0), frames.lengths.cumsum(0)
-    # Every row holds whole clips: else one sample would hear the end of another's.
-    whole = torch.isin(rows, nn.functional.pad(clips, (1, 0))).all() & (rows[-1] == clips[-1])
-    if not whole:
-        raise ValueError(
-            f"{int(rows[-1])} audio placeholders for {int(clips[-1])} audio tokens: the {len(frames.x)} clips have "
-            f"{frames.lengths.tolist()} tokens, the {len(slots)} rows {slots.sum(-1).tolist()} placeholders; "
-            "make both with one UsamProcessor, and do not cut input_ids"
-        )
-
-
-def _scatter(embeds: Tensor, slots: Tensor, frames: Frames) -> Tensor:
-    """Embeddings with the k-th valid frame at the k-th placeholder; no shape depends on data."""
-    rank = slots.flatten().cumsum(0).sub(1).clamp_min(0).view_as(slots)
-    ends = frames.lengths.cumsum(0)
-    clip = torch.searchsorted(ends, rank, right=True).clamp_max(len(ends) - 1)
-    frame = (rank - (ends - frames.lengths)[clip]).clamp(0, frames.x.shape[1] - 1)
-    return torch.where(slots.unsqueeze(-1), frames.x[clip, frame].to(embeds.dtype), embeds)
-
-
-def _by_sample(slots: Tensor, frames: Frames) -> Frames:
-    """Each sample's clips joined in order: Frames of (batch, tokens, dim)."""
-    counts = slots.sum(-1)
-    size = slots.shape[1] if torch.compiler.is_compiling() else int(counts.max())
-    ends = frames.lengths.cumsum(0)
-    start = counts.cumsum(0) - counts
-    rank = start.unsqueeze(-1) + torch.arange(size, device=slots.device)
-    clip = torch.searchsorted(ends, rank, right=True).clamp_max(len(ends) - 1)
-    frame = (rank - (ends - frames.lengths)[clip]).clamp(0, frames.x.shape[1] - 1)
-    mask = prefix_mask(counts, size)
-    return Frames(frames.x[clip, frame].masked_fill(~mask.unsqueeze(-1), 0), mask, frames.rate, frames.aux)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
-from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.audio import read_audio
+from usam.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens, moved
 from usam.config import AUDIO_TOKEN, resolve
+from usam.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.llm import build_llm
 from usam.registry import did_you_mean
 from usam.spec import Spec
@@ -27,77 +23,6 @@ from usam.spec import Spec
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
 IGNORE = -100
 FIRST_MARK = 0xE000  # Unicode's private use area
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One sample as text with a placeholder for each clip, and what in it is instruction and answer."""
-
-    text: str
-    audio: tuple[Any, ...] = ()
-    instruction: tuple[Span, ...] | None = None  # None: everything but special tokens
-    answers: tuple[Span, ...] = ()
-
-
-class UsamFeatureExtractor(FeatureExtractionMixin):
-    """Waveforms as one padded batch at the rate the model takes; the encoders' front-ends are in the model.
-
-    Args:
-        spec: the model's spec as plain data, which says how many tokens a clip becomes.
-    """
-
-    model_input_names = ["input_values", "input_values_mask"]
-
-    def __init__(self, spec: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        kwargs.pop("sampling_rate", None)
-        super().__init__(**kwargs)
-        self.spec = dict(spec or {})
-        self._parsed = Spec.from_tree(self.spec) if spec else None
-        self.sampling_rate = self._parsed.sample_rate if self._parsed else 16000
-
-    def audio_tokens(self, samples: int) -> int:
-        """Placeholders for a clip of `samples` samples."""
-        assert self._parsed is not None, "a feature extractor needs its spec"
-        return self._parsed.audio_tokens(samples)
-
-    def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
-        """Sound from a file, bytes, a dict or an array, at the model's rate; a list of them gives a list.
-
-        Raises:
-            AudioError: it cannot be read; the message names the file.
-        """
-        if isinstance(audio, (list, tuple)) and not _is_array(audio):
-            return [self.fetch_audio(clip, sampling_rate) for clip in audio]
-        if _is_array(audio) and sampling_rate not in (None, self.sampling_rate):
-            audio = {"array": audio, "sampling_rate": sampling_rate}
-        return read_audio(audio, self.sampling_rate)
-
-    def __call__(
-        self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
-    ) -> BatchFeature:
-        """`input_values` (clip, samples), zero on the right of shorter clips, and `input_values_mask`.
-
-        Args:
-            audio: one clip, or a list of them, as `fetch_audio` takes.
-            sampling_rate: of bare arrays; None for the model's own.
-            return_tensors: "pt", "np" or None.
-        """
-        clips = self.fetch_audio(_clips(audio), sampling_rate)
-        size = max(len(clip) for clip in clips)
-        values = np.zeros((len(clips), size), dtype=np.float32)
-        mask = np.zeros((len(clips), size), dtype=bool)
-        for i, clip in enumerate(clips):
-            values[i, : len(clip)] = clip
-            mask[i, : len(clip)] = True
-        return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The extractor as data."""
-        data: dict[str, Any] = super().to_dict()
-        data.pop("_parsed", None)
-        return data
 
 
 class UsamProcessor(ProcessorMixin):
@@ -202,7 +127,7 @@ class UsamProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("give text; for a task's own prompt use processor.apply_chat_template(messages)")
         texts = [text] if isinstance(text, str) else list(text)
-        clips = [] if audio is None else _clips(audio)
+        clips = [] if audio is None else clips_of(audio)
         counts = [t.count(AUDIO_TOKEN) for t in texts]
         if sum(counts) != len(clips):
             raise ValueError(
@@ -226,13 +151,13 @@ class UsamProcessor(ProcessorMixin):
         special = set(self._special.values())
         rows: dict[str, list[list[Any]]] = defaultdict(list)
         for sample in samples:
-            text, moves = _expand(sample.text, [next(counts) for _ in sample.audio])
-            ids, offsets = self._tokenize(text, [_moved(start, moves) for start, _ in sample.answers])
+            text, moves = expand(sample.text, [next(counts) for _ in sample.audio])
+            ids, offsets = self._tokenize(text, [moved(start, moves) for start, _ in sample.answers])
             rows["input_ids"].append(ids)
             rows["attention_mask"].append([1] * len(ids))
-            rows["prompt_mask"].append(_marked(ids, offsets, sample.instruction, moves, special))
+            rows["prompt_mask"].append(mark_tokens(ids, offsets, sample.instruction, moves, special))
             if labels:
-                learned = _marked(ids, offsets, sample.answers, moves, {self.audio_token_id})
+                learned = mark_tokens(ids, offsets, sample.answers, moves, {self.audio_token_id})
                 rows["labels"].append([token if mark else IGNORE for token, mark in zip(ids, learned, strict=True)])
             if options["return_mm_token_type_ids"]:
                 rows["mm_token_type_ids"].append([3 * (token == self.audio_token_id) for token in ids])
@@ -338,7 +263,7 @@ class UsamProcessor(ProcessorMixin):
 
         Turns are found by rendering `messages[:i]`, which must be a prefix of `messages[:i + 1]`.
         """
-        flat = [_flatten(message) for message in messages]
+        flat = [flatten(message) for message in messages]
         turns = [{"role": m["role"], "content": text} for m, (text, _) in zip(messages, flat, strict=True)]
         if not turns or turns[0]["role"] == "assistant":
             raise ValueError("a chat begins with a message of the system or the user")
@@ -443,7 +368,7 @@ class UsamProcessor(ProcessorMixin):
             if turn["role"] == "system":
                 text += turn["content"] + "\n"
             elif turn["role"] == "user":
-                text += _fill(head, turn["content"])
+                text += fill_template(head, turn["content"])
             else:
                 last = i == len(turns) - 1
                 text += turn["content"] + ("" if follow and last else f"{self.tokenizer.eos_token}{tail}")
@@ -459,17 +384,6 @@ class UsamProcessor(ProcessorMixin):
         """The placeholders of one clip, as servers ask for them."""
         samples = int(np.asarray(audio_inputs["input_values_mask"][audio_idx]).sum())
         return AUDIO_TOKEN * int(self.feature_extractor.audio_tokens(samples))
-
-
-def _is_array(audio: Any) -> bool:
-    """Whether it is one clip's samples, and not a list of clips."""
-    return isinstance(audio, (np.ndarray, Tensor)) or (
-        isinstance(audio, (list, tuple)) and len(audio) > 0 and isinstance(audio[0], (int, float))
-    )
-
-
-def _clips(audio: Any) -> list[Any]:
-    return list(audio) if isinstance(audio, (list, tuple)) and not _is_array(audio) else [audio]
 
 
 KNOWN_OPTIONS: dict[str, Any] = {
@@ -503,108 +417,9 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _flatten(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """A message's text with a placeholder for each clip, and the clips."""
-    content = message.get("content", "")
-    if isinstance(content, str):
-        return content, []
-    text, clips = [], []
-    for block in content:
-        kind = block.get("type") if isinstance(block, Mapping) else None
-        if kind == "text":
-            text.append(str(block["text"]))
-        elif kind in ("audio", "audio_url", "input_audio"):
-            text.append(AUDIO_TOKEN)
-            clips += _clip(block)
-        else:
-            raise ValueError(f"a content block has type 'text' or 'audio', found {block!r:.120}")
-    return "".join(text), clips
-
-
-SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "array", "bytes")
-
-
-def _clip(block: Mapping[str, Any]) -> list[Any]:
-    """The clip of an audio block; none when it is given beside the messages."""
-    found = [block[key] for key in SOURCES if block.get(key) is not None]
-    if not found and block["type"] == "audio":
-        return []
-    if len(found) != 1:
-        raise ValueError(f"an audio block names one source ('audio', 'path' or 'url'), found {block!r:.120}")
-    (clip,) = found
-    if isinstance(clip, Mapping) and "url" in clip:
-        clip = clip["url"]
-    elif isinstance(clip, Mapping) and "data" in clip:
-        clip = base64.b64decode(clip["data"])
-    if isinstance(clip, str) and clip.startswith("data:"):  # a server passes on what it was sent
-        clip = base64.b64decode(clip.partition(",")[2])
-    if block.get("sampling_rate") is not None:
-        clip = {"array": clip, "sampling_rate": block["sampling_rate"]}
-    return [clip]
-
-
-def _fill(template: str, content: str) -> str:
-    """A user's turn in a plain template: the clips in {audio}, unless the text says where they stand."""
-    pieces = [piece for piece in content.split(AUDIO_TOKEN) if piece.strip()]
-    clips = content.count(AUDIO_TOKEN)
-    if clips and len(pieces) <= 1:
-        prompt = pieces[0].strip() if pieces else ""
-        return template.replace("{audio}", AUDIO_TOKEN * clips).replace("{prompt}", prompt)
-    without = re.sub(r"(?m)^\{audio\}\n|\{audio\}", "", template)
-    return without.replace("{prompt}", content)
-
-
-def _expand(text: str, counts: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """Text with each placeholder repeated, and by how many characters what follows it has moved."""
-    pieces = text.split(AUDIO_TOKEN)
-    if len(pieces) != len(counts) + 1:
-        raise ValueError(
-            f"{len(pieces) - 1} placeholders for {len(counts)} clips in {text[:80]!r}: the text holds "
-            f"{AUDIO_TOKEN} once for each clip"
-        )
-    expanded, moves = pieces[0], []
-    position, moved = len(pieces[0]), 0
-    for piece, count in zip(pieces[1:], counts, strict=True):
-        expanded += AUDIO_TOKEN * count + piece
-        position += len(AUDIO_TOKEN)
-        moved += (count - 1) * len(AUDIO_TOKEN)
-        moves.append((position, moved))
-        position += len(piece)
-    return expanded, moves
-
-
-def _moved(position: int, moves: Sequence[tuple[int, int]]) -> int:
-    """A place in a text after its placeholders were repeated."""
-    return position + max((by for start, by in moves if start <= position), default=0)
-
-
 def _padded(row: list[Any], size: int, fill: Any, side: str) -> list[Any]:
     padding = [fill] * (size - len(row))
     return padding + row if side == "left" else row + padding
-
-
-def _marked(
-    ids: Sequence[int],
-    offsets: Sequence[Span],
-    spans: Sequence[Span] | None,
-    moves: Sequence[tuple[int, int]],
-    never: set[int],
-) -> list[bool]:
-    """Which tokens overlap the spans, which are given in the text before its placeholders were repeated."""
-    if spans is None:
-        return [b > a and token not in never for token, (a, b) in zip(ids, offsets, strict=True)]
-
-    placed = [(_moved(a, moves), _moved(b, moves)) for a, b in spans]
-    marks = [False] * len(ids)
-    for i, (token, (a, b)) in enumerate(zip(ids, offsets, strict=True)):
-        if b > a and token not in never:
-            marks[i] = any(a < end and b > start for start, end in placed)
-    return marks
-
-
-def batch_to(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """The tensors of a batch on a device."""
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def answers(processor: UsamProcessor, generated: Tensor, prompt_length: int) -> list[str]:

@@ -1,0 +1,117 @@
+"""A chat as text: a placeholder for each clip, and the places of what is instruction and what is answer."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from usam.config import AUDIO_TOKEN
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One sample as text with a placeholder for each clip, and what in it is instruction and answer."""
+
+    text: str
+    audio: tuple[Any, ...] = ()
+    instruction: tuple[Span, ...] | None = None  # None: everything but special tokens
+    answers: tuple[Span, ...] = ()
+
+
+def flatten(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """A message's text with a placeholder for each clip, and the clips."""
+    content = message.get("content", "")
+    if isinstance(content, str):
+        return content, []
+    text, clips = [], []
+    for block in content:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "text":
+            text.append(str(block["text"]))
+        elif kind in ("audio", "audio_url", "input_audio"):
+            text.append(AUDIO_TOKEN)
+            clips += _clip(block)
+        else:
+            raise ValueError(f"a content block has type 'text' or 'audio', found {block!r:.120}")
+    return "".join(text), clips
+
+
+SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "array", "bytes")
+
+
+def _clip(block: Mapping[str, Any]) -> list[Any]:
+    """The clip of an audio block; none when it is given beside the messages."""
+    found = [block[key] for key in SOURCES if block.get(key) is not None]
+    if not found and block["type"] == "audio":
+        return []
+    if len(found) != 1:
+        raise ValueError(f"an audio block names one source ('audio', 'path' or 'url'), found {block!r:.120}")
+    (clip,) = found
+    if isinstance(clip, Mapping) and "url" in clip:
+        clip = clip["url"]
+    elif isinstance(clip, Mapping) and "data" in clip:
+        clip = base64.b64decode(clip["data"])
+    if isinstance(clip, str) and clip.startswith("data:"):  # a server passes on what it was sent
+        clip = base64.b64decode(clip.partition(",")[2])
+    if block.get("sampling_rate") is not None:
+        clip = {"array": clip, "sampling_rate": block["sampling_rate"]}
+    return [clip]
+
+
+def fill_template(template: str, content: str) -> str:
+    """A user's turn in a plain template: the clips in {audio}, unless the text says where they stand."""
+    pieces = [piece for piece in content.split(AUDIO_TOKEN) if piece.strip()]
+    clips = content.count(AUDIO_TOKEN)
+    if clips and len(pieces) <= 1:
+        prompt = pieces[0].strip() if pieces else ""
+        return template.replace("{audio}", AUDIO_TOKEN * clips).replace("{prompt}", prompt)
+    without = re.sub(r"(?m)^\{audio\}\n|\{audio\}", "", template)
+    return without.replace("{prompt}", content)
+
+
+def expand(text: str, counts: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """Text with each placeholder repeated, and by how many characters what follows it has moved."""
+    pieces = text.split(AUDIO_TOKEN)
+    if len(pieces) != len(counts) + 1:
+        raise ValueError(
+            f"{len(pieces) - 1} placeholders for {len(counts)} clips in {text[:80]!r}: the text holds "
+            f"{AUDIO_TOKEN} once for each clip"
+        )
+    expanded, moves = pieces[0], []
+    position, moved = len(pieces[0]), 0
+    for piece, count in zip(pieces[1:], counts, strict=True):
+        expanded += AUDIO_TOKEN * count + piece
+        position += len(AUDIO_TOKEN)
+        moved += (count - 1) * len(AUDIO_TOKEN)
+        moves.append((position, moved))
+        position += len(piece)
+    return expanded, moves
+
+
+def moved(position: int, moves: Sequence[tuple[int, int]]) -> int:
+    """A place in a text after its placeholders were repeated."""
+    return position + max((by for start, by in moves if start <= position), default=0)
+
+
+def mark_tokens(
+    ids: Sequence[int],
+    offsets: Sequence[Span],
+    spans: Sequence[Span] | None,
+    moves: Sequence[tuple[int, int]],
+    never: set[int],
+) -> list[bool]:
+    """Which tokens overlap the spans, which are given in the text before its placeholders were repeated."""
+    if spans is None:
+        return [b > a and token not in never for token, (a, b) in zip(ids, offsets, strict=True)]
+
+    placed = [(moved(a, moves), moved(b, moves)) for a, b in spans]
+    marks = [False] * len(ids)
+    for i, (token, (a, b)) in enumerate(zip(ids, offsets, strict=True)):
+        if b > a and token not in never:
+            marks[i] = any(a < end and b > start for start, end in placed)
+    return marks

@@ -1,0 +1,84 @@
+"""The feature extractor reads sound into one padded batch; the encoders' front-ends are in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from usam.audio import read_audio
+from usam.spec import Spec
+
+
+class UsamFeatureExtractor(FeatureExtractionMixin):
+    """Waveforms as one padded batch at the rate the model takes; the encoders' front-ends are in the model.
+
+    Args:
+        spec: the model's spec as plain data, which says how many tokens a clip becomes.
+    """
+
+    model_input_names = ["input_values", "input_values_mask"]
+
+    def __init__(self, spec: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        kwargs.pop("sampling_rate", None)
+        super().__init__(**kwargs)
+        self.spec = dict(spec or {})
+        self._parsed = Spec.from_tree(self.spec) if spec else None
+        self.sampling_rate = self._parsed.sample_rate if self._parsed else 16000
+
+    def audio_tokens(self, samples: int) -> int:
+        """Placeholders for a clip of `samples` samples."""
+        assert self._parsed is not None, "a feature extractor needs its spec"
+        return self._parsed.audio_tokens(samples)
+
+    def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
+        """Sound from a file, bytes, a dict or an array, at the model's rate; a list of them gives a list.
+
+        Raises:
+            AudioError: it cannot be read; the message names the file.
+        """
+        if isinstance(audio, (list, tuple)) and not is_array(audio):
+            return [self.fetch_audio(clip, sampling_rate) for clip in audio]
+        if is_array(audio) and sampling_rate not in (None, self.sampling_rate):
+            audio = {"array": audio, "sampling_rate": sampling_rate}
+        return read_audio(audio, self.sampling_rate)
+
+    def __call__(
+        self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """`input_values` (clip, samples), zero on the right of shorter clips, and `input_values_mask`.
+
+        Args:
+            audio: one clip, or a list of them, as `fetch_audio` takes.
+            sampling_rate: of bare arrays; None for the model's own.
+            return_tensors: "pt", "np" or None.
+        """
+        clips = self.fetch_audio(clips_of(audio), sampling_rate)
+        size = max(len(clip) for clip in clips)
+        values = np.zeros((len(clips), size), dtype=np.float32)
+        mask = np.zeros((len(clips), size), dtype=bool)
+        for i, clip in enumerate(clips):
+            values[i, : len(clip)] = clip
+            mask[i, : len(clip)] = True
+        return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The extractor as data."""
+        data: dict[str, Any] = super().to_dict()
+        data.pop("_parsed", None)
+        return data
+
+
+def is_array(audio: Any) -> bool:
+    """Whether it is one clip's samples, and not a list of clips."""
+    return isinstance(audio, (np.ndarray, Tensor)) or (
+        isinstance(audio, (list, tuple)) and len(audio) > 0 and isinstance(audio[0], (int, float))
+    )
+
+
+def clips_of(audio: Any) -> list[Any]:
+    return list(audio) if isinstance(audio, (list, tuple)) and not is_array(audio) else [audio]
