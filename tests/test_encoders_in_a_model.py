@@ -1,9 +1,13 @@
-"""Every encoder trains inside a model in every freeze mode, and can save memory by computing layers again."""
+"""Every encoder inside a model: alone and in company, however short the clip, in every freeze mode."""
+
+import functools
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from usam import build_model
+from usam import build_encoder, build_model
 from usam.component import is_adapter
 
 HUBERT = {
@@ -71,6 +75,45 @@ def step(model):
     loss.backward()
     optimizer.step()
     return {key for key, p in model.model.encoders.named_parameters() if not torch.equal(p, before[key])}
+
+
+@functools.cache
+def alone(name):
+    return build_encoder(name, **ENCODERS[name][0])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(lengths=st.lists(st.integers(1, 40000), min_size=2, max_size=4), seed=st.integers(0, 9))
+def test_company_and_place_change_no_clips_features(name, lengths, seed):
+    encoder = alone(name)
+    generator = torch.Generator().manual_seed(seed)
+    clips = [torch.randn(n, generator=generator) * 0.1 for n in lengths]
+    audio = torch.randn(len(clips), max(lengths) + 777, generator=generator)  # noise where masked
+    mask = torch.arange(audio.shape[1]) < torch.tensor(lengths).unsqueeze(-1)
+    for row, clip in zip(audio, clips, strict=True):
+        row[: len(clip)] = clip
+    with torch.no_grad():
+        together = encoder(audio, mask)
+        for i, clip in enumerate(clips):
+            apart = encoder(clip.unsqueeze(0), torch.ones(1, len(clip), dtype=torch.bool))
+            own = apart.x.shape[1]
+            assert int(together.lengths[i]) == int(apart.lengths[0]) == own
+            assert torch.allclose(together.x[i, :own], apart.x[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_clip_shorter_than_the_encoders_smallest_input_is_one_token(name):
+    model = make(name)
+    spec, token = model.config.parsed, model.config.audio_token_id
+    rate = spec.sample_rate
+    long = spec.audio_tokens(rate)
+    assert spec.audio_tokens(1) == 1
+    audio = torch.randn(2, rate)
+    mask = torch.arange(rate) < torch.tensor([[1], [rate]])
+    ids = torch.tensor([[66] * (long - 1) + [token, 65], [token] * long + [65]])
+    logits = model(input_ids=ids, input_values=audio, input_values_mask=mask).logits
+    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ENCODERS)
