@@ -17,6 +17,7 @@ SMALL = {"frames": 64, "mels": 32}
 PROMISES = {
     "vit": encoder_promises("timm", arch=VIT, **SMALL),
     "vit flattened": encoder_promises("timm", arch=VIT, **SMALL, bands="flatten"),
+    "vit in layers": encoder_promises("timm", arch=VIT, **SMALL, layers="weighted"),
     "convolutional": encoder_promises("timm", arch={"architecture": "resnet10t"}, **SMALL),
     "in channels": encoder_promises("timm", arch={"architecture": "convnext_atto"}, **SMALL, bands="concat"),
 }
@@ -37,6 +38,21 @@ def test_a_vit_is_timms_own_on_the_same_picture():
         tokens = encoder.network.forward_features(picture[:, None])[:, 1:]
     frames = encoder(audio, torch.ones_like(audio, dtype=torch.bool))
     assert torch.allclose(frames.x, tokens.view(1, 4, 2, 24).mean(2), atol=1e-5)
+
+
+def test_the_last_layer_by_number_is_the_last_layer():
+    audio = torch.randn(1, 20000) * 0.1
+    mask = torch.ones_like(audio, dtype=torch.bool)
+    encoders = [build_encoder("timm", arch=VIT, **SMALL, layers=layers) for layers in ("last", [0, -1])]
+    encoders[1].load_state_dict(encoders[0].state_dict())
+    last, both = (encoder(audio, mask).x for encoder in encoders)
+    assert torch.allclose(both[..., 24:], last, atol=1e-6)
+    assert not torch.allclose(both[..., :24], last, atol=1e-2)
+
+
+def test_layers_of_a_convolutional_network_are_refused():
+    with pytest.raises(SpecError, match="layers of 'resnet10t' have no common width"):
+        build_encoder("timm", arch={"architecture": "resnet10t"}, **SMALL, layers=[0, 1])
 
 
 def test_tokens_are_in_time_order():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._kaldi import HOP, KaldiFbank, fbank_frames
+from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.page import SpecError
 from usam.registry import ComponentError
@@ -55,6 +57,8 @@ class Timm(Encoder):
         """Their standard deviation; values are divided by twice of it."""
         bands: Literal["mean", "flatten", "concat"] = "mean"
         """What becomes of the frequency bands of a time step: their mean, tokens one after another, or channels."""
+        layers: Layers = "last"
+        """Hidden states of a ViT that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         pictures_at_once: int = Field(16, ge=1)
         """Pictures of a long clip encoded together: bounds the memory."""
 
@@ -101,13 +105,18 @@ class Timm(Encoder):
             steps = ceil_div(fbank_frames(samples), self.grid.stride)
             return steps * (self.grid.bands if self.bands == "flatten" else 1)
 
+    random = LayerMix.random
+
     def __init__(self, config: Config) -> None:
         super().__init__(config.resolved())
         arch = dict(self.config.arch)
         self.grid = self.config.grid
-        self.dim = self.grid.dim * (self.grid.bands if config.bands == "concat" else 1)
         self.fbank = KaldiFbank(self.config.mels, config.window)
         self.network = create(arch.pop("architecture"), arch, self.config.frames, self.config.mels)
+        if config.layers != "last" and not isinstance(self.network, VisionTransformer):
+            raise SpecError(f"timm: layers of '{self.config.arch['architecture']}' have no common width; write 'last'")
+        self.mix = LayerMix(config.layers, len(getattr(self.network, "blocks", ())) + 1, self.grid.dim)
+        self.dim = self.mix.dim * (self.grid.bands if config.bands == "concat" else 1)
 
     def reset_parameters(self) -> None:
         """Fill what timm's modules only fill when they are made, such as positions, from a new network."""
@@ -176,8 +185,19 @@ class Timm(Encoder):
         drawn = prefix_mask(fbank_frames(mask.sum(-1)), mel.shape[1])
         picture = (mel.masked_fill(~drawn.unsqueeze(-1), 0) - self.config.mean) / (2 * self.config.std)
         picture = picture.unsqueeze(1).to(next(self.network.parameters()).dtype)
-        x = as_grid(self.network, self.network.forward_features(picture), self.grid.steps)
+        last = self.config.layers == "last"
+        features = self.network.forward_features(picture) if last else self.mix(self._states(picture))
+        x = as_grid(self.network, features, self.grid.steps)
         return x.mean(2) if self.config.bands == "mean" else rearrange(x, "b t f d -> b t (f d)")
+
+    def _states(self, picture: Tensor) -> Iterator[Tensor]:
+        """What enters a ViT's first block, and what each block gives; after the last one comes the final norm."""
+        network: Any = self.network
+        x = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(picture))))
+        yield x
+        for i, block in enumerate(network.blocks, start=1):
+            x = block(x)
+            yield network.norm(x) if i == len(network.blocks) else x
 
 
 NOT_ARCHITECTURE = {"img_size", "in_chans", "num_classes", "global_pool", "pretrained"}  # ours to say
