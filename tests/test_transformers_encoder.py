@@ -16,6 +16,10 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
+    ClapAudioModel,
+    ClapAudioModelWithProjection,
+    ClapFeatureExtractor,
+    ClapModel,
     HubertForCTC,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
@@ -45,6 +49,16 @@ ARCHS = {
     "wav2vec2-bert": {**SMALL, "model_type": "wav2vec2-bert"},
     "ast": AST,
 }
+CLAP = {
+    "model_type": "clap_audio_model",
+    "patch_embeds_hidden_size": 8,
+    "depths": [1, 2, 1, 2],
+    "num_attention_heads": [1, 2, 2, 4],
+    "mlp_ratio": 2.0,
+    "hidden_size": 64,
+    "projection_dim": 16,
+}
+SMALL_TEXT = {**SMALL, "vocab_size": 50, "projection_dim": 16}
 EXTRACTORS = {"wav2vec2-bert": SeamlessM4TFeatureExtractor(), "ast": ASTFeatureExtractor(max_length=96)}
 SECOND = 16000
 
@@ -105,7 +119,7 @@ def close(found, wanted, atol=1e-4):
 
 
 def test_every_type_is_tested():
-    assert {arch["model_type"] for arch in ARCHS.values()} == set(KINDS)
+    assert {arch["model_type"] for arch in ARCHS.values()} == set(KINDS) - {CLAP["model_type"]}
     assert not set(KINDS) & set(REFUSED)
 
 
@@ -255,6 +269,127 @@ def test_long_audio_in_asts_own_windows(checkpoint):
     close(found[: 27 * 12], torch.cat(parts))
 
 
+# CLAP
+
+STEP = 15000  # samples, of which ten seconds at 48 kHz have 32 times as many
+CLAP_EXTRACTOR = ClapFeatureExtractor(truncation="rand_trunc", padding="pad")
+
+
+@pytest.fixture(scope="module")
+def clap(tmp_path_factory):
+    """A folder with an audio tower, whose batch norm has seen other audio."""
+    folder = str(tmp_path_factory.mktemp("clap"))
+    model = randomize(ClapAudioModel(AutoConfig.for_model(**CLAP)))
+    with torch.no_grad():
+        model.audio_encoder.batch_norm.running_mean.fill_(-30)
+        model.audio_encoder.batch_norm.running_var.uniform_(50, 200)
+    model.save_pretrained(folder)
+    CLAP_EXTRACTOR.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def tower(path, clip):
+    """The steps of transformers' own tower on its own features of at most ten seconds."""
+    features = CLAP_EXTRACTOR(clip.numpy(), sampling_rate=48000, return_tensors="pt")["input_features"]
+    return ClapAudioModel.from_pretrained(path).eval().audio_encoder(features).last_hidden_state[0].mean(1).mT
+
+
+def test_claps_mel_frames_are_the_feature_extractors():
+    clip = noise(32 * STEP)
+    wanted = CLAP_EXTRACTOR(clip.numpy(), sampling_rate=48000, return_tensors="pt")["input_features"][0]
+    found = build_encoder("transformers", arch=CLAP).network.mel(clip[None])
+    assert found.shape == (1, 1001, 64)
+    close(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [32 * STEP, 100001])
+def test_claps_frames_are_transformers_own(samples, clap):
+    clip = noise(samples)
+    encoder = build(clap)
+    found = alone(encoder, clip)
+    close(found, tower(clap, clip)[: encoder.config.length(samples)])
+    assert found.std(0).min() > 1e-3
+
+
+def test_claps_frames_are_in_the_order_of_time(clap):
+    """A change in one place of a clip changes the frame there most."""
+    encoder, clip = build(clap), noise(32 * STEP)
+    for step in (3, 8, 20, 29):
+        other = clip.clone()
+        other[step * STEP : (step + 1) * STEP] *= 5
+        change = (alone(encoder, other) - alone(encoder, clip)).norm(dim=-1)
+        assert abs(int(change.argmax()) - step) <= 1
+
+
+def test_claps_time(clap):
+    config = build(clap).config
+    assert (config.sample_rate, config.rate) == (48000, 3.2)
+    assert [config.length(n) for n in (0, 1, STEP, STEP + 1, 32 * STEP, 33 * STEP)] == [0, 1, 1, 2, 32, 33]
+    some = torch.arange(0, 40 * STEP, 499)
+    assert config.length(some).tolist() == [config.length(int(n)) for n in some]
+
+
+def test_a_clip_of_clap_in_a_batch_is_the_clip_alone(clap):
+    encoder = build(clap, windows_at_once=2)
+    clips = [noise(n, seed) for seed, n in enumerate((1, 5000, STEP, 200001, 33 * STEP))]
+    frames, found = encode(encoder, *clips, padding=5.0, size=65 * STEP)
+    for clip, own in zip(clips, found, strict=True):
+        assert len(own) == encoder.config.length(len(clip))
+        close(own, alone(encoder, clip), atol=3e-5)
+    assert frames.x[~frames.mask].abs().max() == 0
+
+
+def test_long_audio_in_claps_own_windows(clap):
+    clip = noise(70 * STEP)
+    parts = [tower(clap, part) for part in clip.split(32 * STEP)]
+    close(alone(build(clap), clip), torch.cat(parts)[:70])
+
+
+def test_claps_statistics_stay_in_training(clap):
+    encoder, clip = build(clap, freeze="none", arch={**CLAP, "hidden_dropout_prob": 0.0}, preprocessor={}), noise(STEP)
+    wanted = alone(encoder, clip)
+    close(encode(encoder.train(), clip, noise(3 * STEP, 1))[1][0], wanted, atol=1e-5)
+    assert (encoder.network.model.audio_encoder.batch_norm.running_mean == -30).all()
+
+
+def test_claps_tower_out_of_a_larger_model(clap, tmp_path):
+    audio = ClapAudioModel.from_pretrained(clap)
+    config = AutoConfig.for_model("clap", audio_config=CLAP, text_config=SMALL_TEXT, projection_dim=16)
+    for name, model in {
+        "both": ClapModel(config),
+        "projected": ClapAudioModelWithProjection(AutoConfig.for_model(**CLAP)),
+    }.items():
+        model.audio_model.load_state_dict(audio.state_dict())
+        model.save_pretrained(tmp_path / name)
+        CLAP_EXTRACTOR.save_pretrained(tmp_path / name)
+        clip = noise(STEP)
+        assert torch.equal(alone(build(tmp_path / name), clip), alone(build(clap), clip))
+
+
+def test_clap_in_bfloat16(clap):
+    half, full = (alone(build(clap, dtype=dtype), noise(20 * STEP)) for dtype in ("bfloat16", "float32"))
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - full).norm() / full.norm() < 0.03
+
+
+def test_what_clap_refuses(clap, tmp_path):
+    assert "'enable_fusion: True' is not supported, because its crops" in fault(arch={**CLAP, "enable_fusion": True})
+    both = {"model_type": "clap", "audio_config": {**CLAP, "enable_fusion": True}}
+    assert "'enable_fusion: True' is not supported, because its crops" in fault(arch=both)
+    assert "'truncation: fusion' is not supported" in fault(arch=CLAP, preprocessor={"truncation": "fusion"})
+    assert "at 16000 Hz is not supported" in fault(arch=CLAP, preprocessor={"sampling_rate": 16000})
+    assert "more than the 1024 mel frames" in fault(arch=CLAP, preprocessor={"max_length_s": 20})
+    assert "look at 'feature_size'" in fault(arch=CLAP, preprocessor={"feature_size": 80})
+    assert "CLAP has windows of its own" in fault(arch=CLAP, chunk=3)
+    assert "only its last makes frames" in fault(arch=CLAP, layers="weighted")
+    folder = shutil.copytree(clap, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["audio_encoder.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "missing audio_encoder.norm.weight" in fault(path=str(folder))
+
+
 # Checkpoints
 
 
@@ -401,6 +536,7 @@ VARIANTS = {
     ),
     "wav2vec2-bert": encoder_promises("transformers", arch=ARCHS["wav2vec2-bert"], layers=[0, 1]),
     "ast": encoder_promises("transformers", arch=AST),
+    "clap": encoder_promises("transformers", arch=CLAP, seconds=11),
 }
 CASES = [pytest.param(promise, id=f"{name}-{promise}") for name, promises in VARIANTS.items() for promise in promises]
 

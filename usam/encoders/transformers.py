@@ -1,4 +1,4 @@
-"""Audio encoders of transformers: those of a waveform (wav2vec 2 and its kin), w2v-BERT and AST.
+"""Audio encoders of transformers: those of a waveform (wav2vec 2 and its kin), w2v-BERT, AST and CLAP.
 
 A model type is here when two things were tested: its frames of a clip are transformers' own, and they stay the
 same beside longer clips. Others are refused by name.
@@ -15,20 +15,21 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, ClapAudioModel, PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from usam.clock import N
 from usam.component import base_name
 from usam.encoders import Encoder
+from usam.encoders._clap import ClapMel, FixedNorm
 from usam.encoders._kaldi import FRAME, KaldiFbank, fbank_frames
 from usam.encoders._kaldi import HOP as FBANK_HOP
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, field_and_hop, normalized, plain_name
 from usam.encoders._windows import in_windows
-from usam.encoders.mert import Convolutions, WeightNormConv, attended, field_and_hop, normalized, plain_name
 from usam.page import SpecError
 from usam.registry import ComponentError, did_you_mean
 from usam.types import Frames, prefix_mask
@@ -43,8 +44,6 @@ REFUSED = {
         "use the encoder 'mert'": "mert_model",
         "it pools frames in pairs, and a clip's last pair holds padding in a batch but not alone": "sew sew-d",
         "its convolutions over time see the padding, so that a batch changes the frames": "wav2vec2-conformer",
-        "it folds the spectrogram of ten seconds, in which short clips are repeated, into a square image, and "
-        "what comes out is no sequence of frames": "clap clap_audio_model",
         "it makes audio codes for synthesis, not features": "dac encodec mimi univnet xcodec xcodec2",
         "it is not an encoder alone": "moonshine musicgen seamless_m4t seamless_m4t_v2 speech_to_text speecht5",
     }.items()
@@ -94,7 +93,7 @@ class Transformers(Encoder):
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         chunk: float | None = Field(None, gt=0)
-        """Seconds of a window, which attention does not leave; None is 30, and AST has its own."""
+        """Seconds of a window, which attention does not leave; None is 30; AST and CLAP have their own."""
         windows_at_once: int = Field(16, ge=1)
         """Windows of long clips encoded together: bounds the memory."""
         attn_implementation: Literal["sdpa", "eager"] | None = None
@@ -107,7 +106,7 @@ class Transformers(Encoder):
 
         @property
         def rate(self) -> float:
-            """Frames per second: for most 50, for AST 10 steps of 12 bands."""
+            """Frames per second: for most 50, for AST 10 steps of 12 bands, for CLAP 3.2."""
             return self._span.rate
 
         def length(self, samples: N) -> N:
@@ -134,10 +133,10 @@ class Transformers(Encoder):
         kind, network = network_of(self.config.arch)
         network._attn_implementation = config.attn_implementation
         try:
-            model = AutoModel.from_config(network)
+            model = kind.construct(network)
         except (ValueError, ImportError) as error:
             raise ComponentError(f"transformers: '{network.model_type}' cannot be built like this: {error}") from error
-        self.mix = LayerMix(config.layers, network.num_hidden_layers + 1, network.hidden_size)
+        self.mix = LayerMix(config.layers, *kind.states_of(network))
         self.dim = self.mix.dim
         self.network = kind(model, self.config)
         if self.mix.weights is None:
@@ -159,12 +158,14 @@ class Transformers(Encoder):
         if self.config.preprocessor is None:
             raise ComponentError(f"{self.config.path}: transformers with 'arch' needs 'preprocessor' too, perhaps {{}}")
         dtype = self.config.dtype
-        model, info = AutoModel.from_pretrained(
+        kind, network = network_of(self.config.arch)
+        model, info = kind.loader.from_pretrained(
             source.folder,
-            config=network_of(self.config.arch)[1],
+            config=network,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **kind.loading,
         )
         faults = [f"missing {name}" for name in sorted(info["missing_keys"] - {"masked_spec_embed"})]
         faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
@@ -195,6 +196,12 @@ class Network(nn.Module):
 
     extractor: ClassVar[str]
     """The feature extractor that is reproduced here."""
+    sample_rate: ClassVar[int | None] = 16000
+    """The only one that its filters are for; None: any."""
+    loader: ClassVar[Any] = AutoModel
+    """What reads a checkpoint."""
+    loading: ClassVar[dict[str, Any]] = {}
+    """Options for it."""
 
     def __init__(self, model: Any, config: Transformers.Config) -> None:
         super().__init__()
@@ -211,6 +218,16 @@ class Network(nn.Module):
         """The arithmetic of its time."""
         raise NotImplementedError
 
+    @staticmethod
+    def construct(network: Any) -> Any:
+        """The model without a checkpoint's weights."""
+        return AutoModel.from_config(network)
+
+    @staticmethod
+    def states_of(network: Any) -> tuple[int, int]:
+        """How many hidden states it has, and their width."""
+        return network.num_hidden_layers + 1, network.hidden_size
+
     def end_at(self, state: int) -> None:
         """Drop the layers that come after a hidden state, and the norm of the last one."""
         raise NotImplementedError
@@ -224,6 +241,7 @@ class Waveform(Network):
     """wav2vec 2 (Baevski et al., 2020) and what has its structure."""
 
     extractor = "Wav2Vec2FeatureExtractor"
+    sample_rate = None
 
     def __init__(self, model: Any, config: Transformers.Config) -> None:
         super().__init__(model, config)
@@ -398,6 +416,88 @@ class Ast(Network):
             yield self.model.layernorm(x) if i == self.last else x
 
 
+class Clap(Network):
+    """CLAP's audio tower (Wu et al., 2023; HTS-AT, Chen et al., 2022), in its own windows, padded with silence.
+
+    The tower folds a window's spectrogram into a square, and unfolds what it made of it: a step of time is the
+    mean over the bands of frequency. Steps share a window evenly, 32 in ten seconds. Short clips are padded, not
+    repeated as for the embedding of a clip, and long ones are several windows, not a crop.
+    """
+
+    extractor = "ClapFeatureExtractor"
+    sample_rate = 48000
+    loader = ClapAudioModel
+    loading: ClassVar[dict[str, Any]] = {"key_mapping": {r"^audio_model\.": ""}}  # in a model with a text tower too
+
+    def __init__(self, model: Any, config: Transformers.Config) -> None:
+        super().__init__(model, config)
+        if config.chunk is not None:
+            raise SpecError("chunk: CLAP has windows of its own, as long as its spectrogram; leave it out")
+        if config.layers != "last":
+            raise SpecError("layers: CLAP's hidden states differ in width and rate, so that only its last makes frames")
+        bins = self.options.get("feature_size", 64)
+        if bins != model.config.num_mel_bins:
+            raise ComponentError(
+                f"transformers: {bins} mel bins are not the {model.config.num_mel_bins} of 'num_mel_bins'; "
+                "look at 'feature_size' in 'preprocessor'"
+            )
+        self.mel = ClapMel(
+            bins,
+            sample_rate=self.span.sample_rate,
+            fft=self.options.get("fft_window_size", 1024),
+            hop=self.options.get("hop_length", 480),
+            lowest=self.options.get("frequency_min", 0),
+            highest=self.options.get("frequency_max", 14000),
+        )
+        model.audio_encoder.batch_norm = FixedNorm(bins)
+        self.steps = clap_steps(model.config)
+
+    @staticmethod
+    def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
+        """A step for every share of a window begun, so that no clip is without one."""
+        if preprocessor.get("truncation") == "fusion":
+            raise ComponentError(f"transformers: 'truncation: fusion' is not supported, because {FUSION}")
+        steps, seconds = clap_steps(network), preprocessor.get("max_length_s", 10)
+        samples, hop = round(seconds * Clap.sample_rate), preprocessor.get("hop_length", 480)
+        columns = network.spec_size * (network.spec_size // network.num_mel_bins)
+        if samples % steps or samples // hop + 1 > columns:
+            raise ComponentError(
+                f"transformers: CLAP with windows of {seconds} s is not supported, because they are not {steps} "
+                f"equal steps, or are more than the {columns} mel frames of its square; look at 'max_length_s' in "
+                "'preprocessor'"
+            )
+        return Span(Clap.sample_rate, 1, samples // steps)
+
+    @staticmethod
+    def construct(network: Any) -> Any:
+        """Only the audio tower."""
+        return ClapAudioModel(network)
+
+    @staticmethod
+    def states_of(network: Any) -> tuple[int, int]:
+        """The last, as wide as the channels of the last stage."""
+        return 1, network.patch_embeds_hidden_size * 2 ** (len(network.depths) - 1)
+
+    def end_at(self, state: int) -> None:
+        """There is only the last."""
+
+    def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
+        """(batch, samples) to (batch, steps, dim)."""
+        return in_windows(
+            audio,
+            mask,
+            lambda audio, mask: mix([self._encode(audio)]),
+            frames=self.steps,
+            hop=self.span.hop,
+            field=self.span.hop,
+            at_once=self.at_once,
+        )
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        mel = rearrange(self.mel(audio), "b t m -> b 1 t m")
+        return cast(Tensor, reduce(self.model.audio_encoder(mel).last_hidden_state, "b d f t -> b t d", "mean"))
+
+
 KINDS: dict[str, type[Network]] = {
     "wav2vec2": Waveform,
     "hubert": Waveform,
@@ -407,13 +507,17 @@ KINDS: dict[str, type[Network]] = {
     "wavlm": WavLM,
     "wav2vec2-bert": W2vBert,
     "audio-spectrogram-transformer": Ast,
+    "clap_audio_model": Clap,
 }
+
+FUSION = "its crops of a long clip are drawn at random and mixed with the whole clip, so that no frame has a time"
 
 # Options that change a network in a way that is not reproduced here, and what would go wrong.
 UNSUPPORTED = {
     "add_adapter": "the convolutions of its adapter change the rate of the frames and see the padding",
     "use_intermediate_ffn_before_adapter": "it belongs to an adapter",
     "conv_pos_batch_norm": "its statistics would see the padding",
+    "enable_fusion": FUSION,
 }
 
 
@@ -424,6 +528,13 @@ def per_bin(x: Tensor, lengths: Tensor) -> Tensor:
     x = (x - x.masked_fill(outside, 0).sum(1, keepdim=True) / count).masked_fill(outside, 0)
     variance = x.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)
     return x * (variance + 1e-7).rsqrt()
+
+
+def clap_steps(network: Any) -> int:
+    """Steps of time that CLAP's tower makes of a window: the columns of each fold of its square, one after another."""
+    stride = network.patch_stride if isinstance(network.patch_stride, int) else network.patch_stride[1]
+    columns = network.spec_size // 2 ** (len(network.depths) - 1) // stride
+    return int(columns * (network.spec_size // network.num_mel_bins))
 
 
 def own_name(name: str) -> str:
@@ -441,15 +552,16 @@ def span_of(arch: str, preprocessor: str) -> Span:
     """
     kind, network = network_of(json.loads(arch))
     options = json.loads(preprocessor)
-    name, rate = options.get("feature_extractor_type", kind.extractor), options.get("sampling_rate", 16000)
+    name = options.get("feature_extractor_type", kind.extractor)
     if name != kind.extractor:
         raise ComponentError(
             f"transformers: '{network.model_type}' with a {name} is not supported, because only its "
             f"{kind.extractor} is reproduced here"
         )
-    if rate != 16000 and kind.extractor != Waveform.extractor:
+    if kind.sample_rate is not None and options.get("sampling_rate", kind.sample_rate) != kind.sample_rate:
         raise ComponentError(
-            f"transformers: {name} at {rate} Hz is not supported, because its mel filters end at 8 kHz"
+            f"transformers: {name} at {options['sampling_rate']} Hz is not supported, because its mel filters are "
+            f"for {kind.sample_rate} Hz"
         )
     return kind.span_of(network, options)
 
@@ -464,6 +576,8 @@ def network_of(arch: dict[str, Any]) -> tuple[type[Network], PreTrainedConfig]:
     name = options.pop("model_type", None)
     if not isinstance(name, str):
         raise SpecError("transformers: 'arch' needs the 'model_type' of transformers, for example 'hubert'")
+    if name == "clap":
+        return network_of(audio_tower(arch))
     if name in REFUSED:
         raise ComponentError(f"transformers: model type '{name}' is not supported, because {REFUSED[name]}")
     if name not in KINDS:
@@ -486,6 +600,11 @@ def network_of(arch: dict[str, Any]) -> tuple[type[Network], PreTrainedConfig]:
     return kind, network
 
 
+def audio_tower(arch: dict[str, Any]) -> dict[str, Any]:
+    """The config of CLAP's audio tower, out of that of both towers."""
+    return {**(arch.get("audio_config") or {}), "model_type": "clap_audio_model"}
+
+
 def read_both(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model's config and its feature extractor's, as far as the frames depend on them.
 
@@ -499,7 +618,9 @@ def read_both(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str
 @lru_cache(maxsize=32)  # a spec counts every clip's frames, and a hub id is looked up over the network
 def _read_both(path: str, revision: str | None, *changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     noise = {"architectures", "auto_map", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version"}
-    arch = {k: v for k, v in read_config(path, revision, CONFIG).items() if k not in noise and k[0] != "_"}
+    arch = read_config(path, revision, CONFIG)
+    arch = audio_tower(arch) if arch.get("model_type") == "clap" else arch
+    arch = {k: v for k, v in arch.items() if k not in noise and k[0] != "_"}
     network_of(arch)  # says why it is not supported before the next file is asked for
     try:
         options = read_config(path, revision, PREPROCESSOR)
@@ -509,4 +630,6 @@ def _read_both(path: str, revision: str | None, *changed: int) -> tuple[dict[str
             "'preprocessor', perhaps {} for its defaults"
         ) from error
     keys = ["feature_extractor_type", "sampling_rate", "do_normalize", "mean", "std", "num_mel_bins", "stride"]
+    keys += ["feature_size", "fft_window_size", "hop_length", "frequency_min", "frequency_max"]  # of CLAP
+    keys += ["max_length_s", "truncation"]
     return arch, {key: options[key] for key in keys if key in options}
