@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from usam.clock import ceil_div
 from usam.types import prefix_mask
 
+PIECE = 2**18  # slices whose products are summed together: 22 MB for each clip
+
 
 class Convolutions(nn.Module):
     """The convolutions, of a whole clip in bounded memory.
@@ -81,13 +83,17 @@ class Convolutions(nn.Module):
             one = audio.new_ones(len(audio), conv.out_channels)
             return one, one - 1
         with torch.autocast(audio.device.type, enabled=False):
-            slices = audio.double().unfold(1, conv.kernel_size[0], conv.stride[0])  # batch frame tap
             count = ((lengths - conv.kernel_size[0]) // conv.stride[0] + 1).clamp_min(0)
+            slices = audio.unfold(1, conv.kernel_size[0], conv.stride[0])  # batch frame tap: a view
             outside = ~prefix_mask(count, slices.shape[1]).unsqueeze(-1)
             count = count.clamp_min(1).unsqueeze(-1)
-            mean = slices.masked_fill(outside, 0).sum(-2) / count
-            centred = (slices - mean.unsqueeze(-2)).masked_fill(outside, 0)
-            covariance = centred.mT @ centred / count.unsqueeze(-1)
+            pieces = list(zip(torch.split(slices, PIECE, 1), torch.split(outside, PIECE, 1), strict=True))
+            mean = torch.stack([x.double().masked_fill(no, 0).sum(-2) for x, no in pieces]).sum(0) / count
+            products = []
+            for x, no in pieces:
+                centred = (x.double() - mean.unsqueeze(-2)).masked_fill(no, 0)
+                products.append(centred.mT @ centred)
+            covariance = torch.stack(products).sum(0) / count.unsqueeze(-1)
             weight = conv.weight.double().squeeze(1)  # channel tap
             variance = ((weight @ covariance) * weight).sum(-1)
             scale: Tensor = norm.weight * (variance + norm.eps).rsqrt()
