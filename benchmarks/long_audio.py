@@ -131,7 +131,7 @@ def plot(raw: dict[str, dict[int, Any]]) -> None:
         axes.set_xticks(MINUTES, [str(m) for m in MINUTES])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    left.legend()
+    right.legend(loc="upper left")
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "long_audio.png", dpi=120)
 

@@ -57,7 +57,7 @@ def main() -> None:
         },
         {
             "what": "`import usam`, CPU time beyond a bare Python; heavy modules it imports",
-            "measured": f"{max(0.0, imported - statistics.median(bare)):.3f} s; {heavy}",
+            "measured": f"{max(0.0, imported - statistics.median(bare)):.3f} s; {'none' if heavy == '[]' else heavy}",
             "bound": "no torch, no transformers",
             "ok": heavy == "[]",
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from usam.encoders._front_end import FrontEnd
+
 FLOOR = 1e-10  # -100 dB
 
 
-class ClapMel(nn.Module):
+class ClapMel(FrontEnd):
     """The spectrogram of transformers' ClapFeatureExtractor, in float32 whatever the model's dtype.
 
     Args:
@@ -43,12 +45,6 @@ class ClapMel(nn.Module):
         device = self.filters.device
         self.window = torch.hann_window(self.fft, dtype=torch.float64, device="cpu").float().to(device)
         self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ClapMel:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
-            self.reset_parameters()
-        return self
 
     def forward(self, audio: Tensor) -> Tensor:
         """(batch, samples) to decibels (batch, 1 + samples // hop, bins); frame i is centred on sample i * hop."""

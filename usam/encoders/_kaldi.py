@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
 from usam.clock import N
+from usam.encoders._front_end import FrontEnd
 
 FRAME, HOP, FFT = 400, 160, 512  # 25 ms and 10 ms at 16 kHz
 FLOOR = float(np.finfo(np.float32).eps)
@@ -23,7 +23,7 @@ def fbank_frames(samples: N) -> N:
     return (samples >= FRAME) * ((samples - FRAME) // HOP + 1)
 
 
-class KaldiFbank(nn.Module):
+class KaldiFbank(FrontEnd):
     """Frames of 25 ms every 10 ms: mean removed, pre-emphasis 0.97, window, power spectrum, mel, natural log.
 
     Args:
@@ -57,12 +57,6 @@ class KaldiFbank(nn.Module):
         device = self.filters.device
         self.window = (window.pow(0.85) if povey else window).float().to(device)
         self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> KaldiFbank:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
-            self.reset_parameters()
-        return self
 
     def forward(self, audio: Tensor) -> Tensor:
         """(batch, samples) at 16 kHz -> (batch, fbank_frames(samples), bins)."""

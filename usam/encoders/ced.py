@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
+from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import encode_heard
 from usam.registry import ComponentError, did_you_mean
@@ -233,7 +234,7 @@ class Layer(Block, GradientCheckpointingLayer):
     """timm's block, which can be computed again in the backward pass to save memory."""
 
 
-class MelDecibels(nn.Module):
+class MelDecibels(FrontEnd):
     """CED's mel spectrogram in decibels, in float32 whatever the model's dtype; each item as if it were alone."""
 
     window: Tensor
@@ -257,12 +258,6 @@ class MelDecibels(nn.Module):
         rise, fall = -distance[:, :-2] / widths[:-1], distance[:, 2:] / widths[1:]
         self.filters = torch.minimum(rise, fall).clamp_min(0).to(device)
         self.window = torch.hann_window(FFT, dtype=torch.float32, device="cpu").to(device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> MelDecibels:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
-            self.reset_parameters()
-        return self
 
     def forward(self, audio: Tensor, samples: Tensor, at_once: int) -> Tensor:
         """Decibels of (batch, 64, 1 + samples // 160), none more than 120 below its own item's loudest.

@@ -24,7 +24,7 @@ from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, norm
 from usam.page import SpecError
 from usam.registry import ComponentError
 from usam.types import Frames, prefix_mask
-from usam.weights import Source, locate, read, read_config
+from usam.weights import read, read_config
 
 KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]
 FIELD, HOP = 400, 320  # samples that a frame sees, and from one frame to the next
@@ -103,10 +103,6 @@ class Mert(Encoder):
         del self.encoder.layers[self.needed :]
         if hubert.do_stable_layer_norm and self.needed < hubert.num_hidden_layers:
             self.encoder.layer_norm = nn.Identity()  # it belongs to the last state
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """A checkpoint's tensors, but for SpecAugment's embedding and for layers past the last one needed.

@@ -33,7 +33,7 @@ from usam.encoders._windows import in_windows
 from usam.page import SpecError
 from usam.registry import ComponentError, did_you_mean
 from usam.types import Frames, prefix_mask
-from usam.weights import Source, locate, read_config
+from usam.weights import read_config
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -141,10 +141,6 @@ class Transformers(Encoder):
         self.network = kind(model, self.config)
         if self.mix.weights is None:
             self.network.end_at(max(self.mix.states))
-
-    def source(self) -> Source | None:
-        """Where the weights come from."""
-        return locate(self.config.path, self.config.revision) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The tensors that the frames depend on, read by transformers, which knows older names.

@@ -18,6 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from usam.clock import N, ceil_div
 from usam.encoders import Encoder
+from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.types import Frames, prefix_mask
@@ -132,7 +133,7 @@ class Whisper(Encoder):
             yield encoder.layer_norm(x) if i == self.depth else x
 
 
-class LogMel(nn.Module):
+class LogMel(FrontEnd):
     """Whisper's log-mel spectrogram, in float32 whatever the model's dtype.
 
     Args:
@@ -155,12 +156,6 @@ class LogMel(nn.Module):
         device = self.filters.device
         self.window = torch.hann_window(FFT, dtype=torch.float64).float().to(device)
         self.filters = torch.from_numpy(filters.astype(np.float32)).to(device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> LogMel:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.filters.dtype != torch.float32:  # a cast of the model must not coarsen the front-end
-            self.reset_parameters()
-        return self
 
     def forward(self, audio: Tensor, frames: int) -> Tensor:
         """The spectrogram of (batch, samples) at 16 kHz, followed by silence: (batch, bins, frames).
