@@ -12,8 +12,6 @@ import soundfile
 
 from usam.data.spoken import UNSEEN_VOICES, VOICES, WORDS, speak, variants, voices, write_corpus
 
-pytest.importorskip("espeakng_loader")
-
 SIZES = {"train": 40, "unseen_sentences": 20, "unseen_voices": 20}
 
 

@@ -100,6 +100,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
 def test_faults_say_what_to_write(tmp_path):
     with pytest.raises(ComponentError, match="timm has no model 'vit_huge_nonsense'; it has vit_"):
         build_encoder("timm", arch={"architecture": "vit_huge_nonsense"})
+    with pytest.raises(ComponentError, match=r"'vit_tiny_patch16_224' has no such option: .*embed_dimm"):
+        build_encoder("timm", arch={"architecture": "vit_tiny_patch16_224", "embed_dimm": 8}, **SMALL)
     with pytest.raises(SpecError, match="needs 'path'"):
         build_encoder("timm")
     with pytest.raises(ComponentError, match="steps by 16 frames, of which 60 are no multiple"):

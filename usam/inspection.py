@@ -7,7 +7,8 @@ from itertools import groupby
 
 from usam.data.collate import Collator
 from usam.data.manifest import Sample
-from usam.processor import IGNORE, UsamProcessor
+from usam.processor import UsamProcessor
+from usam.types import IGNORE
 
 
 def describe_batch(processor: UsamProcessor, samples: Sequence[Sample]) -> str:
@@ -31,8 +32,8 @@ def describe_batch(processor: UsamProcessor, samples: Sequence[Sample]) -> str:
         position = 0
         for (is_audio, supervised, instruction), run in groupby(kinds):
             count = len(list(run))
-            piece = [t for t, real in zip(ids, own, strict=True)][position : position + count]
-            piece = [t for t, real in zip(piece, own[position : position + count], strict=True) if real]
+            place = slice(position, position + count)
+            piece = [token for token, real in zip(ids[place], own[place], strict=True) if real]
             position += count
             if not piece:
                 continue

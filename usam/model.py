@@ -20,9 +20,7 @@ from usam.component import ADAPTER, adapt, is_adapter, is_frozen
 from usam.config import UsamConfig
 from usam.projectors import Chain
 from usam.splice import by_sample, check_counts, owners, prompts_of, scatter
-from usam.types import Audio, Frames, LossInputs, Prompt
-
-IGNORE = -100  # labels that are not supervised
+from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt
 
 
 @dataclass

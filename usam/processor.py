@@ -19,9 +19,9 @@ from usam.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.llm import build_llm
 from usam.registry import did_you_mean
 from usam.spec import Spec
+from usam.types import IGNORE
 
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
-IGNORE = -100
 FIRST_MARK = 0xE000  # Unicode's private use area
 
 

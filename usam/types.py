@@ -12,6 +12,8 @@ from torch import Tensor
 
 from usam.clock import ratio, rescale
 
+IGNORE = -100  # the label of what is not supervised, as transformers has it
+
 
 def prefix_mask(lengths: Tensor, size: int) -> Tensor:
     """True on the first `lengths[i]` of `size` positions: (batch, size)."""

@@ -231,7 +231,10 @@ def create(
     try:
         network = timm.create_model(name, img_size=(frames, mels), **common)
     except TypeError:  # a convolutional network takes any size, and no such option
-        network = timm.create_model(name, **common)
+        try:
+            network = timm.create_model(name, **common)
+        except TypeError as error:
+            raise ComponentError(f"timm's '{name}' has no such option: {error}") from error
     except (AssertionError, ValueError) as error:
         raise ComponentError(f"timm's '{name}' cannot take a picture of {frames} x {mels}: {error}") from error
     for head in classifiers(network):

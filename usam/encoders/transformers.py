@@ -212,7 +212,7 @@ class Network(nn.Module):
     @staticmethod
     def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
         """The arithmetic of its time."""
-        raise NotImplementedError
+        raise NotImplementedError("a network has a span_of(network, preprocessor)")
 
     @staticmethod
     def construct(network: Any) -> Any:
@@ -226,11 +226,11 @@ class Network(nn.Module):
 
     def end_at(self, state: int) -> None:
         """Drop the layers that come after a hidden state, and the norm of the last one."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no end_at(state)")
 
     def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
         """Clips (batch, samples), zero where masked, to (batch, frames, dim), one frame at least."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no forward(audio, mask, mix)")
 
 
 class Waveform(Network):
