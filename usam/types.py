@@ -76,7 +76,7 @@ class Frames:
 
     x: Tensor  # batch time dim
     mask: Tensor  # batch time
-    rate: float  # frames per second
+    rate: float  # frames per second; 0 where they do not follow time
     aux: Mapping[str, Tensor] = field(default_factory=dict)  # by-products; first axis the item
 
     @property

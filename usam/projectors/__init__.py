@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from usam.clock import N
 from usam.component import Component, ComponentConfig, adapt, build, finish
-from usam.registry import Registry
+from usam.registry import ComponentError, Registry
 from usam.spec import Config
 from usam.types import Frames, Prompt
 
@@ -27,11 +27,14 @@ class Projector(Component):
         """Options every projector has, and the arithmetic of its time."""
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:
-            """Frames and rate that go out, for `frames` at `rate` coming in; at least 1 for at least 1."""
+            """Frames and rate that go out, for `frames` at `rate` coming in; at least 1 for at least 1.
+
+            A rate of 0 says that frames do not follow time: as many go out for any clip.
+            """
             return frames, rate
 
-    reads_prompt: ClassVar[bool] = False
-    """Whether `forward` needs the prompt."""
+    reads_prompt: bool = False
+    """Whether `forward` needs the prompt; of the class, or of one stage by its options."""
     dim: int
     """Width of the frames that go out."""
 
@@ -41,6 +44,16 @@ class Projector(Component):
     def forward(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
         """Project frames (batch, time, in_dim) to (batch, config.length(time), dim); item i hears prompt i."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(frames, prompt)")
+
+    def fixed(self, prompt: Prompt) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Options and tensors of a stage that needs no prompt and does what this one does with it (1, token, dim).
+
+        Raises:
+            ComponentError: there is none.
+        """
+        raise ComponentError(
+            f"projector '{self.config.type}' reads the prompt in a way that cannot be fixed for a task"
+        )
 
 
 class Chain(nn.Module):
