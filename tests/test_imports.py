@@ -23,6 +23,7 @@ ORDER = [
     ["usam.patch"],
     ["usam.spec"],
     ["usam.component", "usam.weights", "usam.kernels*"],
+    ["usam.cross_attention"],
     [f"usam.{family}" for family in FAMILIES],
     [f"usam.{family}.*" for family in FAMILIES],
     ["usam.config", "usam.splice", "usam.feature_extractor"],

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from tokenizers import normalizers
 from torch import nn
 from transformers import GraniteConfig
+from transformers.modeling_outputs import BaseModelOutput
 
 from usam import SpecError, encoders, fusions, llm, losses, projectors
 from usam.llm.tiny import Tiny
@@ -742,6 +743,26 @@ class DropsTheMask(Tiny):
         return backbone
 
 
+@llm.register("kit_hears_from_beside")
+class KeepsItsCache(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        backbone.register_forward_hook(lambda module, args, found: BaseModelOutput(found.last_hidden_state))
+        return backbone
+
+
+@llm.register("kit_hears_from_beside_too_late")
+class AnswersBeforeItsLayers(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+
+        def early(module, args, kwargs, found):
+            found.last_hidden_state = module.norm(kwargs["inputs_embeds"])
+
+        backbone.register_forward_hook(early, with_kwargs=True)
+        return backbone
+
+
 @llm.register("kit_survives_meta_device")
 class AlwaysOnTheCPU(Tiny):
     def backbone(self, text_config):
@@ -821,6 +842,8 @@ LLMS = {
     "hears_embeddings_as_ids_in_place": "inputs_embeds as they were given",
     "looks_only_back": "the states before the last word",
     "ignores_left_padding": "the states without padding",
+    "hears_from_beside": "a Cache in past_key_values; found None",
+    "hears_from_beside_too_late": r"all states from its place on hear it; found a change of 0",
     "survives_meta_device": "elsewhere; look at backbone",
     "tokenizer_round_trips": "found 'describe this audio: déjà vu, 3 cats.'",
     "tokenizer_round_trips_within": "at most 258 tokens; found 259",
@@ -835,13 +858,16 @@ LLMS = {
 
 @pytest.mark.parametrize("name", LLMS)
 def test_a_broken_llm_is_caught(name):
-    broken = [p for p in llm_promises(f"kit_{name}", dim=16, heads=2) if name.startswith(p.name)]
+    options = {"injection": "cross_attention"} if name.startswith("hears_from_beside") else {}
+    broken = [p for p in llm_promises(f"kit_{name}", dim=16, heads=2, **options) if name.startswith(p.name)]
     with pytest.raises(BrokenPromises, match=LLMS[name]):
         broken[0]()
 
 
 def test_an_honest_llm_keeps_all():
-    assert len(check_llm("tiny", dim=16, heads=2).kept) == 16
+    report = check_llm("tiny", dim=16, heads=2, injection="cross_attention")
+    assert len(report.kept) == 17
+    assert "hears_from_beside" not in report.notes
 
 
 # The rules of the kit.

@@ -88,14 +88,16 @@ def show(
     second: Annotated[str | None, typer.Argument(metavar="[SPEC2]", help="Show what differs in this one.")] = None,
     set_: SetOption = None,
 ) -> None:
-    """Show the merged spec, every width, rate and parameter count, and tokens per second of audio."""
-    from usam.show import difference, table, text_table, tokens_line
+    """Show what a spec file says of itself, the merged spec, every width, rate and count, and tokens per second."""
+    from usam.show import difference, heading, table, text_table, tokens_line
     from usam.spec import load_spec
 
     first = load_spec(spec, *(set_ or []))
     if second is not None:
         print("\n".join(difference(first, load_spec(second, *(set_ or [])))) or "the specs are the same")
         return
+    if said := heading(spec):
+        print(f"{said}\n")
     print(first.to_yaml())
     print(text_table(table(first)))
     print()
@@ -188,11 +190,14 @@ def generate(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder or hub id.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the merged model goes.")],
+    task: Annotated[
+        str | None, typer.Option(help="Fix the projector for a task of the model's 'prompts'; no prompt_mask then.")
+    ] = None,
 ) -> None:
     """Write one merged, self-contained folder: LoRA folded in, no losses, no base checkpoint needed."""
     from usam.hf import export as write
 
-    write(model, folder)
+    write(model, folder, task)
     print(f"saved in {folder}")
 
 

@@ -31,9 +31,16 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         self.sampling_rate = self._parsed.sample_rate if self._parsed else 16000
 
     def audio_tokens(self, samples: int) -> int:
-        """Placeholders for a clip of `samples` samples."""
+        """Tokens that a clip of `samples` samples becomes."""
+        return self._spec().audio_tokens(samples)
+
+    def placeholders(self, samples: int) -> int:
+        """Placeholders in the text for a clip of `samples` samples."""
+        return self._spec().placeholders(samples)
+
+    def _spec(self) -> Spec:
         assert self._parsed is not None, "a feature extractor needs its spec"
-        return self._parsed.audio_tokens(samples)
+        return self._parsed
 
     def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
         """Sound from a file, bytes, a dict or an array, at the model's rate; a list of them gives a list.

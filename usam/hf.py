@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -31,15 +32,18 @@ from usam.component import DTYPES, Component, base_name, is_adapter, with_base_l
 from usam.config import UsamConfig
 from usam.feature_extractor import UsamFeatureExtractor
 from usam.model import UsamForConditionalGeneration, UsamModel
+from usam.page import SpecError
 from usam.processor import UsamProcessor
-from usam.registry import ComponentError, Registry
+from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec import Spec, load_spec
+from usam.types import Prompt
 from usam.weights import Source, locate, read
 
 BACKBONE, HEAD = "model.language_model.", "lm_head."
 
 # Patterns of modules that stay as they are when the language model is quantised, and the option that takes them.
-NOT_QUANTISED = ["model.encoders", "model.fusion", "model.projector", "lm_head", "losses", r".*\.lora_\w+"]
+OWN = ("encoders", "fusion", "projector", "cross_attention")
+NOT_QUANTISED = [*(f"model.{part}" for part in OWN), "lm_head", "losses", r".*\.lora_\w+"]
 SKIP_OPTIONS = {
     "bitsandbytes": "llm_int8_skip_modules",
     "hqq": "skip_modules",
@@ -154,6 +158,8 @@ def parts(model: UsamForConditionalGeneration) -> Iterator[tuple[str, Any]]:
     for i, stage in enumerate(model.model.projector.stages):
         yield f"model.projector.stages.{i}.", stage
     yield BACKBONE, model.config.llm()
+    if model.model.cross_attention is not None:
+        yield "model.cross_attention.", model.model.cross_attention
     for name, loss in model.losses.items():
         yield f"losses.{name}.", loss
 
@@ -309,7 +315,7 @@ def load(
     dtypes = plan_dtypes(skeleton, base.tensors, saved, _asked_dtype(kwargs))
 
     def may_be_missing(key: str) -> bool:
-        return next_stage and (is_adapter(key) or key.startswith("losses."))
+        return next_stage and (is_adapter(key) or key.startswith(("losses.", "model.cross_attention.")))
 
     model = assemble(skeleton, {**base.tensors, **saved}, dtypes, may_be_missing, f"{path}: its weights", **kwargs)
     model.origins = base.origins
@@ -414,12 +420,17 @@ def check_sources(config: UsamConfig, skeleton: UsamForConditionalGeneration) ->
                 )
 
 
-def export(source: str | Path, folder: str | Path) -> UsamForConditionalGeneration:
+def export(source: str | Path, folder: str | Path, task: str | None = None) -> UsamForConditionalGeneration:
     """Write one self-contained folder: LoRA merged, no losses, no source needed to load it.
 
     Args:
         source: a folder or hub id that `save_pretrained` wrote.
         folder: where the merged model and its processor go.
+        task: of the spec's `prompts`: the projector is fixed for its prompt, and needs no `prompt_mask` any more.
+
+    Raises:
+        SpecError: an unknown task, or a projector that reads no prompt.
+        ComponentError: a stage reads the prompt in a way that cannot be fixed.
     """
     config = UsamConfig.from_pretrained(locate(str(source)).folder)
     cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
@@ -427,12 +438,21 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
     for layer in model.modules():
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()
+    processor = processor_beside(source, model.config.parsed)
+    fixed = {} if task is None else fixed_stages(model, processor, task)
     tensors = {
         base_name(name): tensor
         for name, tensor in model.state_dict().items()
         if not is_adapter(name) and not name.startswith("losses.") and name not in model.all_tied_weights_keys
     }
     tree = model.config.parsed.to_dict()
+    for i, (node, own) in fixed.items():
+        prefix = f"model.projector.stages.{i}."
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+        tensors |= {prefix + name: tensor for name, tensor in own.items()}
+        tree["projector"][i] = node
+    if task is not None:  # under the gates of one task, another's prompt would mislead
+        tree["prompts"] = processor.prompts = {task: processor.prompts[task]}
     nodes = [*tree["encoders"].values(), tree["fusion"], *tree["projector"], tree["llm"]]
     for node in nodes:
         node.pop("lora", None)
@@ -450,8 +470,31 @@ def export(source: str | Path, folder: str | Path) -> UsamForConditionalGenerati
     merged = assemble(outline(whole), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
     merged.generation_config = model.generation_config
     merged.save_pretrained(folder)
-    processor_beside(source, model.config.parsed).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return merged
+
+
+def fixed_stages(
+    model: UsamForConditionalGeneration, processor: UsamProcessor, task: str
+) -> dict[int, tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Options and tensors of the stages that read the prompt, by index, fixed for the prompt of one task."""
+    if task not in processor.prompts:
+        raise SpecError(
+            f"--task {task}: the model's 'prompts' have no such task; {did_you_mean(task, processor.prompts)}"
+        )
+    stages = cast(Any, model.model.projector.stages)
+    reading = {i: stage for i, stage in enumerate(stages) if stage.reads_prompt}
+    if not reading:
+        types = ", ".join(stage.config.type for stage in stages)
+        raise SpecError(f"--task {task}: no stage of this projector ({types}) reads the prompt; export without --task")
+    # The very tokens that `prompt_mask` marks beside a clip: their neighbours could change how words are cut.
+    second = np.zeros(processor.feature_extractor.sampling_rate, dtype=np.float32)
+    content = [{"type": "audio", "audio": second}, {"type": "text", "text": processor.prompts[task]}]
+    rendered = processor.render([{"role": "user", "content": content}], add_generation_prompt=True)
+    batch = processor.encode([rendered]).to(model.device)
+    with torch.no_grad():
+        prompt = Prompt(model.model.embed(batch["input_ids"]), batch["prompt_mask"])
+        return {i: stage.fixed(prompt) for i, stage in reading.items()}
 
 
 def processor_beside(model: str | Path, spec: Spec) -> UsamProcessor:

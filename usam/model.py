@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -18,8 +18,9 @@ from transformers.utils import ModelOutput
 from usam import encoders, fusions, losses
 from usam.component import ADAPTER, adapt, is_adapter, is_frozen
 from usam.config import UsamConfig
+from usam.cross_attention import CrossAttention, CrossAttentionConfig, GatedBlock, Listening, decoder_layers, hearing
 from usam.projectors import Chain
-from usam.splice import by_sample, check_counts, owners, prompts_of, scatter
+from usam.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt
 
 
@@ -128,12 +129,22 @@ class UsamModel(UsamPreTrainedModel):
             self.projector = Chain(spec.projector, in_dim=self.fusion.dim, prompt_dim=llm.dim, out_dim=llm.dim)
         self.language_model: Any = llm.backbone(cast(Any, config.text_config))
         config.text_config = self.language_model.config
+        self.cross_attention = self._cross_attention(llm.config.injection, llm.dim)
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
         # post_init looks at direct children only: an encoder, or a layer in one, stays on one device.
-        self._no_split_modules |= {type(encoder).__name__ for encoder in built.values()}
+        self._no_split_modules |= {GatedBlock.__name__, *(type(encoder).__name__ for encoder in built.values())}
         for module in self.encoders.modules():
             self._no_split_modules |= set(getattr(module, "_no_split_modules", None) or ())
+
+    def _cross_attention(self, injection: CrossAttentionConfig | None, audio_dim: int) -> CrossAttention | None:
+        """The blocks before the decoder layers, unless the audio comes in place of its placeholders."""
+        if injection is None:
+            return None
+        layers = decoder_layers(self.language_model)
+        with _float32():
+            dim = self.language_model.config.hidden_size
+            return adapt(CrossAttention(injection, dim=dim, audio_dim=audio_dim, layers=layers), injection)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -203,10 +214,10 @@ class UsamModel(UsamPreTrainedModel):
         prompt_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> UsamModelOutput:
-        """Put the projected clips in place of the placeholders and run the language model.
+        """Put the projected clips in place of the placeholders, or beside the words, and run the language model.
 
         Args:
-            input_ids: (batch, length) with one placeholder for each audio token.
+            input_ids: (batch, length) with one placeholder for each audio token; with cross-attention, for each clip.
             input_values: (clip, samples): all samples' clips, in the order of their placeholders.
             input_values_mask: (clip, samples).
             attention_mask: (batch, length); padding goes on the left.
@@ -218,24 +229,30 @@ class UsamModel(UsamPreTrainedModel):
         Raises:
             ValueError: placeholders and audio tokens differ in number, or the prompt mask is missing.
         """
-        audio = None
+        audio, places = None, None
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids)
             if input_values is not None:
-                inputs_embeds, audio = self._hear(
+                inputs_embeds, audio, places = self._hear(
                     input_ids, inputs_embeds, input_values, input_values_mask, prompt_mask
                 )
             elif self.training and torch.is_grad_enabled():
                 inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.dtype)
+        elif self.cross_attention is not None and input_values is not None:
+            raise ValueError("inputs_embeds do not say where the clips stand; cross-attention needs input_ids")
+        heard = self._beside(inputs_embeds, audio, places, past_key_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
         if position_ids is not None and self._takes_positions:
             kwargs["position_ids"] = position_ids
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-        )
+        with hearing(heard):
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
+            )
+        if heard is not None:
+            heard.remember(outputs.get("past_key_values"))
         return UsamModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.get("past_key_values"),
@@ -252,8 +269,8 @@ class UsamModel(UsamPreTrainedModel):
         input_values: Tensor,
         input_values_mask: Tensor | None,
         prompt_mask: Tensor | None,
-    ) -> tuple[Tensor, Frames]:
-        """Embeddings with the audio in place, and the audio frames joined for each sample."""
+    ) -> tuple[Tensor, Frames, Tensor | None]:
+        """Embeddings, the audio frames joined for each sample, and where they stand if not among the embeddings."""
         self._need_prompt(prompt_mask is not None)
         fused = self.encode(input_values, input_values_mask)
         slots = self.is_audio(input_ids)
@@ -263,12 +280,25 @@ class UsamModel(UsamPreTrainedModel):
             samples = input_values_mask.sum(-1) if input_values_mask is not None else None
             if samples is None:
                 samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
-            owner = owners(slots, self.config.parsed.audio_tokens(samples))
+            owner = owners(slots, self.config.parsed.placeholders(samples))
             prompt = prompts_of(embeds, prompt_mask, owner)
         frames = self.project(fused, prompt)
-        check_counts(slots, frames)
-        embeds = scatter(embeds, slots, frames)
-        return embeds, by_sample(slots, frames)
+        if frames.aux:  # by-products are a clip's: tell the sample of each
+            taken = frames.lengths if self.cross_attention is None else torch.ones_like(frames.lengths)
+            frames = replace(frames, aux={**frames.aux, "sample": owners(slots, taken)})
+        if self.cross_attention is not None:
+            check_counts(slots, torch.ones_like(frames.lengths), "clips")
+            return embeds, *beside(slots, frames)
+        check_counts(slots, frames.lengths)
+        return scatter(embeds, slots, frames), by_sample(slots, frames), None
+
+    def _beside(self, embeds: Tensor, audio: Frames | None, places: Tensor | None, cache: Any) -> Listening | None:
+        """What the blocks of cross-attention hear."""
+        if self.cross_attention is None:
+            return None
+        if audio is None and self.training and torch.is_grad_enabled():
+            audio, places = self.cross_attention.silence(embeds)
+        return self.cross_attention.listen(audio, places, cache, embeds.shape[1])
 
     def _silence(self) -> Tensor:
         """Zero, by way of every part that hears: distributed training waits for a rank whose batch has no audio."""
@@ -495,8 +525,8 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
 
     def _clip_rows(self, input_ids: Tensor, values: Tensor, mask: Tensor | None, copies: int) -> Tensor:
         samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
-        tokens = self.config.parsed.audio_tokens(samples.to(input_ids.device))
-        owner = owners(self.model.is_audio(input_ids), tokens)
+        counts = self.config.parsed.placeholders(samples.to(input_ids.device))
+        owner = owners(self.model.is_audio(input_ids), counts)
         runs = [(owner == i).nonzero().squeeze(-1).repeat(copies) for i in range(len(input_ids))]
         return torch.cat(runs)
 

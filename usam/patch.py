@@ -90,7 +90,8 @@ class _Merge:
 
 
 def _is_component(path: KeyPath) -> bool:
-    return (len(path) == 2 and path[0] in (*MAPS, "projector")) or (len(path) == 1 and path[0] in SINGLES)
+    injection = path == ("llm", "injection")
+    return injection or (len(path) == 2 and path[0] in (*MAPS, "projector")) or (len(path) == 1 and path[0] in SINGLES)
 
 
 def _short(tree: Any) -> Any:

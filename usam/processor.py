@@ -146,8 +146,7 @@ class UsamProcessor(ProcessorMixin):
         options = _options(kwargs)
         audio = [clip for sample in samples for clip in sample.audio]
         clips = self.feature_extractor.fetch_audio(audio, options["sampling_rate"]) if audio else []
-        tokens = [self.feature_extractor.audio_tokens(len(clip)) for clip in clips]
-        counts = iter(tokens)
+        counts = iter([self.feature_extractor.placeholders(len(clip)) for clip in clips])
         special = set(self._special.values())
         rows: dict[str, list[list[Any]]] = defaultdict(list)
         for sample in samples:
@@ -383,7 +382,7 @@ class UsamProcessor(ProcessorMixin):
     def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs: Any) -> str:
         """The placeholders of one clip, as servers ask for them."""
         samples = int(np.asarray(audio_inputs["input_values_mask"][audio_idx]).sum())
-        return AUDIO_TOKEN * int(self.feature_extractor.audio_tokens(samples))
+        return AUDIO_TOKEN * int(self.feature_extractor.placeholders(samples))
 
 
 KNOWN_OPTIONS: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from usam.config import UsamConfig
 from usam.hf import outline
 from usam.model import UsamForConditionalGeneration
-from usam.spec import Spec
+from usam.spec import Spec, find
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ def _rows(spec: Spec, model: UsamForConditionalGeneration) -> Iterator[Row]:
     for i, module in enumerate(model.model.projector.stages):
         stage: Any = module
         frames, rate_ = stage.config.length(frames, rate_)
-        yield _row(f"projector.{i}", stage.config.type, f"{before} -> {stage.dim}", f"{rate_:g}/s", stage)
+        yield _row(f"projector.{i}", stage.config.type, f"{before} -> {stage.dim}", _pace(frames, rate_), stage)
         before = stage.dim
     text: Any = model.config.text_config
     width = f"{model.config.llm().dim}"
     yield _row("llm", f"{spec.llm.type} ({text.model_type})", width, "", model.model.language_model)
+    if (blocks := model.model.cross_attention) is not None:
+        name = f"{blocks.config.type} ({len(blocks.blocks)})"
+        yield _row("llm.injection", name, f"{blocks.audio_dim} -> {blocks.dim}", "", blocks)
     tied = " (tied)" if model.config.tie_word_embeddings else ""
     yield _row("llm head", "", f"{width} -> {text.vocab_size}{tied}", "", nn.Module() if tied else model.lm_head)
     losses: Any = model.losses
@@ -68,11 +72,23 @@ def _row(part: str, kind: str, width: str, rate: str, module: nn.Module) -> Row:
     return Row(part, kind, width, rate, sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad))
 
 
+def _pace(frames: int, rate: float) -> str:
+    return f"{rate:g}/s" if rate else f"{frames} a clip"
+
+
+def heading(source: str) -> str:
+    """What a spec file says of itself: the comment it begins with; empty without one."""
+    lines = takewhile(lambda line: line.startswith("#"), find(source).read_text(encoding="utf-8").splitlines())
+    return "\n".join(line[1:].strip() for line in lines if "yaml-language-server" not in line)
+
+
 def tokens_line(spec: Spec) -> str:
     """How many tokens a second of audio costs, in words."""
     one, ten, hour = (spec.audio_tokens(seconds * spec.sample_rate) for seconds in (1, 10, 3600))
     _, rate = spec.audio_length(spec.sample_rate)
-    return f"audio: {spec.sample_rate} Hz; {rate:g} tokens a second; 1 s = {one}, 10 s = {ten}, 1 h = {hour:,} tokens"
+    speed = f"{rate:g} tokens a second" if rate else "as many tokens for any clip"
+    beside = "; beside the text, where a clip is one token" if spec.beside else ""
+    return f"audio: {spec.sample_rate} Hz; {speed}; 1 s = {one}, 10 s = {ten}, 1 h = {hour:,} tokens{beside}"
 
 
 def difference(first: Spec, second: Spec) -> list[str]:

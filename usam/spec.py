@@ -23,6 +23,7 @@ from usam.registry import ComponentError, did_you_mean
 if TYPE_CHECKING:
     from usam.encoders import Encoder
     from usam.fusions import Fusion
+    from usam.llm import LLM
     from usam.projectors import Projector
 
 VERSION = 1
@@ -168,6 +169,15 @@ class Spec(BaseModel):
     def audio_tokens(self, samples: N) -> N:
         """How many tokens a clip of `samples` samples (at `sample_rate`) becomes: at least 1."""
         return self.audio_length(samples)[0]
+
+    @property
+    def beside(self) -> bool:
+        """Whether the audio is heard from beside the text (cross-attention), and not read in place of placeholders."""
+        return cast("LLM.Config", self.llm).injection is not None
+
+    def placeholders(self, samples: N) -> N:
+        """How many placeholders stand for a clip in the text: one a token; one in all when heard from beside."""
+        return samples * 0 + 1 if self.beside else self.audio_tokens(samples)
 
     def audio_length(self, samples: N) -> tuple[N, float]:
         """Tokens of a clip, and tokens per second."""

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from usam.component import ComponentConfig, build, own_config, source_of
-from usam.registry import Registry
+from usam.cross_attention import CrossAttentionConfig
+from usam.registry import Registry, did_you_mean
 from usam.spec import Config
 from usam.weights import Source
+
+
+def _injection(value: Any) -> Any:
+    """`prefix` is None, for it has no options; a bare name is `{type: it}`."""
+    node = {"type": value} if isinstance(value, str) else value
+    if not isinstance(node, Mapping):
+        return value
+    name = node.get("type", "cross_attention")
+    if name not in INJECTIONS:
+        raise ValueError(f"no such way for the audio into a language model; {did_you_mean(str(name), INJECTIONS)}")
+    if name == "prefix" and len(node) > 1:
+        raise ValueError("'prefix' has no options")
+    return None if name == "prefix" else node
+
+
+INJECTIONS = ("prefix", "cross_attention")
+Injection = Annotated[
+    CrossAttentionConfig | None,
+    BeforeValidator(_injection, json_schema_input_type=Literal["prefix", "cross_attention"] | CrossAttentionConfig),
+]
 
 
 class LLM:
@@ -22,6 +44,8 @@ class LLM:
 
         freeze: Literal["all", "none"] | list[str] = "all"
         """What does not train: all, none, or patterns of parameter names."""
+        injection: Injection = None
+        """How the audio comes in: prefix, in place of its placeholders; or cross_attention, from beside the words."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache
 
 from usam.component import LoRA, is_adapter, with_base_layers
+from usam.cross_attention import CrossAttention, decoder_layers, hearing
 from usam.page import SpecError
 from usam.registry import ComponentError
 from usam.spec import Config
@@ -26,8 +27,10 @@ from usam.testing.every import (
     shake,
 )
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
+from usam.types import Frames, prefix_mask
 
 LENGTH = 13
+PLACE = 4  # of a clip's placeholder among them
 
 
 def check_llm(
@@ -183,6 +186,45 @@ def ignores_left_padding(case: LLMCase) -> None:
     require_same(ours, reference, "the states without padding", look_at, TOLERANCE)
 
 
+def hears_from_beside(case: LLMCase) -> str | None:
+    """With cross-attention: closed gates change nothing, and what open ones let in is heard from its place on."""
+    if case.config.injection is None:
+        return "its audio comes in place of the placeholders"
+    backbone = case.backbone()
+    width, dim = case.structure().dim, backbone.config.hidden_size
+    blocks = CrossAttention(case.config.injection, dim=dim, audio_dim=width, layers=decoder_layers(backbone)).eval()
+    audio = Frames(torch.randn(2, 5, width), prefix_mask(torch.tensor([5, 3]), 5), 10.0)
+    places = torch.full((2, 5), PLACE)
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        reference = _states(backbone, inputs_embeds=embeds.clone())
+        with hearing(blocks.listen(audio, places, None, LENGTH)):
+            closed = _states(backbone, inputs_embeds=embeds.clone())
+        require_same(closed, reference, "the states without audio, while the gates are closed,", "where layers begin")
+        for parameter in blocks.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+        with hearing(blocks.listen(audio, places, None, LENGTH)):
+            ours = _states(backbone, inputs_embeds=embeds.clone())
+        look_at = "decoder layers that mix the words before they take hidden_states"
+        require_same(ours[:, :PLACE], reference[:, :PLACE], "the states before the clip's place", look_at, TOLERANCE)
+        moved = float((ours - reference)[:, PLACE:].abs().amax(-1).min())
+        require(moved > TOLERANCE, "that all states from its place on hear it", f"a change of {moved:.2g}", look_at)
+        heard = blocks.listen(audio, places, None, LENGTH - 3)
+        with hearing(heard):
+            cache = backbone(inputs_embeds=embeds[:, :-3].clone(), use_cache=True).get("past_key_values")
+        require(isinstance(cache, Cache), "a Cache in past_key_values", f"{cache!r:.60}", "what the backbone returns")
+        if heard is not None:
+            heard.remember(cache)
+        mask, where = torch.ones(2, LENGTH, dtype=torch.long), torch.arange(LENGTH - 3, LENGTH).expand(2, -1)
+        takes = inspect.signature(backbone.forward).parameters
+        more = {"position_ids": where} if "position_ids" in takes else {}
+        with hearing(blocks.listen(None, None, cache, 3)):
+            end = backbone(inputs_embeds=embeds[:, -3:], attention_mask=mask, past_key_values=cache, **more)
+        look_at = "a cache that does not count its tokens"
+        require_same(end.last_hidden_state, ours[:, -3:], "the last states from the cache", look_at, TOLERANCE)
+    return None
+
+
 def survives_meta_device(case: LLMCase) -> None:
     """Both halves build on the meta device; filled by their own rules, no table is left uninitialised."""
     llm = case.structure()
@@ -300,6 +342,7 @@ CLAIMS: list[Claim] = [
     hears_embeddings_as_ids,
     looks_only_back,
     ignores_left_padding,
+    hears_from_beside,
     survives_meta_device,
     tokenizer_round_trips,
     lora_starts_as_no_op,
