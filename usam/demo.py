@@ -1,4 +1,4 @@
-"""The main job on the embedded default: speak a corpus, train on it, and test what was learned."""
+"""The main job on the embedded default: speak a corpus, train on it, and look at what was learned."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from usam.data.manifest import Manifest, Sample
 from usam.data.spoken import write_corpus
 from usam.generate import Answerer
+from usam.inspection import describe_parts
 
 T = TypeVar("T")
 TEST_CLIPS = 200
 BOUNDS = {"unseen sentences": (0.0, 0.12), "audio shuffled": (0.60, float("inf"))}
 TRAIN = {
-    "num_train_epochs": 5,
+    "num_train_epochs": 4,
     "per_device_train_batch_size": 16,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
@@ -51,8 +52,9 @@ def run(folder: Path, clips: int = 3000) -> None:
         manifests = write_corpus(
             folder / "corpus", train=clips, test=TEST_CLIPS, progress=lambda written: bar.update(written - bar.n)
         )
+    asked = {name: _ask_who_speaks(manifest) for name, manifest in manifests.items()}
     run_file = folder / "run.yaml"
-    run_file.write_text(_run_file(folder, manifests["train"]), encoding="utf-8")
+    run_file.write_text(_run_file(folder, [manifests["train"], asked["train"]]), encoding="utf-8")
     with _stage("train", seconds):
         _usam("train", str(run_file))
     with _stage("reload and evaluate", seconds):  # the model was trained in another process
@@ -66,12 +68,24 @@ def run(folder: Path, clips: int = 3000) -> None:
         first = next(iter(SETS))
         others = _transcribe(answerer, shuffle(sets[first].samples), "audio shuffled")  # asked about another clip
         rates["audio shuffled"] = word_error_rate(truths[first], others)
+        speakers = Manifest(asked["unseen_voices"], answerer.processor.prompts).samples
+        said = _transcribe(answerer, speakers, "who speaks")
+        right = sum(sample.answer == answer for sample, answer in zip(speakers, said, strict=True)) / len(speakers)
     with _stage("usam generate", seconds):
         wav = manifests["unseen_sentences"].parent / _first_wav(manifests["unseen_sentences"])
         spoken = _usam("generate", str(folder / "model"), str(wav), "--task", "asr", capture=True)
     _report(rates, seconds, truths[first], heard[first])
+    print(f"\n{'a woman or a man, unseen voices':34} {right:6.1%} right\n")
+    some = [*sets[first].samples[:16], *Manifest(asked[SETS[first]], answerer.processor.prompts).samples[:16]]
+    print(describe_parts(answerer.model, answerer.processor, some))
     print(f"\n$ usam generate {folder / 'model'} {wav}\n{spoken.strip()}   (said: {truths[first][0]})")
-    results = {"word_error_rate": rates, "seconds": seconds, "clips": clips, "threads": torch.get_num_threads()}
+    results = {
+        "word_error_rate": rates,
+        "speaker_accuracy": right,
+        "seconds": seconds,
+        "clips": clips,
+        "threads": torch.get_num_threads(),
+    }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for name, (low, high) in BOUNDS.items():
         if not low <= rates[name] <= high:
@@ -84,10 +98,22 @@ def run(folder: Path, clips: int = 3000) -> None:
 SETS = {"unseen sentences": "unseen_sentences", "unseen voices": "unseen_voices"}
 
 
-def _run_file(folder: Path, manifest: Path) -> str:
+def _ask_who_speaks(manifest: Path) -> Path:
+    """A second task beside the corpus: every third clip again, asked about its speaker."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()][::3]
+    asked = manifest.with_name(f"{manifest.stem}-speaker.jsonl")
+    answers = ("woman" if "+f" in row["voice"] else "man" for row in rows)
+    lines = (
+        json.dumps({"audio": r["audio"], "task": "speaker", "answer": a}) for r, a in zip(rows, answers, strict=True)
+    )
+    asked.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return asked
+
+
+def _run_file(folder: Path, manifests: Sequence[Path]) -> str:
     tree = {
-        "model": "tiny",
-        "data": {"train": str(manifest.resolve())},
+        "model": "mini_paper",
+        "data": {"train": [str(manifest.resolve()) for manifest in manifests]},
         "train": {"output_dir": str((folder / "model").resolve()), **TRAIN},
     }
     return yaml.safe_dump(tree, sort_keys=False)

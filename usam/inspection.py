@@ -1,12 +1,16 @@
-"""One batch as the model sees it: the exact text, where the audio stands, what is supervised."""
+"""One batch as the model sees it: the text, where audio stands, what is supervised, and what its parts do with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
 
+import torch
+from torch import Tensor
+
 from usam.data.collate import Collator
 from usam.data.manifest import Sample
+from usam.model import UsamForConditionalGeneration
 from usam.processor import UsamProcessor
 from usam.types import IGNORE
 
@@ -52,3 +56,53 @@ def describe_batch(processor: UsamProcessor, samples: Sequence[Sample]) -> str:
     if seconds:
         lines.append("clips: " + ", ".join(f"{s:.2f} s" for s in seconds))
     return "\n".join(lines)
+
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@torch.inference_mode()
+def describe_parts(
+    model: UsamForConditionalGeneration, processor: UsamProcessor, samples: Sequence[Sample], clips: int = 6
+) -> str:
+    """What the mixture's router and the score network do with a batch; empty for a model that has neither.
+
+    Args:
+        model: the model, in eval mode.
+        processor: its processor.
+        samples: of any tasks, each with an answer and one clip.
+        clips: of how many the scores are drawn.
+    """
+    batch = Collator(processor)(samples)
+    tasks = [sample.task or "-" for sample in samples]
+    batch.pop("tasks", None)
+    aux = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).aux or {}
+    lines = []
+    for key in sorted(aux):
+        stage, _, name = key.partition(".")
+        if name == "router_probs":
+            lines += _gates(f"router of projector.{stage}", aux[key], aux[f"{stage}.router_entropy"], tasks)
+    for key in sorted(aux):
+        loss, _, name = key.partition(".")
+        if name == "scores":
+            lines += _scores(loss, aux[key], aux[f"{loss}.kept"].bool(), samples, clips)
+    return "\n".join(lines)
+
+
+def _gates(title: str, probs: Tensor, entropy: Tensor, tasks: Sequence[str]) -> list[str]:
+    lines = [f"{title:24} {'  '.join(f'expert {i}' for i in range(probs.shape[1]))}  entropy"]
+    for task in sorted(set(tasks)):
+        rows = [i for i, name in enumerate(tasks) if name == task]
+        gates = "  ".join(f"{gate:8.2f}" for gate in probs[rows].float().mean(0).tolist())
+        lines.append(f"  {task:22} {gates}  {float(entropy[rows].float().mean()):7.2f}")
+    return lines
+
+
+def _scores(name: str, scores: Tensor, kept: Tensor, samples: Sequence[Sample], clips: int) -> list[str]:
+    lines = [f"{name}: {float(kept.sum() / kept.shape[0]):.1f} frames kept a clip; scores, and below what is kept"]
+    for row, keep, sample in list(zip(scores, kept, samples, strict=True))[:clips]:
+        own = row > 0  # a score lies above 0, padding at 0
+        bars = "".join(BARS[min(int(score * 8), 7)] for score in row[own].tolist())
+        marks = "".join("^" if mark else " " for mark in keep[own].tolist())
+        lines += [f"  {sample.answer or '':26} {bars}", f"  {'':26} {marks}"]
+    return lines

@@ -21,6 +21,7 @@ from usam.page import Places, SpecError, parse_yaml, write_yaml
 from usam.patch import merge, parse_override
 from usam.processor import UsamProcessor
 from usam.registry import did_you_mean
+from usam.routing import Routing
 from usam.spec import Spec, read
 
 PARTS = ("model", "start", "data", "train")
@@ -121,11 +122,12 @@ def _beside(files: Any, folder: Path) -> list[str]:
 
 
 class UsamTrainer(Trainer):
-    """transformers' Trainer with learning-rate scales, the loss's parts in the log, and a guard."""
+    """transformers' Trainer with learning-rate scales, the loss's parts and the routing in the log, and a guard."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._parts: dict[str, list[Tensor]] = {}
+        self._routing = Routing()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own groups, split by each component's `lr_scale`."""
@@ -146,7 +148,10 @@ class UsamTrainer(Trainer):
         Raises:
             FloatingPointError: names the loss and the step.
         """
+        tasks = inputs.pop("tasks", None)  # the model knows no tasks
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training and tasks is not None:
+            self._routing.add(tasks, outputs.get("aux") or {})
         for name, value in (outputs.get("losses") or {}).items():
             if not math.isfinite(value.item()):
                 raise FloatingPointError(
@@ -158,11 +163,12 @@ class UsamTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each unweighted part since the last line."""
+        """Add the mean of each unweighted part since the last line, and of what routers did with each task."""
         if "loss" in logs:
             for name, values in self._parts.items():
                 logs[f"loss_{name}"] = float(torch.stack(values).float().mean())
             self._parts.clear()
+            logs |= self._routing.means()
         super().log(logs, *args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -204,7 +210,7 @@ def train(run: Run, *, resume: str | bool | None = None) -> Path:
         args=arguments,
         train_dataset=data,
         eval_dataset=held_out,
-        data_collator=Collator(processor),
+        data_collator=Collator(processor, tasks=True),
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=resume)

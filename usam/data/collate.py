@@ -20,17 +20,19 @@ class Collator:
 
     Args:
         processor: the model's processor.
+        tasks: also give `tasks`, each sample's own or None; UsamTrainer takes it out before the model is called.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, or a chat not rendered; the row is named.
     """
 
-    def __init__(self, processor: UsamProcessor) -> None:
+    def __init__(self, processor: UsamProcessor, *, tasks: bool = False) -> None:
         self.processor = processor
+        self.tasks = tasks
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         batch = self.processor.encode([self._render(sample) for sample in samples], labels=True)
-        return dict(batch)
+        return {**batch, "tasks": [sample.task for sample in samples]} if self.tasks else dict(batch)
 
     def _render(self, sample: Sample) -> Any:
         try:
