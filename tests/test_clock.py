@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from usam.clock import at_least_one, ceil_div, ratio, rescale
+from usam.clock import at_least_one, ceil_div, ratio, rescale, whole_frames
 
 
 @pytest.mark.parametrize(("n", "divisor", "groups"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2)])
@@ -39,3 +39,22 @@ def test_tensors_agree_with_ints(function):
 
 def test_every_clip_is_heard():
     assert [at_least_one(n) for n in (0, 1, 2)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "expected"),
+    [
+        (0.68, 25, 17),
+        (0.333333, 50, 17),  # SALMONN
+        (0.34, 25, 9),  # 8.5: half a frame is rounded up, to even or not
+        (0.3, 25, 8),
+        (0.1, 25, 3),
+        (0.02, 25, 1),
+        (0.001, 25, 1),
+        (0.68, 6.25, 4),
+        (1.2, 25 / 17, 2),
+        (10.24, 100 / 16, 64),
+    ],
+)
+def test_a_windows_frames(seconds, rate, expected):
+    assert whole_frames(seconds, rate) == expected

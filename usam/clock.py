@@ -7,6 +7,7 @@ module, which makes masks, use the very same arithmetic and cannot disagree by o
 from __future__ import annotations
 
 from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -34,3 +35,8 @@ def rescale(n: N, source: float, target: float) -> N:
 def at_least_one(n: N) -> N:
     """`n`, or 1 where it is 0: every clip is heard as at least one token."""
     return n + (n < 1)
+
+
+def whole_frames(seconds: float, rate: float) -> int:
+    """Frames in a window of some seconds: rounded, half a frame up, at least one."""
+    return max(1, floor(ratio(seconds, 1) * ratio(rate, 1) + Fraction(1, 2)))

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from usam.clock import N, ceil_div
+from usam.clock import N, ceil_div, whole_frames
 from usam.projectors import Projector
 from usam.types import Frames, Prompt, prefix_mask
 
@@ -37,7 +37,7 @@ class Pool(Projector):
 
         def whole(self, rate: float) -> int:
             """Frames of a window, at `rate` per second."""
-            return max(1, round(self.window * rate))
+            return whole_frames(self.window, rate)
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:
             """One frame for each window."""
