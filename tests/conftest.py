@@ -5,6 +5,8 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["USAM_CACHE"] = tempfile.mkdtemp()
+# Read when Triton is first imported, which torch does by itself. On a GPU: TRITON_INTERPRET=0 make test.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest

@@ -1,0 +1,111 @@
+"""Activation and gate of the dense mixture in one pass over the hidden units, and its gradients in another."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from usam.kernels._triton import Example, activate, launch, slope, span, wide
+
+TILE = {"ROWS": 16, "COLUMNS": 256}
+OPTIONS = {"num_warps": 8}  # 16 elements a thread: more would keep too few threads at work on memory
+
+
+@triton.jit
+def gate_act_kernel(
+    pre, gates, mask, out, N, SHARE, H,
+    E: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """out = gate * act(pre) for a tile of one expert's hidden units; 0 where masked."""
+    tiles = tl.cdiv(H, COLUMNS)
+    expert = tl.program_id(1) // tiles
+    rows = span(tl.program_id(0).to(tl.int64) * ROWS, ROWS)
+    cols = (tl.program_id(1) % tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = rows < N
+    real = inside
+    if mask is not None:
+        real = inside & (tl.load(mask + rows, mask=inside, other=0) != 0)
+    weight = tl.load(gates + (rows // SHARE) * E + expert, mask=real, other=0.0).to(WIDE)
+    places = rows[:, None] * (E * H) + (expert * H + cols)[None, :]
+    x = tl.load(pre + places, mask=real[:, None] & (cols < H)[None, :], other=0.0).to(WIDE)
+    y = tl.where(real[:, None], activate(x, ACTIVATION) * weight[:, None], 0.0)
+    tl.store(out + places, y.to(out.dtype.element_ty), mask=inside[:, None] & (cols < H)[None, :])
+
+
+@triton.jit
+def gate_act_backward_kernel(
+    d_hidden, pre, gates, mask, d_pre, hidden, d_gates, N, SHARE, H,
+    E: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """d_pre, the gated activations once more, and each row's part of d_gate; d_pre may stand where d_hidden stood."""
+    tiles = tl.cdiv(H, COLUMNS)
+    expert = tl.program_id(1) // tiles
+    tile = tl.program_id(1) % tiles
+    rows = span(tl.program_id(0).to(tl.int64) * ROWS, ROWS)
+    cols = tile * COLUMNS + tl.arange(0, COLUMNS)
+    inside = rows < N
+    real = inside
+    if mask is not None:
+        real = inside & (tl.load(mask + rows, mask=inside, other=0) != 0)
+    weight = tl.load(gates + (rows // SHARE) * E + expert, mask=real, other=0.0).to(WIDE)
+    places = rows[:, None] * (E * H) + (expert * H + cols)[None, :]
+    at = real[:, None] & (cols < H)[None, :]
+    x = tl.load(pre + places, mask=at, other=0.0).to(WIDE)
+    grad = tl.load(d_hidden + places, mask=at, other=0.0).to(WIDE)
+    y = tl.where(at, activate(x, ACTIVATION), 0.0)
+    there = inside[:, None] & (cols < H)[None, :]
+    tl.store(d_gates + (rows * E + expert) * tiles + tile, tl.sum(grad * y, 1), mask=inside)
+    tl.store(hidden + places, (y * weight[:, None]).to(hidden.dtype.element_ty), mask=there)
+    grad = tl.where(at, grad * weight[:, None] * slope(x, ACTIVATION), 0.0)
+    tl.store(d_pre + places, grad.to(d_pre.dtype.element_ty), mask=there)
+
+
+def _grid(pre: Tensor, count: int) -> tuple[int, int]:
+    return triton.cdiv(pre.shape[0], TILE["ROWS"]), count * triton.cdiv(pre.shape[1] // count, TILE["COLUMNS"])
+
+
+def gate_act(pre: Tensor, gates: Tensor, mask: Tensor | None, activation: str, rows: int, out: Tensor | None) -> Tensor:
+    """Gated activations of pre (row, expert * hidden)."""
+    out = torch.empty_like(pre) if out is None else out
+    count = gates.shape[1]
+    mask = None if mask is None else mask.contiguous()
+    with launch(pre):
+        gate_act_kernel[_grid(pre, count)](
+            pre, gates.contiguous(), mask, out, pre.shape[0], rows, pre.shape[1] // count,
+            E=count, ACTIVATION=activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+def gate_act_backward(
+    d_hidden: Tensor, pre: Tensor, gates: Tensor, mask: Tensor | None, activation: str, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """d_pre (written over d_hidden), gated activations, and d_gates (row / rows, expert)."""
+    count = gates.shape[1]
+    grid = _grid(pre, count)
+    mask = None if mask is None else mask.contiguous()
+    hidden = torch.empty_like(pre)
+    # Rows keep their parts apart, and one sum of fixed order joins them: no atomics.
+    parts = gates.new_empty(gates.shape[0], rows, count, grid[1] // count)
+    if parts.numel() == 0:
+        return d_hidden, hidden, torch.zeros_like(gates)
+    with launch(pre):
+        gate_act_backward_kernel[grid](
+            d_hidden, pre, gates.contiguous(), mask, d_hidden, hidden, parts, pre.shape[0], rows, pre.shape[1] // count,
+            E=count, ACTIVATION=activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
+        )  # fmt: skip
+    return d_hidden, hidden, parts.sum((1, 3))
+
+
+def _example(kernel, *tensors: str) -> Example:
+    types = {"gates": "*fp32", "mask": "*i1", "d_gates": "*fp32", "N": "i32", "SHARE": "i32", "H": "i32"}
+    signature = {name: types.get(name, "*bf16") for name in (*tensors, "N", "SHARE", "H")}
+    return Example(kernel, signature, {"E": 3, "ACTIVATION": "gelu", "WIDE": tl.float32, **TILE}, OPTIONS)
+
+
+KERNELS = [
+    _example(gate_act_kernel, "pre", "gates", "mask", "out"),
+    _example(gate_act_backward_kernel, "d_hidden", "pre", "gates", "mask", "d_pre", "hidden", "d_gates"),
+]

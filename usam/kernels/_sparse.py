@@ -1,0 +1,643 @@
+"""The Triton kernels of the sparse experts: products of gathered rows with the weights of the rows' experts.
+
+Rows stand sorted by expert: `offs` says where an expert's rows begin, `src` which slot (token and choice) a row is.
+A row tile finds its expert in registers, so the host never learns how many rows an expert has. No atomics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from usam.kernels._triton import INTERPRET, Example, activate, launch, operand, precision, slope, span, wide
+
+
+@triton.jit
+def find(offs, tile, COUNT: tl.constexpr, POWER: tl.constexpr, BM: tl.constexpr):
+    """Expert, first row, and end of the expert's rows of this row tile; past the last tile, an expert >= COUNT."""
+    e = tl.arange(0, POWER)
+    first = tl.load(offs + e, mask=e < COUNT, other=0)
+    end = tl.load(offs + e + 1, mask=e < COUNT, other=0)
+    tiles = (end - first + BM - 1) // BM
+    ends = tl.cumsum(tiles, 0)
+    expert = tl.sum((ends <= tile).to(tl.int32), 0)
+    here = e == expert
+    row = tl.sum(tl.where(here, first + (tile - ends + tiles) * BM, 0), 0)
+    return expert.to(tl.int64), row, tl.sum(tl.where(here, end, 0), 0)
+
+
+@triton.jit
+def swizzle(pid, tiles, columns, GROUP: tl.constexpr):
+    """Row and column tile of a program: GROUP row tiles go through the columns together and share their weights."""
+    group = pid // (GROUP * columns)
+    size = tl.minimum(tiles - group * GROUP, GROUP)
+    rest = pid % (GROUP * columns)
+    return group * GROUP + rest % size, rest // size
+
+
+@triton.jit
+def product(
+    a,  # the left operand
+    at,  # where each of its rows begins
+    b,  # the right operand's tile
+    down,  # from one k to the next in it
+    right,  # from one column to the next
+    SIZE,
+    rows,  # rows that exist
+    columns,  # columns that exist
+    WIDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """sum over k < SIZE of a[m, k] b[k, n]."""
+    k = tl.arange(0, BK)
+    of_a = at[:, None] + k[None, :]
+    of_b = k[:, None] * down + tl.arange(0, BN)[None, :] * right
+    acc = tl.zeros((BM, BN), dtype=WIDE)
+    for start in range(0, SIZE, BK):
+        left = k < SIZE - start
+        x = tl.load(a + of_a, mask=rows[:, None] & left[None, :], other=0.0)
+        w = tl.load(b + of_b, mask=left[:, None] & columns[None, :], other=0.0)
+        acc = tl.dot(x.to(OPERAND), w.to(OPERAND), acc, input_precision=PRECISION, out_dtype=WIDE)
+        a += BK
+        b += BK * down
+    return acc
+
+
+@triton.jit
+def halves(x, BM: tl.constexpr, BN: tl.constexpr):
+    """The left and the right half of a tile: an epilogue that does one after the other needs fewer registers."""
+    return tl.split(tl.permute(tl.reshape(x, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def up_kernel(
+    x,  # token D
+    gates,  # slot
+    src,
+    offs,
+    up,  # expert H D
+    bias,  # expert H
+    hidden,  # row H: gated
+    pre,  # row H: what the activation is taken of, for the backward pass
+    stride,
+    D,
+    H,
+    tiles,
+    TOP_K: tl.constexpr,
+    COUNT: tl.constexpr,
+    POWER: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
+    WIDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """hidden[r] = gate act(x[token of r] up[e]^T + bias[e])."""
+    tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(H, BN), GROUP)
+    expert, row, end = find(offs, tile, COUNT, POWER, BM)
+    if expert < COUNT:
+        i = tl.arange(0, BM)
+        rows = row + i < end
+        slot = tl.load(src + row + i, mask=rows, other=0)
+        gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
+        first = column * BN
+        columns = first + tl.arange(0, BN) < H
+        at = (slot // TOP_K).to(tl.int64) * stride
+        w = up + (expert * H + first) * D
+        a = product(x, at, w, 1, D, D, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
+        left, right = halves(a, BM, BN)
+        if BIAS:
+            bias += expert * H
+        hidden += row.to(tl.int64) * H
+        pre += row.to(tl.int64) * H
+        gated(left, gate, bias, hidden, pre, rows, first, H, ACTIVATION, BIAS, SAVE, WIDE, BM, BN // 2)
+        gated(right, gate, bias, hidden, pre, rows, first + BN // 2, H, ACTIVATION, BIAS, SAVE, WIDE, BM, BN // 2)
+
+
+@triton.jit
+def gated(
+    a,
+    gate,
+    bias,
+    hidden,
+    pre,
+    rows,
+    first,  # column
+    H,
+    ACTIVATION: tl.constexpr,
+    BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """What `up_kernel` does after the product."""
+    n = first + tl.arange(0, BN)
+    inside = rows[:, None] & (n < H)[None, :]
+    to = tl.arange(0, BM)[:, None] * H + n[None, :]
+    if BIAS:
+        a += tl.load(bias + n, mask=n < H, other=0.0).to(WIDE)[None, :]
+    if SAVE:
+        tl.store(pre + to, a.to(pre.dtype.element_ty), mask=inside)
+    h = activate(a, ACTIVATION) * gate[:, None]
+    tl.store(hidden + to, h.to(hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def down_kernel(
+    x,  # row K, or token K if GATHER
+    gates,  # slot
+    src,
+    dst,
+    offs,
+    down,  # expert K N
+    bias,  # expert N
+    y,  # row N, or token N if SCATTER
+    stride,
+    K,
+    N,
+    slots,
+    tiles,
+    TOP_K: tl.constexpr,
+    COUNT: tl.constexpr,
+    POWER: tl.constexpr,
+    GATHER: tl.constexpr,  # of linear experts: the gate is not in x yet
+    SCATTER: tl.constexpr,  # if a token has one slot, its output goes straight to its place
+    BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """y[r] = x[r] down[e] + gate bias[e], where x is gated already; else gate (x[token of r] down[e] + bias[e])."""
+    tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(N, BN), GROUP)
+    i = tl.arange(0, BM)
+    n = tl.arange(0, BN)
+    first = column * BN
+    columns = first + n < N
+    if SCATTER:  # tokens without a row get their zeros here: nobody else writes them
+        s = tile * BM + i
+        nowhere = tl.load(dst + s, mask=s < slots, other=0) < 0
+        zero_at = s.to(tl.int64)[:, None] * N + (first + n)[None, :]
+        zeros = tl.zeros((BM, BN), dtype=y.dtype.element_ty)
+        tl.store(y + zero_at, zeros, mask=nowhere[:, None] & columns[None, :])
+    expert, row, end = find(offs, tile, COUNT, POWER, BM)
+    if expert < COUNT:
+        rows = row + i < end
+        slot = tl.load(src + row + i, mask=rows, other=0)
+        at = (row + i).to(tl.int64) * stride
+        if GATHER:
+            at = (slot // TOP_K).to(tl.int64) * stride
+        w = down + expert * K * N + first
+        a = product(x, at, w, N, 1, K, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
+        if GATHER or BIAS:
+            gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
+            if GATHER:
+                a *= gate[:, None]
+            if BIAS:
+                b = tl.load(bias + expert * N + first + n, mask=columns, other=0.0).to(WIDE)
+                a += gate[:, None] * b[None, :]
+        to = (row + i).to(tl.int64) * N
+        if SCATTER:
+            to = slot.to(tl.int64) * N
+        tl.store(y + first + to[:, None] + n[None, :], a.to(y.dtype.element_ty), mask=rows[:, None] & columns[None, :])
+
+
+@triton.jit
+def combine_kernel(
+    x,  # row N
+    dst,
+    y,  # token N
+    T,
+    N,
+    TOP_K: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """y[t] = the sum of the rows of t's slots, in their order; zeros if it has none."""
+    t = span(tl.program_id(0) * BM, BM)
+    n = span(tl.program_id(1) * BN, BN)
+    inside = (t < T)[:, None] & (n < N)[None, :]
+    acc = tl.zeros((BM, BN), dtype=WIDE)
+    for k in tl.static_range(TOP_K):
+        row = tl.load(dst + t * TOP_K + k, mask=t < T, other=-1).to(tl.int64)
+        there = (row >= 0)[:, None] & (n < N)[None, :]
+        acc += tl.load(x + row[:, None] * N + n[None, :], mask=there, other=0.0).to(WIDE)
+    tl.store(y + t[:, None] * N + n[None, :], acc.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dh_kernel(
+    dy,  # token N
+    x,  # token H, of linear experts
+    pre,  # row H, of others
+    gates,  # slot
+    src,
+    offs,
+    down,  # expert H N
+    bias,  # expert N
+    hidden,  # row H: gated, computed anew
+    dpre,  # row H
+    dgates,  # slot, column tile: parts of a sum; zero where no row is
+    dy_stride,
+    x_stride,
+    H,
+    N,
+    tiles,
+    TOP_K: tl.constexpr,
+    COUNT: tl.constexpr,
+    POWER: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LINEAR: tl.constexpr,
+    BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Gradients of a row's pre-activation and, as <dy down[e]^T, act(pre)> + <dy, bias[e]>, of its gate."""
+    tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(H, BN), GROUP)
+    expert, row, end = find(offs, tile, COUNT, POWER, BM)
+    if expert < COUNT:
+        i = tl.arange(0, BM)
+        rows = row + i < end
+        slot = tl.load(src + row + i, mask=rows, other=0)
+        token = (slot // TOP_K).to(tl.int64)
+        gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
+        at = token * dy_stride
+        dgate = tl.zeros((BM,), dtype=WIDE)
+        if BIAS:  # noqa: SIM102
+            if column == 0:
+                k = tl.arange(0, BK)
+                for start in range(0, N, BK):
+                    left = start + k < N
+                    b = tl.load(bias + expert * N + start + k, mask=left, other=0.0).to(WIDE)
+                    to = at[:, None] + (start + k)[None, :]
+                    g = tl.load(dy + to, mask=rows[:, None] & left[None, :], other=0.0).to(WIDE)
+                    dgate += tl.sum(g * b[None, :], 1)
+        first = column * BN
+        columns = first + tl.arange(0, BN) < H
+        w = down + (expert * H + first) * N
+        a = product(dy, at, w, 1, N, N, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
+        left, right = halves(a, BM, BN)
+        hidden += row.to(tl.int64) * H
+        dpre += row.to(tl.int64) * H
+        if LINEAR:
+            at = token * x_stride
+        else:
+            x = pre + row.to(tl.int64) * H
+            at = (i * H).to(tl.int64)
+        dgate += gated_backward(left, gate, x, at, hidden, dpre, rows, first, H, ACTIVATION, LINEAR, WIDE, BM, BN // 2)
+        first += BN // 2
+        dgate += gated_backward(right, gate, x, at, hidden, dpre, rows, first, H, ACTIVATION, LINEAR, WIDE, BM, BN // 2)
+        to = slot.to(tl.int64) * tl.cdiv(H, BN) + column
+        tl.store(dgates + to, dgate.to(dgates.dtype.element_ty), mask=rows)
+
+
+@triton.jit
+def gated_backward(
+    da,  # of the gated activation
+    gate,
+    x,  # what the activation was taken of
+    at,  # where each of its rows begins
+    hidden,
+    dpre,
+    rows,
+    first,  # column
+    H,
+    ACTIVATION: tl.constexpr,
+    LINEAR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """What `dh_kernel` does after the product; gives these columns' part of the gates' gradient."""
+    n = first + tl.arange(0, BN)
+    inside = rows[:, None] & (n < H)[None, :]
+    a = tl.load(x + at[:, None] + n[None, :], mask=inside, other=0.0).to(WIDE)
+    to = tl.arange(0, BM)[:, None] * H + n[None, :]
+    if LINEAR:
+        h = a
+        d = da * gate[:, None]
+    else:
+        h = activate(a, ACTIVATION)
+        d = da * gate[:, None] * slope(a, ACTIVATION)
+    tl.store(dpre + to, d.to(dpre.dtype.element_ty), mask=inside)
+    tl.store(hidden + to, (h * gate[:, None]).to(hidden.dtype.element_ty), mask=inside)
+    return tl.sum(da * h, 1)
+
+
+@triton.jit
+def dw_kernel(
+    a,  # row M
+    b,  # token N
+    gates,  # slot
+    src,
+    offs,
+    dw,  # expert M N
+    dbias,  # expert M, the sums of a's rows; or expert N, those of b's gated rows
+    stride,
+    M,
+    N,
+    TOP_K: tl.constexpr,
+    BIAS: tl.constexpr,  # "", "a", "b"
+    WIDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """dw[e] = sum over the rows r of e of a[r]^T b[token of r]: one program walks all rows of its tile's expert."""
+    tiles = tl.cdiv(M, BM)
+    both = tiles * tl.cdiv(N, BN)
+    expert = (tl.program_id(0) // both).to(tl.int64)
+    tile, column = swizzle(tl.program_id(0) % both, tiles, tl.cdiv(N, BN), GROUP)
+    first = tl.load(offs + expert)
+    end = tl.load(offs + expert + 1)
+    a += tile * BM
+    b += column * BN
+    m = tl.arange(0, BM)
+    n = tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    lines = tile * BM + m < M
+    columns = column * BN + n < N
+    acc = tl.zeros((BM, BN), dtype=WIDE)
+    for start in range(first, end, BK):
+        rows = start + k < end
+        token = (tl.load(src + start + k, mask=rows, other=0) // TOP_K).to(tl.int64) * stride
+        at = a + tl.cast(start, tl.int64) * M
+        x = tl.load(at + k[:, None] * M + m[None, :], mask=rows[:, None] & lines[None, :], other=0.0)
+        y = tl.load(b + token[:, None] + n[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
+        acc = tl.dot(tl.trans(x).to(OPERAND), y.to(OPERAND), acc, input_precision=PRECISION, out_dtype=WIDE)
+    dw += (expert * M + tile * BM) * N + column * BN
+    inside = lines[:, None] & columns[None, :]
+    tl.store(dw + m.to(tl.int64)[:, None] * N + n[None, :], acc.to(dw.dtype.element_ty), mask=inside)
+    if BIAS == "a":
+        if column == 0:
+            total = tl.zeros((BM,), dtype=WIDE)
+            for start in range(first, end, BK):
+                at = a + tl.cast(start, tl.int64) * M
+                there = (start + k < end)[:, None] & lines[None, :]
+                x = tl.load(at + k[:, None] * M + m[None, :], mask=there, other=0.0)
+                total += tl.sum(x.to(WIDE), 0)
+            tl.store(dbias + expert * M + tile * BM + m, total.to(dbias.dtype.element_ty), mask=lines)
+    elif BIAS == "b":  # noqa: SIM102
+        if tile == 0:
+            total = tl.zeros((BN,), dtype=WIDE)
+            for start in range(first, end, BK):
+                rows = start + k < end
+                slot = tl.load(src + start + k, mask=rows, other=0)
+                gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
+                token = (slot // TOP_K).to(tl.int64) * stride
+                y = tl.load(b + token[:, None] + n[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
+                total += tl.sum(y.to(WIDE) * gate[:, None], 0)
+            tl.store(dbias + expert * N + column * BN + n, total.to(dbias.dtype.element_ty), mask=columns)
+
+
+# The default tiles of all products, by the bytes of an element: none spills registers, 100 KB of shared memory do.
+PRODUCT = {
+    2: {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3},
+    4: {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "num_warps": 8, "num_stages": 2},
+    8: {"BM": 32, "BN": 32, "BK": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2},
+}
+COMBINE = {"BM": 4, "BN": 512, "num_warps": 4}
+INTERPRETED = {"BM": 16, "BN": 32, "BK": 32, "GROUP": 2, "num_warps": 4, "num_stages": 2}  # pays by the program
+
+
+def tiles(rows: int, w: Tensor) -> dict[str, int]:
+    """The tile of a product with these weights: no higher than the rows an expert has on average."""
+    if INTERPRET:
+        return INTERPRETED
+    tile = _tile(w)
+    height = max(16, triton.next_power_of_2(triton.cdiv(rows, len(w))))
+    return tile if height >= tile["BM"] else tile | {"BM": height, "num_warps": 4}
+
+
+def _tile(w: Tensor) -> dict[str, int]:
+    tile = PRODUCT[w.itemsize]
+    if all(width % 16 == 0 for width in w.shape[1:]):
+        return tile
+    return tile | {"BM": min(tile["BM"], 64), "BK": max(tile["BK"] // 2, 16)}  # narrow loads need more registers
+
+
+def row_tiles(rows: int, count: int, height: int) -> int:
+    """The most row tiles that `rows` rows of `count` experts can need, whichever they belong to."""
+    filled = min(rows, count)
+    return (rows - filled) // height + filled
+
+
+def types(dtype: torch.dtype) -> dict[str, Any]:
+    return {"WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)}
+
+
+def power(count: int) -> int:
+    return max(2, int(triton.next_power_of_2(count)))
+
+
+def rowwise(x: Tensor) -> Tensor:
+    """x with whole rows in memory; they may stand anywhere."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def forward(
+    x: Tensor,
+    gates: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    offs: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    up: Tensor | None,
+    up_bias: Tensor | None,
+    activation: str,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (token, out), and pre-activations (row, hidden) if they are saved."""
+    x, gates = rowwise(x), gates.contiguous()
+    down_bias, up_bias = (None if bias is None else bias.contiguous() for bias in (down_bias, up_bias))
+    if up is None:
+        hidden, pre = x, x.new_empty(0)
+    else:
+        hidden, pre = _up(x, gates, src, offs, up.contiguous(), up_bias, activation, save)
+    return _down(hidden, gates, src, dst, offs, down.contiguous(), down_bias, gather=up is None), pre
+
+
+def _up(
+    x: Tensor,
+    gates: Tensor,
+    src: Tensor,
+    offs: Tensor,
+    up: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, (count, size, dim) = len(src), up.shape
+    hidden = x.new_empty(rows, size)
+    pre = x.new_empty(rows, size) if save else x.new_empty(0)
+    tile = tiles(rows, up)
+    height = row_tiles(rows, count, tile["BM"])
+    if rows:
+        with launch(x):
+            up_kernel[(height * triton.cdiv(size, tile["BN"]),)](
+                x, gates, src, offs, up, bias, hidden, pre, x.stride(0), dim, size, height,
+                TOP_K=gates.shape[1], COUNT=count, POWER=power(count), ACTIVATION=activation, BIAS=bias is not None,
+                SAVE=save, **types(x.dtype), **tile,
+            )  # fmt: skip
+    return hidden, pre
+
+
+def _down(
+    x: Tensor,
+    gates: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    offs: Tensor,
+    down: Tensor,
+    bias: Tensor | None,
+    gather: bool,
+) -> Tensor:
+    rows, top_k, (count, size, dim) = len(src), gates.shape[1], down.shape
+    y = x.new_empty(rows, dim)
+    tile = tiles(rows, down)
+    height = row_tiles(rows, count, tile["BM"])
+    if rows:
+        with launch(x):
+            down_kernel[(height * triton.cdiv(dim, tile["BN"]),)](
+                x, gates, src, dst, offs, down, bias, y, x.stride(0), size, dim, rows, height,
+                TOP_K=top_k, COUNT=count, POWER=power(count), GATHER=gather, SCATTER=top_k == 1, BIAS=bias is not None,
+                **types(x.dtype), **tile,
+            )  # fmt: skip
+    return y if top_k == 1 else _combine(y, dst, top_k)
+
+
+def _combine(x: Tensor, dst: Tensor, top_k: int) -> Tensor:
+    tokens, dim = len(dst) // top_k, x.shape[1]
+    y = x.new_empty(tokens, dim)
+    if tokens:
+        tile = COMBINE | ({"BM": 16} if INTERPRET else {})
+        grid = (triton.cdiv(tokens, tile["BM"]), triton.cdiv(dim, tile["BN"]))
+        with launch(x):
+            combine_kernel[grid](x, dst, y, tokens, dim, TOP_K=top_k, WIDE=wide(x.dtype), **tile)
+    return y
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    gates: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    offs: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    up: Tensor | None,
+    up_bias: Tensor | None,
+    pre: Tensor,
+    activation: str,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, gates, down and its bias, up and its bias; empty where there is none, or no need of one."""
+    dy, x, gates, down = rowwise(dy), rowwise(x), gates.contiguous(), down.contiguous()
+    down_bias = None if down_bias is None else down_bias.contiguous()
+    hidden, dpre, dgates = _dh(dy, x, pre, gates, src, offs, down, down_bias, activation, linear=up is None)
+    dx, ddown, ddown_bias, dup, dup_bias = (x.new_empty(0) for _ in range(5))
+    if need_x and up is None:
+        dx = _combine(dpre, dst, gates.shape[1])
+    elif need_x and up is not None:
+        dx = _down(dpre, gates, src, dst, offs, up.contiguous(), None, gather=False)
+    if need_weights:
+        ddown, ddown_bias = _dw(hidden, dy, gates, src, offs, down, down_bias, "b")
+        if up is not None:
+            dup, dup_bias = _dw(dpre, x, gates, src, offs, up, up_bias, "a")
+    return dx, dgates, ddown, ddown_bias, dup, dup_bias
+
+
+def _dh(
+    dy: Tensor,
+    x: Tensor,
+    pre: Tensor,
+    gates: Tensor,
+    src: Tensor,
+    offs: Tensor,
+    down: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    linear: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, (count, size, dim) = len(src), down.shape
+    hidden, dpre = x.new_empty(2, rows, size).unbind()
+    tile = tiles(rows, down)
+    height, columns = row_tiles(rows, count, tile["BM"]), triton.cdiv(size, tile["BN"])
+    parts = gates.new_zeros(rows, columns)
+    if rows:
+        with launch(x):
+            dh_kernel[(height * columns,)](
+                dy, x, pre, gates, src, offs, down, bias, hidden, dpre, parts, dy.stride(0), x.stride(0), size, dim,
+                height, TOP_K=gates.shape[1], COUNT=count, POWER=power(count), ACTIVATION=activation, LINEAR=linear,
+                BIAS=bias is not None, **types(x.dtype), **tile,
+            )  # fmt: skip
+    return hidden, dpre, parts.sum(-1).view_as(gates)
+
+
+def _dw(
+    a: Tensor, b: Tensor, gates: Tensor, src: Tensor, offs: Tensor, w: Tensor, bias: Tensor | None, sums: str
+) -> tuple[Tensor, Tensor]:
+    count, left, right = w.shape
+    dw = torch.empty(w.shape, dtype=w.dtype, device=w.device)
+    dbias = w.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+    tile = INTERPRETED | {"BM": 32} if INTERPRET else _tile(w)
+    with launch(a):
+        dw_kernel[(count * triton.cdiv(left, tile["BM"]) * triton.cdiv(right, tile["BN"]),)](
+            a, b, gates, src, offs, dw, dbias, b.stride(0), left, right,
+            TOP_K=gates.shape[1], BIAS="" if bias is None else sums, **types(a.dtype), **tile,
+        )  # fmt: skip
+    return dw, dbias
+
+
+_TYPES = dict.fromkeys(("src", "dst", "offs"), "*i32") | dict.fromkeys(("gates", "dgates"), "*fp32")
+_TYPES |= dict.fromkeys(("stride", "dy_stride", "x_stride", "slots", "tiles", *"TDHKMN"), "i32")
+
+
+def _example(kernel: Any, tile: dict[str, int], **flags: Any) -> Example:
+    """bfloat16, two of eight experts; flags that are not named are off. Widths divide by 16."""
+    known = {"TOP_K": 2, "COUNT": 8, "POWER": 8, "ACTIVATION": "gelu", **types(torch.bfloat16), **tile, **flags}
+    signature = {name: _TYPES.get(name, "*bf16") for name in kernel.arg_names if name.islower() or name in _TYPES}
+    constexprs = {name: known.get(name, False) for name in kernel.arg_names if name not in signature}
+    return Example(kernel, signature, constexprs, {k: v for k, v in tile.items() if k.islower()})
+
+
+KERNELS = [
+    _example(up_kernel, PRODUCT[2], BIAS=True, SAVE=True),
+    _example(down_kernel, PRODUCT[2], BIAS=True),
+    _example(down_kernel, PRODUCT[2], BIAS=True, SCATTER=True, TOP_K=1),
+    _example(down_kernel, PRODUCT[2], BIAS=True, GATHER=True),
+    _example(combine_kernel, COMBINE),
+    _example(dh_kernel, PRODUCT[2], BIAS=True),
+    _example(dh_kernel, PRODUCT[2], BIAS=True, LINEAR=True),
+    _example(dw_kernel, PRODUCT[2], BIAS="a"),
+    _example(dw_kernel, PRODUCT[2], BIAS="b"),
+]

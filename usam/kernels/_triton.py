@@ -1,0 +1,102 @@
+"""What all Triton kernels here share: a guarded launch, wide arithmetic, and the activations.
+
+Only the kernel files (`_routing.py`, `_dense.py` ...) import this one, and the ops import those when they first run a
+kernel: `import usam.kernels` costs no Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+# What Triton decided when it was first imported: TRITON_INTERPRET=1 set later changes nothing.
+INTERPRET = not isinstance(tl.softmax, JITFunction)
+
+
+@contextmanager
+def launch(tensor: Tensor) -> Iterator[None]:
+    """Kernels started inside run on this tensor's device."""
+    if tensor.is_cuda and not INTERPRET:
+        with torch.cuda.device(tensor.device):
+            yield
+    elif INTERPRET:
+        yield
+    else:
+        raise RuntimeError(
+            f"Triton cannot run a kernel on {tensor.device}: move the tensors to a GPU, write backend='torch', or, to "
+            "test on a CPU, set TRITON_INTERPRET=1 before Triton is first imported."
+        )
+
+
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
+
+def wide(dtype: torch.dtype) -> tl.dtype:
+    """What sums and activations of this type are computed in: float64 of float64, else float32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def operand(dtype: torch.dtype) -> tl.dtype:
+    """What both operands of `tl.dot` are cast to: their own type, but the interpreter's dot reads bf16 as integers."""
+    return tl.float32 if INTERPRET and dtype in (torch.bfloat16, torch.float16) else TYPES[dtype]
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of `tl.dot`: tf32 only where torch's own products may use it."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not INTERPRET else "ieee"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A kernel at its default tiles, enough to compile it ahead of time (`triton.compiler.ASTSource`)."""
+
+    kernel: Callable[..., Any]
+    signature: dict[str, str]  # argument: Triton's type, such as "*bf16" or "i32"; constexprs are left out
+    constexprs: dict[str, Any]
+    options: dict[str, int] = field(default_factory=dict)  # num_warps, num_stages
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """The activation of a wide tile."""
+    if ACTIVATION == "gelu":
+        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "silu":
+        y = x / (1.0 + tl.exp(-x))
+    else:
+        tl.static_assert(ACTIVATION == "relu")
+        y = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return y
+
+
+@triton.jit
+def slope(x, ACTIVATION: tl.constexpr):
+    """The derivative of `activate`."""
+    if ACTIVATION == "gelu":
+        y = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    elif ACTIVATION == "silu":
+        s = 1.0 / (1.0 + tl.exp(-x))
+        y = s * (1.0 + x * (1.0 - s))
+    else:
+        tl.static_assert(ACTIVATION == "relu")
+        y = tl.where(x > 0, 1.0, 0.0).to(x.dtype)
+    return y
+
+
+@triton.jit
+def span(start, SIZE: tl.constexpr):
+    """int64 indexes start .. start + SIZE - 1: products with a stride must not overflow."""
+    return tl.cast(start, tl.int64) + tl.arange(0, SIZE)
