@@ -1,0 +1,274 @@
+"""A mixture of experts that the instruction weighs: the task-aware mapping of U-SAM (section 2.2, eq. 3 and 4)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from usam.component import base_name, is_adapter
+from usam.kernels import ACTIVATIONS, Activation, Backend, Experts, Routes, moe, route
+from usam.projectors import Projector
+from usam.projectors._activations import ACTIVATIONS as LAYERS
+from usam.registry import ComponentError
+from usam.types import Frames, Prompt
+
+# `null` removes an option, so that 0 has to say "no hidden layer" in a spec; Python may say None.
+Hidden = Annotated[int, BeforeValidator(lambda width: width or 0)]
+
+READS = {"prompt": ("prompt",), "audio": ("audio",), "prompt_audio": ("prompt", "audio")}
+
+
+class MoE(Projector):
+    """Experts map every frame; a router that reads the instruction, the frame or both says how much each counts.
+
+    By-products, one a clip, over its routed rows (the clip itself, or its frames): `router_probs` (clip, expert)
+    and `router_z` (clip,), the square of the logits' log-sum-exp, have gradients; `router_load` (clip, expert), the
+    share of choices, `router_entropy` (clip,) in nats, and `router_rows` (clip,), their number, have none.
+    """
+
+    class Config(Projector.Config):
+        """Options of the mixture."""
+
+        experts: int = Field(3, ge=1)
+        """Number of experts."""
+        hidden: Hidden = Field(512, ge=0)
+        """Width of the experts' hidden layer; 0 for linear experts."""
+        activation: Activation = "gelu"
+        """What follows the hidden layers of experts and router."""
+        router: Literal["prompt", "audio", "prompt_audio"] = "prompt"
+        """What the router reads: the instruction, for one gate a clip (U-SAM, eq. 3); each frame; or both."""
+        router_hidden: Hidden = Field(256, ge=0)
+        """Width of the router's hidden layer; 0 for a linear router."""
+        top_k: int | None = Field(None, ge=1)
+        """Experts that each row goes to; None mixes all of them."""
+        renormalize: bool | None = None
+        """Whether the gates of the chosen few sum to 1; None: yes, but for top_k 1 (Switch Transformer, eq. 2)."""
+        temperature: float = Field(1.0, gt=0)
+        """Divides the router's logits."""
+        jitter: float = Field(0.0, ge=0, lt=1)
+        """While training, multiplies what the router reads by noise in 1 - jitter to 1 + jitter (Switch)."""
+        shared: bool = False
+        """A further expert that every frame passes, added without a gate."""
+        backend: Backend = "auto"
+        """What computes the experts; auto chooses by device, dtype and shape."""
+        gates: list[Annotated[float, Field(ge=0)]] | None = None
+        """Fixed gates, one an expert: there is no router then, and the prompt is not read (`usam export --task`)."""
+        dim: int | None = Field(None, ge=1)
+        """Output width where the next stage leaves the choice; None keeps the input's."""
+
+        @model_validator(mode="after")
+        def _fits(self) -> MoE.Config:
+            if self.top_k is not None and self.top_k > self.experts:
+                raise ValueError(f"top_k={self.top_k} of {self.experts} experts: write at most {self.experts}")
+            if self.top_k == 1 and self.renormalize and self.experts > 1:
+                raise ValueError("renormalize with top_k=1 makes every gate 1, and no router learns; leave it out")
+            if self.gates is not None and len(self.gates) != self.experts:
+                raise ValueError(f"{len(self.gates)} gates for {self.experts} experts: write one for each")
+            if self.gates is not None and self.top_k is not None:
+                raise ValueError("fixed gates say which experts count, by 0 for the others: leave top_k out")
+            return self
+
+    def __init__(self, config: Config, *, in_dim: int, prompt_dim: int, out_dim: int | None = None) -> None:
+        super().__init__(config, in_dim=in_dim, prompt_dim=prompt_dim, out_dim=out_dim)
+        self.dim = out_dim or config.dim or in_dim
+        self.kind, self.activation, self.backend = config.router, config.activation, config.backend
+        # All experts of the best few are all experts.
+        self.top_k = None if config.top_k == config.experts else config.top_k
+        self.renormalize = config.top_k != 1 if config.renormalize is None else config.renormalize
+        # Expert e is slice e of each tensor: experts share a name, and never a number.
+        shape = (config.experts, config.hidden or in_dim)
+        self.w_up = nn.Parameter(torch.empty(*shape, in_dim)) if config.hidden else None  # expert hidden in
+        self.b_up = nn.Parameter(torch.empty(shape)) if config.hidden else None  # expert hidden
+        self.w_down = nn.Parameter(torch.empty(*shape, self.dim))  # expert hidden out; linear: expert in out
+        self.b_down = nn.Parameter(torch.empty(config.experts, self.dim))  # expert out
+        fixed = config.gates is not None or config.experts == 1
+        self.gates: Tensor | None
+        self.register_buffer("gates", torch.empty(config.experts) if fixed else None, persistent=False)
+        widths = {"prompt": prompt_dim, "audio": in_dim}
+        self.router = None if fixed else Router(config, {name: widths[name] for name in READS[config.router]})
+        self.reads_prompt = self.router is not None and "prompt" in READS[config.router]
+        self.shared: nn.Sequential | None = None
+        if config.shared and config.hidden:
+            up, down = nn.Linear(in_dim, config.hidden), nn.Linear(config.hidden, self.dim)
+            self.shared = nn.Sequential(up, LAYERS[config.activation](), down)
+        elif config.shared:
+            self.shared = nn.Sequential(nn.Linear(in_dim, self.dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every expert as `torch.nn.Linear` starts: uniform within 1 / sqrt(its inputs); each its own."""
+        with torch.no_grad():
+            for weight, bias, inputs in ((self.w_up, self.b_up, -1), (self.w_down, self.b_down, -2)):
+                if weight is not None and bias is not None:
+                    bound = weight.shape[inputs] ** -0.5
+                    weight.uniform_(-bound, bound)
+                    bias.uniform_(-bound, bound)
+            if self.gates is not None:
+                self.gates.copy_(torch.tensor(self.config.gates or [1.0]))
+
+    def forward(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
+        """Frames of (batch, time, dim). An empty prompt counts as one of zeros.
+
+        Raises:
+            ValueError: the router reads the prompt, and there is none.
+        """
+        padding = ~frames.mask.unsqueeze(-1)
+        x = frames.x.masked_fill(padding, 0)
+        own = x.to(self.w_down.dtype)
+        if self.router is None:
+            y, aux = self._fixed(own).masked_fill(padding, 0), self._one_expert(frames.mask)
+        else:
+            y, routes = moe(
+                own,
+                self.router(self._read(x, prompt)),
+                Experts(self.w_down, self.b_down, self.w_up, self.b_up, self.activation),
+                frames.mask,
+                top_k=self.top_k,
+                renormalize=self.renormalize,
+                backend=self.backend,
+            )
+            aux = self._by_clip(routes, frames.mask)
+        if self.shared is not None:
+            y = y + self.shared(own).masked_fill(padding, 0)
+        return Frames(y, frames.mask, frames.rate, aux)
+
+    def _read(self, x: Tensor, prompt: Prompt | None) -> dict[str, Tensor]:
+        """What the router reads: frames (batch, time, in) and the instruction's mean (batch, [1,] prompt_dim)."""
+        read = {}
+        if self.reads_prompt:
+            if prompt is None:
+                raise ValueError(f"router '{self.kind}' reads the prompt: pass one, or take router: audio")
+            words = prompt.mask.unsqueeze(-1)
+            wide = torch.promote_types(prompt.x.dtype, torch.float32)
+            total = prompt.x.to(wide).masked_fill(~words, 0).sum(-2)
+            read["prompt"] = total / words.sum(-2).clamp_min(1)
+        if self.kind != "prompt":
+            read = {name: mean.unsqueeze(-2) for name, mean in read.items()} | {"audio": x}
+        return read
+
+    def _by_clip(self, routes: Routes, mask: Tensor) -> dict[str, Tensor]:
+        """The router's statistics over each clip's routed rows."""
+        count = self.w_down.shape[0]
+        rows = mask.any(-1).long() if self.kind == "prompt" else mask.sum(-1)
+        shape = (mask.shape[0], 1) if self.kind == "prompt" else mask.shape
+
+        def mean(value: Tensor) -> Tensor:  # of rows that are 0 where nothing is routed
+            total = value.reshape(*shape, *value.shape[1:]).sum(1)
+            return total / rows.clamp_min(1).view(-1, *[1] * (total.ndim - 1))
+
+        probs = routes.probs.detach()
+        load = probs
+        if self.top_k is not None:  # masked choices stand at index `count`
+            load = F.one_hot(routes.experts.long(), count + 1)[..., :count].sum(-2).to(probs.dtype) / self.top_k
+        return {
+            "router_probs": mean(routes.probs),
+            "router_load": mean(load),
+            "router_rows": rows,
+            "router_z": mean(routes.z.square()),
+            "router_entropy": mean(-torch.xlogy(probs, probs).sum(-1)),
+        }
+
+    def _one_expert(self, mask: Tensor) -> dict[str, Tensor]:
+        """What a router would say of the only expert, so that an ablation keeps its losses; of fixed gates nothing."""
+        if self.w_down.shape[0] > 1:
+            return {}
+        rows = mask.any(-1).long() if self.kind == "prompt" else mask.sum(-1)
+        routed = rows.clamp_max(1).float()
+        load, zero = routed.unsqueeze(-1), torch.zeros_like(routed)
+        return {
+            "router_probs": load,
+            "router_load": load,
+            "router_rows": rows,
+            "router_z": zero,
+            "router_entropy": zero,
+        }
+
+    def _fixed(self, x: Tensor) -> Tensor:
+        """Experts with fixed gates are one network, its last layer scaled by them."""
+        assert self.gates is not None
+        down, bias = self.w_down * self.gates.view(-1, 1, 1), self.gates @ self.b_down
+        if self.w_up is None or self.b_up is None:
+            return F.linear(x, down.sum(0).mT, bias)
+        hidden = F.linear(x, rearrange(self.w_up, "e h d -> (e h) d"), self.b_up.flatten())
+        return F.linear(ACTIVATIONS[self.activation](hidden), rearrange(down, "e h o -> o (e h)"), bias)
+
+    def fixed(self, prompt: Prompt) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The mixture for one prompt: linear experts as one `linear`, others with fixed gates, the unused left out.
+
+        Raises:
+            ComponentError: the router also reads the audio.
+        """
+        if self.kind != "prompt" or self.router is None:
+            raise ComponentError(
+                f"router '{self.kind}' weighs every frame anew: no gates hold for a whole task; only router: prompt "
+                "can be exported for one"
+            )
+        logits = self.router(self._read(self.w_down.new_zeros(1, 1, 1), prompt))
+        routes = route(logits, top_k=self.top_k, renormalize=self.renormalize)
+        order = routes.experts[0].long().argsort()
+        chosen, gates = routes.experts[0].long()[order], routes.gates[0][order].double()
+        options = self.config.to_dict()
+        if isinstance(options["freeze"], list):  # patterns of names that may be gone
+            del options["freeze"]
+        if self.w_up is None:
+            weight = torch.einsum("e, e d o -> o d", gates, self.w_down[chosen].double())
+            bias = gates @ self.b_down[chosen].double()
+            if self.shared is not None:
+                every: Any = self.shared[0]
+                weight, bias = weight + every.weight.double(), bias + every.bias.double()
+            kept = {name: options[name] for name in Projector.Config.model_fields if name in options}
+            tensors = {"map.0.weight": weight, "map.0.bias": bias}
+            dtype = self.w_down.dtype
+            return {**kept, "type": "linear", "dim": self.dim}, {n: t.to(dtype) for n, t in tensors.items()}
+        kept = {name: value for name, value in options.items() if not name.startswith(("router", "top_k", "renorm"))}
+        tensors = {base_name(n): t for n, t in self.state_dict().items() if not is_adapter(n)}
+        tensors = {n: t for n, t in tensors.items() if not n.startswith("router.")}
+        tensors |= {n: tensors[n][chosen] for n in ("w_up", "b_up", "w_down", "b_down")}
+        return {**kept, "experts": len(chosen), "gates": gates.tolist(), "dim": self.dim}, tensors
+
+
+class Router(nn.Module):
+    """Logits (..., expert): a linear map of what is read, summed, or one hidden layer of it; in float32 throughout."""
+
+    def __init__(self, config: Any, widths: dict[str, int]) -> None:
+        super().__init__()
+        self.temperature, self.jitter = config.temperature, config.jitter
+        # A map of two things joined is the sum of two maps: the prompt's is computed once a clip.
+        self.reads = nn.ModuleDict(
+            {
+                name: Float32Linear(width, config.router_hidden or config.experts, bias=i == 0)
+                for i, (name, width) in enumerate(widths.items())
+            }
+        )
+        self.out: nn.Sequential | None = None
+        if config.router_hidden:
+            last = Float32Linear(config.router_hidden, config.experts)
+            self.out = nn.Sequential(LAYERS[config.activation](), last)
+
+    def forward(self, read: dict[str, Tensor]) -> Tensor:
+        """Logits of what is read, by name."""
+        device = next(iter(read.values())).device.type
+        with torch.autocast(device, enabled=False):
+            total: Any = sum(layer(self._shaken(read[name])) for name, layer in self.reads.items())
+            logits = total if self.out is None else self.out(total)
+        return logits / self.temperature  # type: ignore[no-any-return]
+
+    def _shaken(self, x: Tensor) -> Tensor:
+        if not self.training or self.jitter == 0:
+            return x
+        return x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+
+
+class Float32Linear(nn.Linear):
+    """A linear map in float32, or wider, whatever its weights are stored in: rounding must not pick an expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return F.linear(x.to(wide), self.weight.to(wide), bias)
