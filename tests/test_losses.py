@@ -331,6 +331,18 @@ def test_a_clip_without_a_routed_row_is_not_read(name):
     assert read[0].all()
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_gradient_of_the_cross_entropy_is_the_derivative(label_smoothing):
+    inputs = batch([[3, 4], [5]], dim=3)
+    loss = build_loss("cross_entropy", dim=3, label_smoothing=label_smoothing)
+    hidden = torch.randn(len(inputs.labels), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def run(hidden):
+        return loss(dataclasses.replace(inputs, hidden=hidden, head=lambda states: states.repeat(1, 3))).value
+
+    assert torch.autograd.gradcheck(run, hidden.requires_grad_())
+
+
 @pytest.mark.parametrize("name", ROUTED)
 def test_no_routed_row_at_all_is_zero(name):
     assert loss_of(name, batch(aux=router(rows=(0, 0, 0, 0)))).item() == 0

@@ -68,16 +68,17 @@ def run(folder: Path, clips: int = 3000) -> None:
         first = next(iter(SETS))
         others = _transcribe(answerer, shuffle(sets[first].samples), "audio shuffled")  # asked about another clip
         rates["audio shuffled"] = word_error_rate(truths[first], others)
-        speakers = Manifest(asked["unseen_voices"], answerer.processor.prompts).samples
-        said = _transcribe(answerer, speakers, "who speaks")
-        right = sum(sample.answer == answer for sample, answer in zip(speakers, said, strict=True)) / len(speakers)
+        right = {}
+        for name, key in SETS.items():
+            speakers = Manifest(asked[key], answerer.processor.prompts).samples
+            said = _transcribe(answerer, speakers, f"who speaks, {name}")
+            right[name] = sum(s.answer == answer for s, answer in zip(speakers, said, strict=True)) / len(speakers)
     with _stage("usam generate", seconds):
         wav = manifests["unseen_sentences"].parent / _first_wav(manifests["unseen_sentences"])
         spoken = _usam("generate", str(folder / "model"), str(wav), "--task", "asr", capture=True)
-    _report(rates, seconds, truths[first], heard[first])
-    print(f"\n{'a woman or a man, unseen voices':34} {right:6.1%} right\n")
+    _report(rates, right, seconds, truths[first], heard[first])
     some = [*sets[first].samples[:16], *Manifest(asked[SETS[first]], answerer.processor.prompts).samples[:16]]
-    print(describe_parts(answerer.model, answerer.processor, some))
+    print("\n" + describe_parts(answerer.model, answerer.processor, some))
     print(f"\n$ usam generate {folder / 'model'} {wav}\n{spoken.strip()}   (said: {truths[first][0]})")
     results = {
         "word_error_rate": rates,
@@ -161,12 +162,21 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def _report(rates: dict[str, float], seconds: dict[str, float], truth: Sequence[str], heard: Sequence[str]) -> None:
+def _report(
+    rates: dict[str, float],
+    right: dict[str, float],
+    seconds: dict[str, float],
+    truth: Sequence[str],
+    heard: Sequence[str],
+) -> None:
     print(f"\n{'said':28} heard")
     for said, answer in list(zip(truth, heard, strict=True))[:8]:
         print(f"{said:28} {answer}{'' if said == answer else '   <--'}")
     print(f"\n{'word error rate':24}")
     for name, rate in rates.items():
+        print(f"  {name:22} {rate:6.1%}")
+    print("a woman or a man, right")
+    for name, rate in right.items():
         print(f"  {name:22} {rate:6.1%}")
     print(f"{'seconds':24}")
     for name, duration in seconds.items():

@@ -32,7 +32,8 @@ class Routing:
     def means(self) -> dict[str, float]:
         """`router/<task>/expert0`, its mean gate; `.../load0`, its share of choices; `.../entropy`; and starts anew.
 
-        The mean is over routed rows: clips, or frames. With several mixtures the name is `router<stage>`.
+        The mean is over routed rows: clips, or frames. With several mixtures the name is `router<stage>`. A dense
+        mixture chooses nothing: its loads are its gates, and only these are told.
         """
         logs: dict[str, float] = {}
         for stage, batches in self._clips.items():
@@ -41,6 +42,8 @@ class Routing:
             columns = torch.cat([columns for _, columns in batches]).double().cpu()
             count = (columns.shape[1] - 2) // 2
             labels = [f"expert{e}" for e in range(count)] + [f"load{e}" for e in range(count)] + ["entropy"]
+            if torch.equal(columns[:, 1 : count + 1], columns[:, count + 1 : -1]):
+                columns, labels = columns[:, [*range(count + 1), -1]], [*labels[:count], labels[-1]]
             tasks = [self._tasks[sample] for sample in samples]
             for task in sorted(set(tasks)):
                 own = columns[[i for i, t in enumerate(tasks) if t == task]]

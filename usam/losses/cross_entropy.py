@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 
@@ -10,7 +11,7 @@ from usam.types import LossInputs, LossOutput
 
 
 class CrossEntropy(Loss):
-    """The head runs on the supervised positions only; the loss itself is computed in float32."""
+    """The head runs on the supervised positions only; the loss itself is computed in float32 or wider."""
 
     class Config(Loss.Config):
         """Options of the cross entropy."""
@@ -22,5 +23,6 @@ class CrossEntropy(Loss):
         """Mean negative log-likelihood of `inputs.labels`."""
         if inputs.labels.numel() == 0:
             return LossOutput(self.nothing(inputs))
-        logits = inputs.head(inputs.hidden).float()
+        logits = inputs.head(inputs.hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return LossOutput(F.cross_entropy(logits, inputs.labels, label_smoothing=self.config.label_smoothing))
