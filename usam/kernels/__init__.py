@@ -63,7 +63,8 @@ def moe(
         mask: (batch, time), True on real frames; other rows give zeros, and nothing of them is looked at.
         top_k: experts a row; None mixes all.
         renormalize: whether the gates of the chosen few sum to 1.
-        backend: what computes it; auto chooses by device, dtype and shape.
+        backend: what computes it; auto chooses by device and dtype, and between kinds of sparse product by measuring
+            each bucket of shapes once (`usam.kernels.choice`).
 
     Returns:
         (batch, time, out) in x's dtype, and routes whose rows are those of `logits`, flattened: a sample's
@@ -142,12 +143,13 @@ def _cast(experts: Experts, dtype: torch.dtype) -> Experts:
 
 
 def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Sparse:
-    """What computes the experts."""
+    """What computes the experts; what is `auto` for chosen experts is measured where they are."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend='{backend}' is none of {', '.join(get_args(Backend))}")
     if backend == "auto":
-        # A GPU has its own float64 products, and Triton's are slow.
-        return "triton" if x.is_cuda and runs_triton(x) and x.dtype != torch.float64 else "torch"
+        if not x.is_cuda or x.dtype == torch.float64:  # a GPU has its own float64 products, and Triton's are slow
+            return "torch"
+        return "auto" if top_k is not None else "triton" if runs_triton(x) else "torch"
     if backend == "triton":
         demand_triton(x)
     if backend == "grouped_mm" and top_k is None:

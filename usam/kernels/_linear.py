@@ -83,9 +83,10 @@ def linear_backward_kernel(
 def _tile(dtype: torch.dtype, rows: int, width: int, out: int) -> dict[str, int]:
     """Default tiles, smaller where there is less to do; `tl.dot` wants 16 each way."""
     sizes = {"BM": rows, "BN": out, "BK": width}
-    return {
-        name: min(most, max(16, triton.next_power_of_2(sizes[name]))) for name, most in TILES[dtype.itemsize].items()
-    }
+    most = TILES[dtype.itemsize]
+    if width % 16 or out % 16:
+        most = most | {"BK": min(most["BK"], 32)}  # narrow loads need more registers
+    return {name: min(most[name], max(16, triton.next_power_of_2(sizes[name]))) for name in most}
 
 
 def forward(x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, rows: int) -> Tensor:

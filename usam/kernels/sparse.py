@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from usam.kernels.backends import demand_triton
+from usam.kernels.backends import demand_triton, runs_triton
+from usam.kernels.choice import bucket, fastest
 from usam.kernels.dense import ACTIVATIONS, SLOPES
 from usam.kernels.routing import Placement
 
 if TYPE_CHECKING:
     from usam.kernels import Experts
 
-Sparse = Literal["torch", "grouped_mm", "triton"]
+Sparse = Literal["auto", "torch", "grouped_mm", "triton"]
 
 
 def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Experts, backend: Sparse) -> Tensor:
@@ -30,7 +32,8 @@ def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Expe
             zeros, whatever stands in it.
         experts: their weights.
         backend: torch loops over the experts on the host; grouped_mm is torch's product of all groups at once, which
-            wants rows of whole 16 bytes (see `grouped_mm_takes`); triton is the kernels here.
+            wants rows of whole 16 bytes (see `grouped_mm_takes`); triton is the kernels here; auto measures what can
+            run, once for each bucket of shapes (see `usam.kernels.choice`): it never loops where Triton runs.
 
     Returns:
         (row, out) in x's dtype.
@@ -43,8 +46,8 @@ def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Expe
         demand_triton(x)
     elif backend == "grouped_mm" and not grouped_mm_takes(x, experts):
         raise ValueError(
-            f"backend='grouped_mm' cannot multiply {x.dtype} of widths {_widths(experts)}: it needs float32, float16 "
-            "or bfloat16 and widths of whole 16 bytes. Write backend='auto'."
+            f"backend='grouped_mm' cannot multiply {x.dtype} of widths {_widths(experts.down, experts.up)}: it needs "
+            "float32, float16 or bfloat16 and widths of whole 16 bytes. Write backend='auto'."
         )
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gates, *weights))
     src, dst, offs = placement.src, placement.dst, placement.offs
@@ -54,13 +57,17 @@ def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Expe
 
 def grouped_mm_takes(x: Tensor, experts: Experts) -> bool:
     """Whether `torch.nn.functional.grouped_mm` exists and multiplies this type and these widths."""
+    return _library_takes(x, experts.down, experts.up)
+
+
+def _library_takes(x: Tensor, down: Tensor, up: Tensor | None) -> bool:
     types = (torch.float32, torch.float16, torch.bfloat16)
-    whole = all(width * x.element_size() % 16 == 0 for width in _widths(experts))
+    whole = all(width * x.element_size() % 16 == 0 for width in _widths(down, up))
     return hasattr(F, "grouped_mm") and x.dtype in types and whole
 
 
-def _widths(experts: Experts) -> list[int]:
-    shapes = [w.shape[1:] for w in (experts.up, experts.down) if w is not None]
+def _widths(down: Tensor, up: Tensor | None) -> list[int]:
+    shapes = [w.shape[1:] for w in (up, down) if w is not None]
     return sorted({size for shape in shapes for size in shape})
 
 
@@ -79,6 +86,8 @@ def _experts(
     backend: str,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "auto":
+        backend = _auto(x, gates, src, dst, offs, down, down_bias, up, up_bias, activation, save)
     if backend == "triton":
         from usam.kernels import _sparse
 
@@ -98,6 +107,35 @@ def _experts(
     if down_bias is not None:
         y = y + gate * down_bias[groups.expert]
     return _combine(y, dst, gates).to(x.dtype), pre if save else x.new_empty(0)
+
+
+def _auto(
+    x: Tensor,
+    gates: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    offs: Tensor,
+    down: Tensor,
+    down_bias: Tensor | None,
+    up: Tensor | None,
+    up_bias: Tensor | None,
+    activation: str,
+    save: bool,
+) -> Sparse:
+    """The backend for tensors like these; the gradients' is measured together with the output's."""
+    tensors = x, gates, src, dst, offs, down, down_bias, up, up_bias
+
+    def step(backend: str) -> None:
+        y, pre = _experts(*tensors, activation, backend, save)
+        if save:
+            _experts_backward(y, *tensors, pre, activation, backend, True, True)
+
+    able: list[Sparse] = ["triton"] if x.is_cuda and runs_triton(x) and x.dtype != torch.float64 else ["torch"]
+    if _library_takes(x, down, up):
+        able.append("grouped_mm")
+    widths = tuple(down.shape), None if up is None else tuple(up.shape)
+    key = x.device, x.dtype, widths, bucket(len(x)), gates.shape[1], activation, save
+    return cast(Sparse, fastest(key, {name: partial(step, name) for name in able}, x.device))
 
 
 @_experts.register_fake
@@ -161,6 +199,8 @@ def _experts_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if backend == "auto":
+        backend = _auto(x, gates, src, dst, offs, down, down_bias, up, up_bias, activation, True)
     if backend == "triton":
         from usam.kernels import _sparse
 
