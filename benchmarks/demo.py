@@ -24,6 +24,7 @@ def main() -> None:
         row("word error rate on unseen sentences", rates["unseen sentences"], "at most 12 %", 0.0, 0.12),
         row("word error rate on unseen sentences by unseen voices", rates["unseen voices"], "none", 0.0, 9.0),
         row("word error rate with the audio shuffled", rates["audio shuffled"], "at least 60 %", 0.6, 9.0),
+        row("words counted rightly, unseen voices", results["count_accuracy"]["unseen voices"], "none", 0.0, 1.0),
         {
             "what": "`usam demo`, from speaking the corpus to the last transcript",
             "measured": f"{seconds:.0f} s",

@@ -11,7 +11,7 @@ from usam.data.manifest import Manifest
 from usam.data.spoken import write_corpus
 from usam.inspection import describe_parts
 
-PROMPTS = {"asr": "Transcribe this audio.", "speaker": "Is the speaker a woman or a man?"}
+PROMPTS = {"asr": "Transcribe this audio.", "count": "How many words are said?"}
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spoken")
     manifest = write_corpus(folder / "corpus", train=2, test=1)["train"]
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    asked = manifest.with_name("speaker.jsonl")
-    asked.write_text("".join(json.dumps({**row, "task": "speaker", "answer": "woman"}) + "\n" for row in rows))
+    asked = manifest.with_name("count.jsonl")
+    asked.write_text("".join(json.dumps({**row, "task": "count", "answer": "2"}) + "\n" for row in rows))
     return [*Manifest(manifest, PROMPTS).samples, *Manifest(asked, PROMPTS).samples]
 
 
@@ -33,7 +33,7 @@ def test_gates_are_printed_by_task_and_scores_by_clip(samples):
     aux = model(**Collator(processor)(samples)).aux
     gates = [f"{gate:.2f}" for gate in aux["1.router_probs"][2].tolist()]
     assert lines[0].split()[-1] == "entropy"
-    assert lines[2].split()[:4] == ["speaker", *gates]
+    assert lines[2].split()[:4] == ["count", *gates]
     kept = aux["semantic_contrastive.kept"]
     assert f"{float(kept.sum() / len(samples)):.1f} frames kept a clip" in lines[3]
     bars, marks = lines[4].split()[-1], lines[5]
