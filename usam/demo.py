@@ -100,8 +100,8 @@ SETS = {"unseen sentences": "unseen_sentences", "unseen voices": "unseen_voices"
 
 
 def _ask_how_many(manifest: Path) -> Path:
-    """A second task beside the corpus: every third clip again, asked how many words it holds."""
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()][::3]
+    """A second task beside the corpus: every sixth clip again, asked how many words it holds."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()][::6]
     asked = manifest.with_name(f"{manifest.stem}-count.jsonl")
     counts = ({"audio": row["audio"], "task": "count", "answer": str(len(row["answer"].split()))} for row in rows)
     asked.write_text("".join(f"{json.dumps(row)}\n" for row in counts), encoding="utf-8")
