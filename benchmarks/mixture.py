@@ -94,8 +94,8 @@ def main() -> None:
                 faster = statistics.median(seconds["loop"]) / statistics.median(seconds["ours"])
                 lighter = memory["loop"] / memory["ours"]
                 fast, light = bounds(hidden == 0 and clips <= EXPERTS and not backward, backward)
-                rows.append(row(f"time of a loop over that of ours: {what}", faster, fast))
-                rows.append(row(f"memory of a loop over that of ours: {what}", lighter, light))
+                rows.append(row(f"mixture, time of a loop over experts against ours: {what}", faster, fast))
+                rows.append(row(f"mixture, memory of a loop over experts against ours: {what}", lighter, light))
     record(__file__, rows, raw)
 
 
