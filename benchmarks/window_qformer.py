@@ -149,7 +149,9 @@ def main() -> None:
             error = float((a - b).abs().max() / b.abs().max().clamp_min(1))
             assert error < tolerance, f"{mode}: {key} differs by {error}"
             if key == "out" or mode != "forward":
-                what = f"window Q-Former, {mode}: largest difference in {key}, as a share of the largest value (or of 1)"
+                what = (
+                    f"window Q-Former, {mode}: largest difference in {key}, as a share of the largest value (or of 1)"
+                )
                 rows.append({"what": what, "measured": f"{error:.1e}", "bound": f"{tolerance:g}", "ok": True})
         seconds = [statistics.median(s for run in some[:-1] for s in run["seconds"]) for some in (ours, theirs)]
         wall = [statistics.median(s for run in some[:-1] for s in run["wall"]) for some in (ours, theirs)]
