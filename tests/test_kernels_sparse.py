@@ -95,6 +95,7 @@ CASES = {
     "the one expert": mixture(k=1, experts=1),
     "two of five": mixture(rows=40, experts=5, dim=40, hidden=72, out=40),
     "one of 64": mixture(rows=7, k=1, experts=64, dim=16, hidden=16, out=16),
+    "two of 130": mixture(rows=6, k=2, experts=130, dim=16, hidden=16, out=16),
     "linear, two of three": mixture(linear=True),
     "linear, one of three": mixture(k=1, linear=True),
     "without biases": mixture(bias=False),
