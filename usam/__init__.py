@@ -1,12 +1,15 @@
 """usam: a modular component library for audio language models.
 
-Public names are loaded on first use (PEP 562): importing usam imports neither torch nor transformers.
+Public names are loaded on first use (PEP 562): importing usam imports neither torch nor transformers, and
+yet is enough for `AutoConfig`, `AutoModelForMultimodalLM`, `AutoProcessor` and pipelines to know its models.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+from usam.auto import wait
 
 __version__ = "0.1.0"
 
@@ -50,3 +53,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+wait()

@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Union, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from usam.fusions import Fusion
     from usam.llm import LLM
     from usam.projectors import Projector
+
+SpecSource = Union[str, Path, Mapping[str, Any], "Spec"]  # a bundled name, a file, a saved folder, a dict, a Spec
+Override = str | Mapping[str, Any]  # "projector.0.stack=5", or a patch to merge
 
 VERSION = 1
 SPECS = Path(__file__).parent / "specs"
@@ -192,11 +195,11 @@ class Spec(BaseModel):
         return frames, rate
 
 
-def load_spec(source: str | Path | Mapping[str, Any] | Spec, *overrides: str | Mapping[str, Any]) -> Spec:
+def load_spec(source: SpecSource, *overrides: Override) -> Spec:
     """Read a spec from a bundled name, a YAML file, a saved model's folder, a dict or another Spec.
 
     Args:
-        source: for example `"paper"`, `"my.yaml"`, `"runs/1"` or `{"encoders": ...}`.
+        source: for example `"paper"`, `"my.yaml"`, `"runs/1"`, `{"encoders": ...}`, or such a dict as text.
         overrides: patches, in order: `"projector.0.stack=5"`, `"llm.lora=null"`, or a dict to merge.
 
     Raises:
@@ -210,12 +213,14 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec, *overrides: str | M
     return Spec.from_tree(tree, places)
 
 
-def read(source: str | Path | Mapping[str, Any] | Spec) -> tuple[dict[str, Any], Places]:
+def read(source: SpecSource) -> tuple[dict[str, Any], Places]:
     """The merged tree of a spec and its bases, not yet checked against the components."""
     if isinstance(source, Spec):
         return source.to_dict(), Places()
     if isinstance(source, Mapping):
         return _with_base(dict(source), Places(), Path.cwd(), "", ())
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return _read_text(source, "the spec given as text", Path.cwd(), ())
     return _read_file(find(source), ())
 
 
@@ -246,15 +251,19 @@ def _read_file(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Pla
     if file in above:
         chain = " -> ".join(str(f) for f in (*above[above.index(file) :], file))
         raise SpecError(f"{file}: 'base' leads back to itself: {chain}")
-    places = Places()
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{file}: not a page of YAML, which is UTF-8 text: {error}") from error
-    tree = parse_yaml(text, str(file), places)
+    return _read_text(text, str(file), file.parent, (*above, file))
+
+
+def _read_text(text: str, origin: str, folder: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    places = Places()
+    tree = parse_yaml(text, origin, places)
     if not isinstance(tree, dict):
-        raise SpecError(f"{file}: a spec is a map of 'encoders', 'projector', 'llm' ...; found {tree!r}")
-    return _with_base(tree, places, file.parent, str(file), (*above, file))
+        raise SpecError(f"{origin}: a spec is a map of 'encoders', 'projector', 'llm' ...; found {tree!r}")
+    return _with_base(tree, places, folder, origin, above)
 
 
 def _with_base(
