@@ -1,4 +1,4 @@
-"""The bounds of pyproject.toml as requirements: `bounds.py lowest` at the lower ones, `bounds.py newest` without upper ones.
+"""The bounds of pyproject.toml as requirements: `lowest` stands at the lower ones, `newest` has no upper ones.
 
 Two environments are installed from them, one at each end of what usam says it works with.
 """
