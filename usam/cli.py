@@ -47,17 +47,18 @@ def _for_its_user(error: Exception) -> str | None:
     """What to print when a user can mend it; None for our own faults, whose traceback is wanted."""
     from usam.page import SpecError
     from usam.registry import ComponentError
-    from usam.versions import UnsupportedVersion, explained
+    from usam.versions import UnsupportedVersion, suspects
 
+    cause: BaseException = error
+    while isinstance(cause, ComponentError) and cause.__cause__:
+        cause = cause.__cause__
+    outside = suspects(cause)
+    how = "USAM_TRACEBACK=1 shows the traceback."
     if isinstance(error, (ComponentError, SpecError, ValueError, FloatingPointError, FileNotFoundError)):
-        return str(error)
-    try:
-        with explained():
-            raise error
-    except UnsupportedVersion as outside:
-        return f"{outside}\nUSAM_TRACEBACK=1 shows the traceback."
-    except Exception:
-        return None
+        return f"{error}\n{how}" if outside else str(error)
+    if isinstance(error, UnsupportedVersion):
+        return f"{error}\n{how}"
+    return "\n".join([f"{type(error).__name__}: {error}", *outside, how]) if outside else None
 
 
 @app.command("list")

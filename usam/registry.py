@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from usam.versions import complaints
+from usam.versions import suspects
 
 FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -191,15 +191,17 @@ def skip_malformed_files() -> None:
     For a program, not for a library: torch, Triton and pydantic read the entry points of all packages when they
     are imported, and one malformed file, whoever's it is, makes `import torch` fail.
     """
-    strict = metadata.Distribution.entry_points.fget  # type: ignore[attr-defined]
+    metadata.Distribution.entry_points = property(_entry_points_or_none)  # type: ignore[assignment, method-assign]
 
-    def lenient(distribution: metadata.Distribution) -> Any:
-        try:
-            return strict(distribution)
-        except Exception:
-            return metadata.EntryPoints(())
 
-    metadata.Distribution.entry_points = property(lenient)  # type: ignore[assignment, method-assign]
+_strict_entry_points: Any = metadata.Distribution.entry_points
+
+
+def _entry_points_or_none(distribution: metadata.Distribution) -> metadata.EntryPoints:
+    try:
+        return cast("metadata.EntryPoints", _strict_entry_points.fget(distribution))
+    except Exception:
+        return metadata.EntryPoints(())
 
 
 def why_not(group: str, name: str) -> str | None:
@@ -348,8 +350,7 @@ def skew(entry: Entry) -> str:
 
 
 def _versions(entry: Entry, error: BaseException) -> str:
-    outside = complaints() if isinstance(error, (ImportError, AttributeError, TypeError)) else []
-    return "".join([skew(entry), *(f"\n{line}" for line in outside)])
+    return "".join([skew(entry), *(f"\n{line}" for line in suspects(error))])
 
 
 def _describe(thing: Any) -> str:

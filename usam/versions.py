@@ -129,12 +129,18 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except UnsupportedVersion:
-        raise
-    except (ImportError, AttributeError, TypeError) as error:
-        if not (said := complaints()):
+    except Exception as error:
+        if not (said := suspects(error)):
             raise
         raise UnsupportedVersion("\n".join([f"{type(error).__name__}: {error}", *said])) from error
+
+
+def suspects(error: BaseException) -> list[str]:
+    """The complaints that may be behind an error: names and arguments change, and torchvision misses operators."""
+    if isinstance(error, UnsupportedVersion):  # has said it
+        return []
+    changed = isinstance(error, (ImportError, AttributeError, TypeError)) or "torchvision::" in str(error)
+    return complaints() if changed else []
 
 
 def refuse_older(name: str) -> None:
