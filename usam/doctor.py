@@ -45,7 +45,7 @@ def examine() -> Findings:
     found.rows.append(("usam", __version__, ""))
     _versions(found)
     works = _imports(found)
-    _machine(found, works)
+    _machine(found)
     _extras(found)
     _plugins(found, works)
     return found
@@ -79,8 +79,8 @@ def _fit() -> str:
 
 def _imports(found: Findings) -> bool:
     """Whether everything that models are built of can be imported; each new cause is told once."""
-    if installed("torch") is None:
-        return False  # told as missing, and nothing can be imported without it
+    if any(installed(name) is None for name in TRIED[:-1]):
+        return False  # told as missing; the others fail for want of it
     causes: set[str] = set()
     for name in TRIED:
         try:
@@ -102,12 +102,12 @@ def _imports(found: Findings) -> bool:
 
 def _cause(error: BaseException) -> str:
     """The innermost error, on one line."""
-    while error.__cause__ or (error.__context__ and not error.__suppress_context__):
-        error = error.__cause__ or error.__context__ or error
+    while error.__cause__:
+        error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _machine(found: Findings, works: bool) -> None:
+def _machine(found: Findings) -> None:
     gpu = "none: runs on the CPU"
     torch = sys.modules.get("torch")
     try:
