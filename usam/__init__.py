@@ -46,7 +46,10 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        from usam.versions import explained
+
+        with explained():
+            value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
         return value
     raise AttributeError(f"module 'usam' has no attribute '{name}'")
 

@@ -7,7 +7,6 @@ overrides, and check every option against the component that takes it. Nothing i
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Union, cast
@@ -18,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from usam.clock import N, rescale
 from usam.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
 from usam.patch import MAPS, SINGLES, merge, parse_override
-from usam.registry import ComponentError, did_you_mean
+from usam.registry import NAME, ComponentError, did_you_mean, skew
 
 if TYPE_CHECKING:
     from usam.encoders import Encoder
@@ -31,7 +30,6 @@ Override = str | Mapping[str, Any]  # "projector.0.stack=5", or a patch to merge
 
 VERSION = 1
 SPECS = Path(__file__).parent / "specs"
-NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Config(BaseModel):
@@ -73,17 +71,17 @@ def component_config(group: str, node: Any, path: KeyPath = (), places: Places |
         node = {"type": node}
     if not isinstance(node, Mapping):
         raise SpecError(f"{places.at(path)}expected a component ('name' or {{type: name, ...}}), found {node!r}")
+    registry = importlib.import_module(group).registry
     if not isinstance(node.get("type"), str):
-        registry = importlib.import_module(group).registry
         raise SpecError(f"{places.at(path)}say which one with 'type:'; known: {', '.join(registry.names())}")
     try:
-        cls = importlib.import_module(group).registry.get(node["type"]).Config
+        cls = registry.get(node["type"]).Config
     except ComponentError as error:
         raise ComponentError(f"{places.at((*path, 'type'), path)}{error}") from error
     try:
         return cls.model_validate(dict(node))
     except ValidationError as error:
-        raise SpecError(_explain(error, cls, path, places)) from error
+        raise SpecError(f"{_explain(error, cls, path, places)}{skew(registry.find(node['type']))}") from error
 
 
 class Spec(BaseModel):
