@@ -37,7 +37,6 @@ def needs_transformers(minor, why):
     return pytest.mark.skipif(int(__version__.split(".")[1]) < minor, reason=f"transformers before 5.{minor}: {why}")
 
 
-
 class Deprecations(logging.Handler):
     """What transformers logs of names that it will remove."""
 

@@ -48,5 +48,7 @@ def test_a_pipeline_knows_the_model(first, folder):
 
 
 def test_other_models_load_as_before(whisper):
-    code = f"import usam\nfrom transformers import AutoConfig\nprint(AutoConfig.from_pretrained({whisper!r}).model_type)"
+    code = (
+        f"import usam\nfrom transformers import AutoConfig\nprint(AutoConfig.from_pretrained({whisper!r}).model_type)"
+    )
     assert run(code) == "whisper"
