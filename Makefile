@@ -17,7 +17,7 @@ PIP := pip --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-all test-newest test-lowest test-wheel lint format bench readme clean
+.PHONY: help install lock demo test test-all tested test-newest test-lowest test-wheel lint format bench readme clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ test: lint  ## Lint, types, and all fast tests
 
 test-all: lint  ## Also the slow tests
 	$(BIN)/python $(PYTEST)
+
+tested: test  ## Record the environment of constraints.txt as tested, once `make test` has passed in it
+	$(BIN)/python tests/versions.py record constraints
+	$(BIN)/python tests/versions.py table
 
 test-newest test-lowest: test-%: $(STAMP)  ## The fast tests with the newest, or the lowest, version of everything
 	rm -rf $(ENVS)/$*

@@ -19,7 +19,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TESTED = ROOT / "usam" / "tested.json"
 TABLE = ROOT / "docs" / "versions.md"
-INDIRECT = ["huggingface_hub", "numpy", "tokenizers"]  # what the dependencies bring and usam's results rest on
 
 
 def packages() -> list[str]:
@@ -27,7 +26,7 @@ def packages() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needs = [*project["dependencies"], *extras["demo"], *extras["triton"]]
-    return sorted({re.match(r"[\w.-]+", need)[0] for need in needs} | {*INDIRECT}, key=str.lower)
+    return sorted({re.match(r"[\w.-]+", need)[0] for need in needs}, key=str.lower)
 
 
 def running() -> dict[str, Any]:
