@@ -10,7 +10,7 @@ from typing import Any
 from _record import record
 
 from usam import Spec, load_spec
-from usam.show import difference, table
+from usam.model.summary import difference, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 # What never learns in two layers of a Q-Former with one query: self-attention's query and key maps, for its softmax is

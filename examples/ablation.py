@@ -14,7 +14,7 @@ from usam import UsamProcessor, build_model
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.data.spoken import write_corpus
-from usam.train import trainable
+from usam.training.trainer import trainable
 
 ABLATIONS = {
     "paper": [],

@@ -15,7 +15,7 @@ import soundfile
 import soxr
 import torch
 
-from usam.audio import BLOCK, AudioError, read_audio
+from usam.processor.audio import BLOCK, AudioError, read_audio
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hz: float = 440.0) -> np.ndarray:

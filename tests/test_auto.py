@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from usam import UsamForConditionalGeneration, UsamModel, UsamProcessor, build_model, load_spec
-from usam.feature_extractor import UsamFeatureExtractor
+from usam.processor.feature_extractor import UsamFeatureExtractor
 
 load = UsamForConditionalGeneration.from_pretrained
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import noise
 
 from usam.cli import main
-from usam.spec import SPECS
+from usam.spec.spec import SPECS
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from transformers.generation import CompileConfig
 
 from usam import ComponentError, SpecError, UsamForConditionalGeneration, UsamProcessor, build_model, load_spec
-from usam.compat import CACHE
-from usam.cross_attention import CrossAttention, GatedBlock, decoder_layers, memory_of
-from usam.hf import NOT_QUANTISED, export, outline
-from usam.show import table, tokens_line
-from usam.splice import beside
+from usam.model.assembly import NOT_QUANTISED, outline
+from usam.model.checkpoint import export
+from usam.model.cross_attention import CrossAttention, GatedBlock, decoder_layers, memory_of
+from usam.model.splice import beside
+from usam.model.summary import table, tokens_line
 from usam.testing import llm_promises
-from usam.train import learning_rate_scales
+from usam.training.trainer import learning_rate_scales
 from usam.types import Frames, prefix_mask
+from usam.versions.compat import CACHE
 
 INJECTION = {"type": "cross_attention", "heads": 2, "head_dim": 8, "feed_forward": 2}
 ARCH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}

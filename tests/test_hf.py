@@ -26,7 +26,7 @@ from usam import (
     load_spec,
 )
 from usam.component import is_adapter
-from usam.hf import export
+from usam.model.checkpoint import export
 
 load = UsamForConditionalGeneration.from_pretrained
 

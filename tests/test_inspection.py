@@ -7,9 +7,9 @@ import torch
 
 from usam import UsamProcessor, build_model
 from usam.data.collate import Collator
+from usam.data.inspection import describe_parts
 from usam.data.manifest import Manifest
 from usam.data.spoken import write_corpus
-from usam.inspection import describe_parts
 
 PROMPTS = {"asr": "Transcribe this audio.", "count": "How many words are said?"}
 

@@ -5,12 +5,12 @@ import json
 import pytest
 from conftest import noise
 
-from usam.audio import AudioError
 from usam.data.collate import Collator
+from usam.data.inspection import describe_batch
 from usam.data.manifest import Manifest, ManifestError
-from usam.inspection import describe_batch
-from usam.processor import UsamProcessor
-from usam.spec import load_spec
+from usam.processor.audio import AudioError
+from usam.processor.processor import UsamProcessor
+from usam.spec.spec import load_spec
 
 PROMPTS = {"asr": "Transcribe this audio.", "aac": "Describe this audio."}
 

@@ -16,10 +16,11 @@ from usam import ComponentError, SpecError, UsamProcessor, build_model, build_pr
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.generate import Answerer
-from usam.hf import export, load
-from usam.routing import Routing
+from usam.model.checkpoint import export, load
 from usam.testing import projector_promises
-from usam.train import UsamTrainer, read_run, train
+from usam.training.routing import Routing
+from usam.training.run import read_run
+from usam.training.trainer import UsamTrainer, train
 from usam.types import Frames, Prompt, prefix_mask
 
 ORACLE = Path(__file__).parent / "oracles" / "qformer"

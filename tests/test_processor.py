@@ -13,8 +13,8 @@ from conftest import CHATML, LLAMA3, make_tokenizer, noise
 from transformers import AutoProcessor, AutoTokenizer
 
 from usam import UsamProcessor, build_model, load_spec
-from usam.feature_extractor import UsamFeatureExtractor
-from usam.processor import answers
+from usam.processor.feature_extractor import UsamFeatureExtractor
+from usam.processor.processor import answers
 
 # Qwen 3: what an assistant thought is dropped from the history once the user goes on.
 THINKING = CHATML.replace(

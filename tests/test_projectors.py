@@ -13,7 +13,7 @@ from torch import nn
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from usam import SpecError, build_projector, load_spec, projectors
-from usam.show import table, tokens_line
+from usam.model.summary import table, tokens_line
 from usam.testing import BrokenPromises, projector_promises
 from usam.types import Frames, prefix_mask
 

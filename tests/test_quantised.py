@@ -10,7 +10,8 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from usam import UsamForConditionalGeneration, UsamProcessor, build_model, load_spec
-from usam.hf import SKIP_OPTIONS, delta_names, export, with_skip_list
+from usam.model.assembly import SKIP_OPTIONS, with_skip_list
+from usam.model.checkpoint import delta_names, export
 
 load = UsamForConditionalGeneration.from_pretrained
 COARSE = {"llm": {"quantization_config": {"quant_method": "coarse"}}}

@@ -7,11 +7,11 @@ import pytest
 
 from usam import __version__
 from usam.cli import main
-from usam.page import SpecError
 from usam.projectors import Projector, build_projector, register, registry
 from usam.projectors.linear import Linear
 from usam.registry import ComponentError, Entry, Registry, did_you_mean, faults
-from usam.spec import component_config, load_spec
+from usam.spec.page import SpecError
+from usam.spec.spec import component_config, load_spec
 
 TOY = "from usam.projectors import Projector\nclass Toy(Projector):\n    pass\n"
 

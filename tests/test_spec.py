@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from usam import spec as spec_module
-from usam.page import Places, SpecError, parse_yaml
 from usam.registry import ComponentError
-from usam.spec import Spec, load_spec
+from usam.spec.page import Places, SpecError, parse_yaml
+from usam.spec.spec import Spec, load_spec
 
 PAGE = """\
 encoders:

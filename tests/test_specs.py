@@ -3,8 +3,8 @@
 import pytest
 
 from usam import load_spec
-from usam.show import table
-from usam.spec import SPECS
+from usam.model.summary import table
+from usam.spec.spec import SPECS
 
 NAMES = [file.relative_to(SPECS).with_suffix("").as_posix() for file in sorted(SPECS.rglob("*.yaml"))]
 

@@ -10,7 +10,8 @@ from conftest import noise
 
 from usam import SpecError, build_model
 from usam.generate import Answerer
-from usam.train import UsamTrainer, learning_rate_scales, read_run, train
+from usam.training.run import read_run
+from usam.training.trainer import UsamTrainer, learning_rate_scales, train
 
 SMALL = [
     "model.encoders.whisper.arch={d_model: 16, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 16, "
@@ -127,7 +128,7 @@ def test_a_loss_that_is_not_finite_is_named(run_file):
 
     from usam.data.collate import Collator
     from usam.data.manifest import Manifest
-    from usam.processor import UsamProcessor
+    from usam.processor.processor import UsamProcessor
 
     model = build_model(run.spec)
     with torch.no_grad():

@@ -11,8 +11,8 @@ from conftest import noise
 
 from usam import UsamProcessor, build_model, load_spec
 from usam.cli import show
-from usam.show import difference, heading
-from usam.spec import SPECS, read
+from usam.model.summary import difference, heading
+from usam.spec.spec import SPECS, read
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

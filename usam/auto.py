@@ -39,7 +39,7 @@ def open_entrance(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        importlib.import_module("usam.hf")
+        importlib.import_module("usam.model.checkpoint")
         return original(cls, *args, **kwargs)
 
     auto.from_pretrained = classmethod(from_pretrained)

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from usam.page import SpecError
 from usam.registry import ComponentError
-from usam.spec import Config, component_config
+from usam.spec.page import SpecError
+from usam.spec.spec import Config, component_config
 from usam.weights import Source, locate
 
 ADAPTER = "usam"

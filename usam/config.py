@@ -10,10 +10,10 @@ from typing import Any, cast
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from usam.compat import CACHE
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
-from usam.spec import Override, Spec, SpecSource, component_config, load_spec
+from usam.spec.spec import Override, Spec, SpecSource, component_config, load_spec
+from usam.versions.compat import CACHE
 
 AUDIO_TOKEN = "<|audio|>"
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from usam.data.collate import with_sound
-from usam.model import UsamForConditionalGeneration
-from usam.processor import UsamProcessor, answers
+from usam.model.model import UsamForConditionalGeneration
+from usam.processor.processor import UsamProcessor, answers
 
 Chat = Sequence[Mapping[str, Any]]
 

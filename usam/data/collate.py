@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usam.audio import AudioError, read_audio
 from usam.data.manifest import ManifestError, Sample
+from usam.processor.audio import AudioError, read_audio
 
 if TYPE_CHECKING:
-    from usam.processor import UsamProcessor
+    from usam.processor.processor import UsamProcessor
 
 
 class Collator:

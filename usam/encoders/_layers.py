@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from usam.page import SpecError
+from usam.spec.page import SpecError
 
 Layers = Literal["last", "weighted"] | list[int]
 """The option: `last`; `weighted`, a learned mix of all hidden states; or the numbers of those to concatenate.

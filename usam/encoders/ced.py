@@ -22,7 +22,7 @@ from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import encode_heard
 from usam.registry import ComponentError, did_you_mean
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read, read_config
 

@@ -21,8 +21,8 @@ from usam.clock import N
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, normalized, plain_name
-from usam.page import SpecError
 from usam.registry import ComponentError
+from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
 from usam.weights import read, read_config
 

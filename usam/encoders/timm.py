@@ -23,8 +23,8 @@ from usam.encoders import Encoder
 from usam.encoders._kaldi import HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
-from usam.page import SpecError
 from usam.registry import ComponentError
+from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
 from usam.weights import read, read_config
 

@@ -30,8 +30,8 @@ from usam.encoders._kaldi import HOP as FBANK_HOP
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, field_and_hop, normalized, plain_name
 from usam.encoders._windows import in_windows
-from usam.page import SpecError
 from usam.registry import ComponentError, did_you_mean
+from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
 from usam.weights import read_config
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from usam.clock import N, at_least_one, rescale
 from usam.component import Component, ComponentConfig, build, finish
 from usam.registry import Registry
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.types import Audio, Frames, prefix_mask
 
 

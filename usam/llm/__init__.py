@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from usam.component import ComponentConfig, build, own_config, source_of
-from usam.cross_attention import CrossAttentionConfig
 from usam.registry import Registry, did_you_mean
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.weights import Source
+
+
+class CrossAttentionConfig(ComponentConfig):
+    """Options of cross-attention, whose blocks train even beside a frozen language model."""
+
+    type: Literal["cross_attention"] = "cross_attention"
+    every: int = Field(1, ge=1)
+    """A block stands before every so many-th decoder layer: the second, the fourth ... for 2."""
+    heads: int = Field(8, ge=1)
+    """Attention heads."""
+    head_dim: int = Field(64, ge=1)
+    """Width of each head."""
+    feed_forward: int = Field(4, ge=1)
+    """Width of a block's feed-forward layer, as a multiple of the language model's."""
+    clips: Literal["all", "last"] = "all"
+    """Which clips a token hears: all before it in its sample, or the last of them alone, as in Flamingo."""
+    lora: None = None
+    """None: the blocks are new, and train whole."""
 
 
 def _injection(value: Any) -> Any:

@@ -20,8 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from usam.component import adapt
 from usam.llm import LLM
-from usam.page import SpecError
 from usam.registry import ComponentError, did_you_mean
+from usam.spec.page import SpecError
 
 # Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; tests/test_llm_types.py compares all.
 REFUSED: dict[str, str] = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from usam.component import Component, ComponentConfig, build, finish
 from usam.registry import Registry
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.types import LossInputs, LossOutput
 
 

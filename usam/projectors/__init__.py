@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from usam.clock import N
 from usam.component import Component, ComponentConfig, adapt, build, finish
 from usam.registry import ComponentError, Registry
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.types import Frames, Prompt
 
 

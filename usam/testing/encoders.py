@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.testing.every import EVERY, TOLERANCE, Case, front_end, own_frames, require_no_leak, written_elsewhere
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, prefix_mask

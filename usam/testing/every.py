@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from usam.component import adapt, build
-from usam.page import SpecError
-from usam.spec import Config, component_config
+from usam.spec.page import SpecError
+from usam.spec.spec import Config, component_config
 from usam.testing.promises import Broken, Claim, require, require_same
 from usam.types import Frames, LossInputs, LossOutput, Prompt
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from usam.clock import rescale
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Audio, Frames, prefix_mask

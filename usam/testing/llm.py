@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache
 
-from usam.compat import CACHE, cache_argument
 from usam.component import LoRA, is_adapter, with_base_layers
-from usam.cross_attention import CrossAttention, decoder_layers, hearing
-from usam.page import SpecError
+from usam.model.cross_attention import CrossAttention, decoder_layers, hearing
 from usam.registry import ComponentError
-from usam.spec import Config
+from usam.spec.page import SpecError
+from usam.spec.spec import Config
 from usam.testing.every import (
     TOLERANCE,
     Case,
@@ -29,6 +28,7 @@ from usam.testing.every import (
 )
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, prefix_mask
+from usam.versions.compat import CACHE, cache_argument
 
 LENGTH = 13
 PLACE = 4  # of a clip's placeholder among them

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.testing.every import BFLOAT16, EVERY, Case
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, LossInputs, LossOutput, prefix_mask

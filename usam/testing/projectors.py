@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from usam.spec import Config
+from usam.spec.spec import Config
 from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
 from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, Prompt, prefix_mask

@@ -13,12 +13,12 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from usam.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens, moved
 from usam.config import AUDIO_TOKEN, resolve
-from usam.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.llm import build_llm
+from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens, moved
+from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.registry import did_you_mean
-from usam.spec import Override, SpecSource, load_spec
+from usam.spec.spec import Override, SpecSource, load_spec
 from usam.types import IGNORE
 
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from usam.page import KeyPath, Places, SpecError, parse_yaml
+from usam.spec.page import KeyPath, Places, SpecError, parse_yaml
 
 # Parts of a spec that map names to components, and parts that are one component; by family.
 MAPS = {"encoders": "usam.encoders", "losses": "usam.losses"}

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
 from usam.clock import N, rescale
-from usam.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
-from usam.patch import MAPS, SINGLES, merge, parse_override
 from usam.registry import NAME, ComponentError, did_you_mean, skew
+from usam.spec.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
+from usam.spec.patch import MAPS, SINGLES, merge, parse_override
 
 if TYPE_CHECKING:
     from usam.encoders import Encoder
@@ -29,7 +29,7 @@ SpecSource = Union[str, Path, Mapping[str, Any], "Spec"]  # a bundled name, a fi
 Override = str | Mapping[str, Any]  # "projector.0.stack=5", or a patch to merge
 
 VERSION = 1
-SPECS = Path(__file__).parent / "specs"
+SPECS = Path(__file__).parents[1] / "specs"
 
 
 class Config(BaseModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from usam.patch import MAPS, SINGLES
-from usam.spec import VERSION, Spec
+from usam.spec.patch import MAPS, SINGLES
+from usam.spec.spec import VERSION, Spec
 
 
 def json_schema() -> dict[str, Any]:

@@ -3,106 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers.generation import LogitsProcessorList, PromptLookupCandidateGenerator
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from usam import encoders, fusions, losses
-from usam.compat import CACHE, cache_argument, one_cache
-from usam.component import ADAPTER, adapt, is_adapter, is_frozen
+from usam.component import adapt, is_frozen
 from usam.config import UsamConfig
-from usam.cross_attention import CrossAttention, CrossAttentionConfig, GatedBlock, Listening, decoder_layers, hearing
+from usam.llm import CrossAttentionConfig
+from usam.model.cross_attention import CrossAttention, GatedBlock, Listening, decoder_layers, hearing
+from usam.model.generation import UsamGeneration
+from usam.model.head import Head, WithHead, as_head
+from usam.model.outputs import UsamModelOutput, UsamOutput
+from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
+from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
-from usam.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt
-
-
-@dataclass
-class UsamModelOutput(BaseModelOutputWithPast):
-    """The language model's output, and the audio it was given."""
-
-    audio: Frames | None = None
-    inputs_embeds: Tensor | None = None
-
-
-@dataclass
-class UsamOutput(CausalLMOutputWithPast):
-    """What the whole model returns.
-
-    `loss` is the weighted sum, `losses` the unweighted parts, `aux` the by-products of projector and
-    losses. While training, `logits` is None: the head runs on the supervised positions only.
-    """
-
-    losses: dict[str, Tensor] | None = None
-    aux: dict[str, Tensor] | None = None
-
-
-class UsamPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about both models."""
-
-    config_class = UsamConfig
-    config: UsamConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _skip_keys_device_placement = [CACHE]
-    _no_split_modules: Any = None
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Components initialise themselves; what was already loaded stays as it is."""
-        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-        loaded = {name: t for name, t in own.items() if getattr(t, "_is_hf_initialized", False)}
-        if own and len(loaded) == len(own):
-            return
-        if not hasattr(module, "reset_parameters"):
-            super()._init_weights(module)
-            return
-        kept = {name: tensor.clone() for name, tensor in loaded.items()}
-        cast(Any, module).reset_parameters()
-        for name, tensor in kept.items():
-            getattr(module, name).copy_(tensor)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """Also ask modules without a tensor of their own, which transformers would pass over in custom code."""
-        super()._initialize_weights(module)
-
-    def initialize_weights(self) -> None:
-        """Also restart LoRA as a no-op: nested models would give its matrices their own random values."""
-        fresh = [layer for layer in _lora_layers(self) if not _is_loaded(layer)]
-        super().initialize_weights()
-        for layer in fresh:
-            layer.reset_lora_parameters(ADAPTER, True)
-            if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
-                dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
-                layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
-                layer.lora_magnitude_vector[ADAPTER].to(dtype)
-
-    def train(self, mode: bool = True) -> UsamPreTrainedModel:
-        """Training mode. A frozen language model keeps the flag, which gradient checkpointing needs:
-        its dropouts are 0, and its batch norms stay in eval mode.
-        """
-        super().train(mode)
-        backbone = getattr(getattr(self, "model", self), "language_model", None)
-        llm: Any = self.config.parsed.llm
-        if mode and backbone is not None and llm.freeze == "all":
-            for module in backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
+from usam.versions.compat import CACHE, cache_argument, one_cache
 
 
 class UsamModel(UsamPreTrainedModel):
@@ -111,7 +34,7 @@ class UsamModel(UsamPreTrainedModel):
     def __init__(self, config: UsamConfig) -> None:
         super().__init__(config)
         spec, llm = config.parsed, config.llm()
-        with _float32():
+        with in_float32():
             built = {name: encoders.registry.get(c.type)(c) for name, c in sorted(spec.encoders.items())}
             self.encoders = nn.ModuleDict({n: adapt(m, cast(Any, m).config) for n, m in built.items()})
             dims = {name: encoder.dim for name, encoder in built.items()}
@@ -134,7 +57,7 @@ class UsamModel(UsamPreTrainedModel):
         if injection is None:
             return None
         layers = decoder_layers(self.language_model)
-        with _float32():
+        with in_float32():
             dim = self.language_model.config.hidden_size
             return adapt(CrossAttention(injection, dim=dim, audio_dim=audio_dim, layers=layers), injection)
 
@@ -312,7 +235,8 @@ class UsamModel(UsamPreTrainedModel):
             )
 
 
-class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
+# The last base is one of another's, but transformers looks for its name here.
+class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration, GenerationMixin):
     """The model with its head and its losses: it answers, and it learns.
 
     Args:
@@ -327,7 +251,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         self.model = UsamModel(config)
         llm = config.llm()
         self.lm_head = llm.head(cast(Any, config.text_config))
-        with _float32():
+        with in_float32():
             built = {
                 name: (losses.registry.get(c.type)(cast(Any, c), dim=llm.dim), cast(Any, c))
                 for name, c in sorted(config.parsed.losses.items())
@@ -336,10 +260,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         table = self.model.get_input_embeddings()
         path = next(name for name, module in self.model.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"model.{path}.weight"}
-        for name, parameter in self.named_parameters():
-            dtype = (dtypes or {}).get(name, torch.float32 if is_adapter(name) else parameter.dtype)
-            if parameter.dtype != dtype:
-                parameter.data = parameter.data.to(dtype)
+        give_dtypes(self, dtypes or {})
         self.post_init()
         # post_init looks at direct children only: the language model's own ties would be lost.
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
@@ -358,47 +279,15 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         Raises:
             ComponentError: a plugin is missing, a source has changed, or tensors do not fit.
         """
-        from usam.hf import load
+        from usam.model.checkpoint import load
 
         return load(pretrained_model_name_or_path, *overrides, **kwargs)
 
     def save_pretrained(self, save_directory: Any, state_dict: Any = None, **kwargs: Any) -> None:
         """Write config.json, usam.yaml and a delta: what trains and what came from no source."""
-        from usam.hf import save
+        from usam.model.checkpoint import save
 
         save(self, save_directory, state_dict, **kwargs)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's token table."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the language model's token table."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head's weights."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """transformers' resize; table and head are then in every checkpoint, for no source has them any more."""
-        before = self.lm_head.out_features
-        table = super().resize_token_embeddings(*args, **kwargs)
-        if self.lm_head.out_features != before:
-            resized = {id(p) for module in (table, self.lm_head) for p in module.parameters()}
-            self.sourced -= {n for n, p in self.named_parameters(remove_duplicate=False) if id(p) in resized}
-        return cast(nn.Embedding, table)
-
-    def _get_resized_lm_head(self, old_lm_head: Any, *args: Any, **kwargs: Any) -> nn.Linear:
-        new = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
-        new.requires_grad_(old_lm_head.weight.requires_grad)
-        # The same head with other weights: a new Linear would drop its logit scale or soft cap.
-        old_lm_head.weight, old_lm_head.bias, old_lm_head.out_features = new.weight, new.bias, new.out_features
-        return cast(nn.Linear, old_lm_head)
 
     def get_decoder(self) -> nn.Module:
         """The language model's backbone."""
@@ -434,7 +323,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: labels without one supervised token; another adapter has switched off the model's own.
         """
-        _check_adapter(self)
+        check_adapter(self)
         outputs = self.model(
             input_ids=input_ids,
             input_values=input_values,
@@ -454,7 +343,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         logits = None
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(_head_dtype(self.lm_head, hidden[:, kept]))
+            logits = self.lm_head(as_head(self.lm_head, hidden[:, kept]))
         return UsamOutput(
             **{CACHE: outputs.get(CACHE)},
             loss=loss,
@@ -485,7 +374,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         inputs = LossInputs(
             hidden=hidden[:, :-1][supervised],
             labels=wanted,
-            head=_Head(self.lm_head),
+            head=Head(self.lm_head),
             audio=audio,
             answer=(answer, answer_mask),
             aux=audio.aux,
@@ -502,142 +391,8 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
             loss = loss + module.config.weight * found.value.float()
         return loss * share, parts, aux
 
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat a sample's run of clips as a block, so that each copy of the sample hears all of them."""
-        clips = {name: model_kwargs.pop(name, None) for name in ("input_values", "input_values_mask")}
-        if expand_size > 1 and clips["input_values"] is not None and input_ids is not None:
-            rows = self._clip_rows(input_ids, clips["input_values"], clips["input_values_mask"], expand_size)
-            clips = {name: None if x is None else x[rows] for name, x in clips.items()}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **{name: x for name, x in clips.items() if x is not None}}
-
-    def _clip_rows(self, input_ids: Tensor, values: Tensor, mask: Tensor | None, copies: int) -> Tensor:
-        samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
-        counts = self.config.parsed.placeholders(samples.to(input_ids.device))
-        owner = owners(self.model.is_audio(input_ids), counts)
-        runs = [(owner == i).nonzero().squeeze(-1).repeat(copies) for i in range(len(input_ids))]
-        return torch.cat(runs)
-
-    def prepare_inputs_for_generation(
-        self, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The clips and the prompt mask belong to the prefill only."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
-        if inputs.get("input_values") is None:
-            inputs.pop("prompt_mask", None)
-        elif (mask := inputs.get("prompt_mask")) is not None and inputs.get("input_ids") is not None:
-            # Prompt lookup prefills its candidates with the prompt: they are no instruction.
-            inputs["prompt_mask"] = nn.functional.pad(mask, (0, inputs["input_ids"].shape[1] - mask.shape[1]))
-        return inputs
-
-    def _get_logits_processor(
-        self, *args: Any, encoder_input_ids: Tensor | None = None, **kwargs: Any
-    ) -> LogitsProcessorList:
-        words = None if encoder_input_ids is None else self._words(encoder_input_ids)
-        return _OnWords(super()._get_logits_processor(*args, encoder_input_ids=words, **kwargs), self._words)
-
-    def _words(self, input_ids: Tensor) -> Tensor:
-        """The ids with a word that the row has anyhow in place of a placeholder whose id lies past the table."""
-        token = self.config.audio_token_id
-        if token is None or token < self.lm_head.out_features or input_ids.shape[1] == 0:
-            return input_ids
-        audio = input_ids == token
-        word = input_ids.gather(1, (~audio).int().argmax(-1, keepdim=True)).masked_fill(audio.all(-1, keepdim=True), 0)
-        return torch.where(audio, word, input_ids)
-
-    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_candidate_generator(*args, **kwargs)
-        if isinstance(found, PromptLookupCandidateGenerator) and self.config.audio_token_id is not None:
-            # It looks its candidates' scores up, and what it copies from the prompt may be a placeholder.
-            found.vocab_size = max(self.lm_head.out_features, self.config.audio_token_id + 1)
-        return found
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' generate.
-
-        Raises:
-            ValueError: a separate assistant model was given, which cannot hear the audio.
-        """
-        if kwargs.get("assistant_model") is not None:
-            raise ValueError(
-                "assistant_model: a separate draft model does not hear the audio; use prompt_lookup_num_tokens instead"
-            )
-        return super().generate(*args, **kwargs)
-
-
-class _OnWords(LogitsProcessorList):
-    """Logits processors that look tokens up (repetition penalty) never see an id past the table."""
-
-    def __init__(self, processors: LogitsProcessorList, words: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(processors)
-        self.words = words
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return super().__call__(self.words(input_ids), scores, **kwargs)
-
-
-class _Head:
-    """The head as losses call it: any dtype in, logits out."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.head = head
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return cast(Tensor, self.head(_head_dtype(self.head, hidden)))
-
-
-def _head_dtype(head: nn.Module, hidden: Tensor) -> Tensor:
-    weight = getattr(head, "weight", hidden)
-    return hidden.to(weight.dtype) if weight.dtype.is_floating_point else hidden
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """Our own parts start in float32, whatever dtype the language model is loaded in."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
 
 def _same_dtype(streams: dict[str, Frames]) -> dict[str, Frames]:
     if len({frames.x.dtype for frames in streams.values()}) == 1:
         return streams
     return {name: Frames(f.x.float(), f.mask, f.rate, f.aux) for name, f in streams.items()}
-
-
-def _lora_layers(model: nn.Module) -> list[Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return [m for m in model.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
-
-
-def _is_loaded(layer: nn.Module) -> bool:
-    return all(
-        getattr(p, "_is_hf_initialized", False) or p.device.type == "meta"
-        for name, p in layer.named_parameters()
-        if is_adapter(name)
-    )
-
-
-def _check_adapter(model: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    probe = model.__dict__.get("_adapter_probe")
-    if probe is None:
-        probe = model.__dict__["_adapter_probe"] = _lora_layers(model)[:1]
-    if probe and ADAPTER not in probe[0].active_adapters:
-        raise ValueError(
-            f"another adapter ({', '.join(probe[0].active_adapters)}) has switched off the model's own LoRA: "
-            f"keep both active with set_adapter(['{ADAPTER}', ...]), or take 'lora' out of the spec"
-        )

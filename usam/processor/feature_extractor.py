@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.audio import read_audio
-from usam.spec import Spec
+from usam.processor.audio import read_audio
+from usam.spec.spec import Spec
 
 
 class UsamFeatureExtractor(FeatureExtractionMixin):

@@ -10,39 +10,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from usam.compat import cache_argument
-from usam.component import Component, ComponentConfig
+from usam.component import Component
+from usam.llm import CrossAttentionConfig
 from usam.registry import ComponentError
 from usam.types import Frames
+from usam.versions.compat import cache_argument
 
 NEVER = torch.iinfo(torch.long).max  # a place that no token reaches
-
-
-class CrossAttentionConfig(ComponentConfig):
-    """Options of cross-attention, whose blocks train even beside a frozen language model."""
-
-    type: Literal["cross_attention"] = "cross_attention"
-    every: int = Field(1, ge=1)
-    """A block stands before every so many-th decoder layer: the second, the fourth ... for 2."""
-    heads: int = Field(8, ge=1)
-    """Attention heads."""
-    head_dim: int = Field(64, ge=1)
-    """Width of each head."""
-    feed_forward: int = Field(4, ge=1)
-    """Width of a block's feed-forward layer, as a multiple of the language model's."""
-    clips: Literal["all", "last"] = "all"
-    """Which clips a token hears: all before it in its sample, or the last of them alone, as in Flamingo."""
-    lora: None = None
-    """None: the blocks are new, and train whole."""
 
 
 class CrossAttention(Component):

@@ -17,10 +17,10 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from usam.data.inspection import describe_parts
 from usam.data.manifest import Manifest, Sample
 from usam.data.spoken import write_corpus
 from usam.generate import Answerer
-from usam.inspection import describe_parts
 
 T = TypeVar("T")
 TEST_CLIPS = 200

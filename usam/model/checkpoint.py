@@ -1,13 +1,10 @@
-"""The rules of transformers in one place: build, save, load, delta checkpoints, export, registration."""
+"""What a model is on disk: a delta with its provenance, or whole; saved, loaded, exported, known to Auto classes."""
 
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -28,28 +25,17 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from usam import __version__
-from usam.component import DTYPES, Component, base_name, is_adapter, with_base_layers
+from usam.component import base_name, is_adapter, with_base_layers
 from usam.config import UsamConfig
-from usam.feature_extractor import UsamFeatureExtractor
-from usam.model import UsamForConditionalGeneration, UsamModel
-from usam.page import SpecError
-from usam.processor import UsamProcessor
+from usam.model.assembly import Base, asked_dtype, assemble, outline, parts, plan_dtypes, sources
+from usam.model.model import UsamForConditionalGeneration, UsamModel
+from usam.processor.feature_extractor import UsamFeatureExtractor
+from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError, Registry, did_you_mean
-from usam.spec import Override, Spec, SpecSource, load_spec
+from usam.spec.page import SpecError
+from usam.spec.spec import Override, Spec
 from usam.types import Prompt
-from usam.weights import Source, locate, read
-
-BACKBONE, HEAD = "model.language_model.", "lm_head."
-
-# Patterns of modules that stay as they are when the language model is quantised, and the option that takes them.
-OWN = ("encoders", "fusion", "projector", "cross_attention")
-NOT_QUANTISED = [*(f"model.{part}" for part in OWN), "lm_head", "losses", r".*\.lora_\w+"]
-SKIP_OPTIONS = {
-    "bitsandbytes": "llm_int8_skip_modules",
-    "hqq": "skip_modules",
-    "aqlm": "linear_weights_not_to_quantize",
-    "compressed-tensors": "ignore",
-}
+from usam.weights import locate, read
 
 # What AutoModel and pipelines pass on that has no meaning here: files are found by `locate`.
 DOWNLOAD_OPTIONS = [
@@ -70,213 +56,6 @@ DOWNLOAD_OPTIONS = [
     "resume_download",
     "code_revision",
 ]
-
-
-def build_model(
-    spec: SpecSource,
-    *overrides: Override,
-    weights: bool = True,
-    **kwargs: Any,
-) -> UsamForConditionalGeneration:
-    """The model of a spec, with its sources' weights, in eval mode; of a saved model's folder, with that model's.
-
-    Args:
-        spec: a bundled name, a file, a saved model's folder, a dict or a Spec.
-        overrides: patches such as `"encoders.mert=null"` or `"llm.lora.r=16"`.
-        weights: False builds the structure alone, with random weights, also under `torch.device("meta")`; where the
-            tokenizer is not on this machine, it does without: the placeholder is then the first id past the table.
-        kwargs: options of transformers' `from_pretrained`, such as `device_map`, `dtype`.
-
-    Raises:
-        SpecError, ComponentError: the spec, or a source, is wrong; the message says what to write.
-    """
-    if weights and isinstance(spec, (str, Path)) and (Path(spec) / "config.json").is_file():
-        return load(spec, *overrides, **kwargs)
-    config = config_of(load_spec(spec, *overrides), weights)
-    skeleton = outline(config)
-    base = sources(skeleton) if weights else Base()
-    dtypes = plan_dtypes(skeleton, base.tensors, (), _asked_dtype(kwargs))
-    if not weights:
-        if kwargs:
-            raise TypeError(f"with weights=False only dtype can be given, not {', '.join(sorted(kwargs))}")
-        model = UsamForConditionalGeneration(config, dtypes)
-        return cast(UsamForConditionalGeneration, model.eval())
-    random = [prefix for prefix, part in parts(skeleton) if part.source() is None]
-    if BACKBONE in random:
-        random.append(HEAD)
-
-    def may_be_missing(key: str) -> bool:
-        return is_adapter(key) or key.startswith(tuple(random)) or _is_own(skeleton, key)
-
-    model = assemble(skeleton, base.tensors, dtypes, may_be_missing, "the sources' weights", **kwargs)
-    model.origins = base.origins
-    model.sourced = frozenset(base.tensors)
-    return model
-
-
-def processor_of(spec: Spec, weights: bool = True) -> UsamProcessor | None:
-    """The spec's processor; None when the spec names no tokenizer.
-
-    Args:
-        spec: what to build.
-        weights: False for a structure, which asks no hub and does without a tokenizer that is not at hand.
-    """
-    path = getattr(spec.llm, "tokenizer", None) or getattr(spec.llm, "path", "")
-    if path is None or not (weights or Path(path).expanduser().exists()):
-        return None
-    try:
-        return UsamProcessor.from_spec(spec)
-    except ComponentError:
-        if weights:
-            raise
-        return None
-
-
-def config_of(spec: Spec, weights: bool = True) -> UsamConfig:
-    """The config of a spec, with the ids that the tokenizer decides: the placeholder, the end of an answer, padding."""
-    processor = processor_of(spec, weights)
-    if processor is None:
-        return UsamConfig.from_spec(spec)
-    config = UsamConfig.from_spec(spec, audio_token_id=processor.audio_token_id)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ends = list(dict.fromkeys(i for i in (*ends, *processor.end_ids) if i is not None))
-    config.eos_token_id = ends[0] if len(ends) == 1 else ends
-    if config.pad_token_id is None:
-        config.pad_token_id = processor.tokenizer.pad_token_id
-    return config
-
-
-@dataclass
-class Base:
-    """What the sources gave: tensors by name, and each part's source."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    origins: dict[str, Source] = field(default_factory=dict)
-
-
-def outline(config: UsamConfig) -> UsamForConditionalGeneration:
-    """The model's structure without memory."""
-    with torch.device("meta"):
-        return UsamForConditionalGeneration(config)
-
-
-def parts(model: UsamForConditionalGeneration) -> Iterator[tuple[str, Any]]:
-    """Every component with its prefix; the language model's builder stands for its two halves."""
-    for name, encoder in model.model.encoders.items():
-        yield f"model.encoders.{name}.", encoder
-    yield "model.fusion.", model.model.fusion
-    for i, stage in enumerate(model.model.projector.stages):
-        yield f"model.projector.stages.{i}.", stage
-    yield BACKBONE, model.config.llm()
-    if model.model.cross_attention is not None:
-        yield "model.cross_attention.", model.model.cross_attention
-    for name, loss in model.losses.items():
-        yield f"losses.{name}.", loss
-
-
-def sources(skeleton: UsamForConditionalGeneration) -> Base:
-    """Read every part's source, under the names that the model uses."""
-    base = Base()
-    for prefix, part in parts(skeleton):
-        origin = part.source()
-        if origin is not None:
-            base.origins[prefix.rstrip(".")] = origin
-        found = part.pretrained()
-        if prefix == BACKBONE:
-            halves = {"backbone.": (BACKBONE, skeleton.model.language_model), "head.": (HEAD, skeleton.lm_head)}
-            for half, (target, module) in halves.items():
-                tensors = {n.removeprefix(half): t for n, t in found.items() if n.startswith(half)}
-                base.tensors |= {target + n: t for n, t in with_base_layers(module, tensors).items()}
-        else:
-            base.tensors |= {prefix + n: t for n, t in with_base_layers(part, found).items()}
-    return base
-
-
-def plan_dtypes(
-    skeleton: UsamForConditionalGeneration, base: Mapping[str, Tensor], saved: Any, dtype: torch.dtype | None
-) -> dict[str, torch.dtype]:
-    """The dtype of every parameter.
-
-    A saved tensor keeps its own; adapters are float32; then comes the part's `dtype`; what trains is
-    float32; the rest is as its source stores it. A `dtype` given by the caller overrides all of it.
-    """
-    named = {prefix: part.config.dtype for prefix, part in parts(skeleton)}
-    named[HEAD] = named[BACKBONE]
-    plan = {}
-    for name, parameter in skeleton.named_parameters():
-        part = next(named[prefix] for prefix in named if name.startswith(prefix))
-        if dtype is not None:
-            plan[name] = dtype
-        elif name in saved:
-            plan[name] = saved[name].dtype
-        elif part != "auto" and not is_adapter(name):
-            plan[name] = DTYPES[part]
-        elif parameter.requires_grad or name not in base:
-            plan[name] = torch.float32
-        else:
-            plan[name] = base[name].dtype
-    return plan
-
-
-def _asked_dtype(kwargs: dict[str, Any]) -> torch.dtype | None:
-    """The dtype that the caller asks for, under its new or its old name; None for "auto"."""
-    asked = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
-    dtype = next((d for d in asked if d is not None and d != "auto"), None)
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype, dtype)
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise ValueError(f"dtype is 'auto', or one of torch's such as 'bfloat16'; found {dtype!r}")
-    return dtype
-
-
-def assemble(
-    skeleton: UsamForConditionalGeneration,
-    tensors: Mapping[str, Tensor],
-    dtypes: Mapping[str, torch.dtype],
-    may_be_missing: Any,
-    who: str,
-    **kwargs: Any,
-) -> UsamForConditionalGeneration:
-    """The model with these tensors, frozen where the skeleton is.
-
-    Raises:
-        ComponentError: lists every tensor that is missing, unexpected or of another shape.
-    """
-    quantization = skeleton.config.parsed.llm.to_dict().get("quantization_config")
-    if quantization is not None and "quantization_config" not in kwargs:
-        kwargs["quantization_config"] = with_skip_list(quantization)
-    backbone = [dtype for name, dtype in dtypes.items() if name.startswith(BACKBONE) and not is_adapter(name)]
-    with _quiet():
-        model, info = PreTrainedModel.from_pretrained.__func__(
-            UsamForConditionalGeneration,
-            None,
-            config=skeleton.config,
-            state_dict=dict(tensors),
-            dtype=max(set(backbone), key=backbone.count, default=torch.float32),
-            dtypes=dtypes,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kwargs,
-        )
-    faults = [f"missing {key}" for key in info["missing_keys"] if not may_be_missing(key)]
-    faults += [f"unexpected {key}" for key in info["unexpected_keys"]]
-    faults += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in info["mismatched_keys"]]
-    if faults:
-        raise ComponentError(f"{who} do not fit the model: " + "; ".join(sorted(faults)))
-    trains = {name for name, parameter in skeleton.named_parameters() if parameter.requires_grad}
-    for name, parameter in model.named_parameters():  # loading has replaced them all by new ones
-        parameter.requires_grad_(name in trains and parameter.is_floating_point())
-    model.is_quantized = False  # only what is frozen is: the Trainer would refuse to train the rest
-    return cast(UsamForConditionalGeneration, model)
-
-
-def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """A quantisation config that leaves our own parts, the head and the adapters as they are."""
-    config = dict(quantization)
-    bits = "load_in_4bit" in config or "load_in_8bit" in config  # of bitsandbytes, which then needs no other name
-    key = SKIP_OPTIONS.get("bitsandbytes" if bits else config.get("quant_method", ""), "modules_to_not_convert")
-    config[key] = sorted({*(config.get(key) or []), *NOT_QUANTISED})
-    return config
 
 
 def load(
@@ -322,7 +101,7 @@ def load(
     if config.delta:
         check_sources(config, skeleton)
         base = sources(skeleton)
-    dtypes = plan_dtypes(skeleton, base.tensors, saved, _asked_dtype(kwargs))
+    dtypes = plan_dtypes(skeleton, base.tensors, saved, asked_dtype(kwargs))
 
     def may_be_missing(key: str) -> bool:
         return next_stage and (is_adapter(key) or key.startswith(("losses.", "model.cross_attention.")))
@@ -512,25 +291,6 @@ def processor_beside(model: str | Path, spec: Spec) -> UsamProcessor:
     if (locate(str(model)).folder / "processor_config.json").is_file():
         return cast(UsamProcessor, UsamProcessor.from_pretrained(model))
     return UsamProcessor.from_spec(spec)
-
-
-def _is_own(skeleton: UsamForConditionalGeneration, key: str) -> bool:
-    """Whether a sourced component says that it fills this tensor itself."""
-    for prefix, part in parts(skeleton):
-        if key.startswith(prefix) and isinstance(part, Component):
-            return any(fnmatchcase(key.removeprefix(prefix), pattern) for pattern in part.random)
-    return False
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Our own check of the keys is stricter than the report that transformers would log."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 AutoConfig.register("usam", UsamConfig)

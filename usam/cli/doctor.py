@@ -1,4 +1,4 @@
-"""The doctor compares what is installed with what was tested, tries it, and says what to type where it is wrong.
+"""`usam doctor` compares what is installed with what was tested, tries it, and says what to type where it is wrong.
 
 It runs where torch or transformers cannot be imported: nothing of theirs is imported but to see whether it can be.
 """
@@ -14,13 +14,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 
+import typer
+
 from usam import __version__
 from usam.registry import FAMILIES, ComponentError, Entry, Registry, discover, faults, why_not
 from usam.versions import complaint, complaints, environments, installed, mismatch, standing
 
 # What is imported to see whether it works, in this order: each builds on those before it.
-TRIED = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm", "usam.hf")
+TRIED = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm", "usam.model.checkpoint")
 FIRST = ("torch", "torchvision", "triton", "transformers", "peft", "accelerate", "timm", "pydantic")
+
+
+def doctor() -> None:
+    """Compare what is installed with what was tested, load every plugin, and say what to type where it is wrong."""
+    found = examine()
+    print(found)
+    if found.wrong:
+        raise typer.Exit(1)
 
 
 @dataclass

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from usam.data.collate import Collator
 from usam.data.manifest import Sample
-from usam.model import UsamForConditionalGeneration
-from usam.processor import UsamProcessor
+from usam.model.model import UsamForConditionalGeneration
+from usam.processor.processor import UsamProcessor
 from usam.types import IGNORE
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from usam.config import UsamConfig
-from usam.hf import outline
-from usam.model import UsamForConditionalGeneration
-from usam.spec import Spec, find
+from usam.model.assembly import outline
+from usam.model.model import UsamForConditionalGeneration
+from usam.spec.spec import Spec, find
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""The command line: each command is a file here, and binds its arguments to what other rooms do."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from usam.cli import check, demo, doctor, export, generate, schema, show, train
+from usam.cli import list as list_
+
+app = typer.Typer(
+    name="usam",
+    help="Compose, train and run audio language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list")(list_.list_components)
+for module in (show, check, schema, train, generate, export, doctor, demo):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is an error of one paragraph, without a traceback."""
+    # Threads that wait by spinning make a step several times slower as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from usam.registry import skip_malformed_files
+
+    skip_malformed_files()
+    try:
+        app()
+    except Exception as error:
+        message = None if os.environ.get("USAM_TRACEBACK") else _for_its_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _for_its_user(error: Exception) -> str | None:
+    """What to print when a user can mend it; None for our own faults, whose traceback is wanted."""
+    from usam.registry import ComponentError
+    from usam.spec.page import SpecError
+    from usam.versions import UnsupportedVersion, suspects
+
+    cause: BaseException = error
+    while isinstance(cause, ComponentError) and cause.__cause__:
+        cause = cause.__cause__
+    outside = suspects(cause)
+    how = "USAM_TRACEBACK=1 shows the traceback."
+    if isinstance(error, (ComponentError, SpecError, ValueError, FloatingPointError, FileNotFoundError)):
+        return f"{error}\n{how}" if outside else str(error)
+    if isinstance(error, UnsupportedVersion):
+        return f"{error}\n{how}"
+    return "\n".join([f"{type(error).__name__}: {error}", *outside, how]) if outside else None

@@ -1,0 +1,5 @@
+"""`python -m usam.cli` is `usam`."""
+
+from usam.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The composite of a spec's components as one model of transformers."""

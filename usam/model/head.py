@@ -1,0 +1,62 @@
+"""The token table and the head: where they are found, how they grow with the vocabulary, how losses call the head."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+
+class WithHead:
+    """A model with a token table in `model` and a head, `lm_head`, that turns states into logits."""
+
+    model: Any
+    lm_head: Any
+    sourced: frozenset[str]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token table."""
+        return cast(nn.Module, self.model.get_input_embeddings())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token table."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return cast(nn.Module, self.lm_head)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head's weights."""
+        self.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """transformers' resize; table and head are then in every checkpoint, for no source has them any more."""
+        before = self.lm_head.out_features
+        table = cast(Any, super()).resize_token_embeddings(*args, **kwargs)
+        if self.lm_head.out_features != before:
+            resized = {id(p) for module in (table, self.lm_head) for p in module.parameters()}
+            self.sourced -= {n for n, p in cast(Any, self).named_parameters(remove_duplicate=False) if id(p) in resized}
+        return cast(nn.Embedding, table)
+
+    def _get_resized_lm_head(self, old_lm_head: Any, *args: Any, **kwargs: Any) -> nn.Linear:
+        new = cast(Any, super())._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        new.requires_grad_(old_lm_head.weight.requires_grad)
+        # The same head with other weights: a new Linear would drop its logit scale or soft cap.
+        old_lm_head.weight, old_lm_head.bias, old_lm_head.out_features = new.weight, new.bias, new.out_features
+        return cast(nn.Linear, old_lm_head)
+
+
+class Head:
+    """The head as losses call it: any dtype in, logits out."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.head(as_head(self.head, hidden)))
+
+
+def as_head(head: nn.Module, hidden: Tensor) -> Tensor:
+    weight = getattr(head, "weight", hidden)
+    return hidden.to(weight.dtype) if weight.dtype.is_floating_point else hidden

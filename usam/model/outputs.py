@@ -1,0 +1,30 @@
+"""What both models return: transformers' own outputs, the audio they were given, and the parts of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from usam.types import Frames
+
+
+@dataclass
+class UsamModelOutput(BaseModelOutputWithPast):
+    """The language model's output, and the audio it was given."""
+
+    audio: Frames | None = None
+    inputs_embeds: Tensor | None = None
+
+
+@dataclass
+class UsamOutput(CausalLMOutputWithPast):
+    """What the whole model returns.
+
+    `loss` is the weighted sum, `losses` the unweighted parts, `aux` the by-products of projector and
+    losses. While training, `logits` is None: the head runs on the supervised positions only.
+    """
+
+    losses: dict[str, Tensor] | None = None
+    aux: dict[str, Tensor] | None = None

@@ -1,0 +1,122 @@
+"""What transformers needs to know about both models: flags, how weights are filled, and what stays still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from usam.component import ADAPTER, is_adapter
+from usam.config import UsamConfig
+from usam.versions.compat import CACHE
+
+
+class UsamPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about both models."""
+
+    config_class = UsamConfig
+    config: UsamConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = [CACHE]
+    _no_split_modules: Any = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Components initialise themselves; what was already loaded stays as it is."""
+        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        loaded = {name: t for name, t in own.items() if getattr(t, "_is_hf_initialized", False)}
+        if own and len(loaded) == len(own):
+            return
+        if not hasattr(module, "reset_parameters"):
+            super()._init_weights(module)
+            return
+        kept = {name: tensor.clone() for name, tensor in loaded.items()}
+        cast(Any, module).reset_parameters()
+        for name, tensor in kept.items():
+            getattr(module, name).copy_(tensor)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Also ask modules without a tensor of their own, which transformers would pass over in custom code."""
+        super()._initialize_weights(module)
+
+    def initialize_weights(self) -> None:
+        """Also restart LoRA as a no-op: nested models would give its matrices their own random values."""
+        fresh = [layer for layer in _lora_layers(self) if not _is_loaded(layer)]
+        super().initialize_weights()
+        for layer in fresh:
+            layer.reset_lora_parameters(ADAPTER, True)
+            if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
+                dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
+                layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
+                layer.lora_magnitude_vector[ADAPTER].to(dtype)
+
+    def train(self, mode: bool = True) -> UsamPreTrainedModel:
+        """Training mode. A frozen language model keeps the flag, which gradient checkpointing needs:
+        its dropouts are 0, and its batch norms stay in eval mode.
+        """
+        super().train(mode)
+        backbone = getattr(getattr(self, "model", self), "language_model", None)
+        llm: Any = self.config.parsed.llm
+        if mode and backbone is not None and llm.freeze == "all":
+            for module in backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Our own parts start in float32, whatever dtype the language model is loaded in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _lora_layers(model: nn.Module) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [m for m in model.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+
+
+def _is_loaded(layer: nn.Module) -> bool:
+    return all(
+        getattr(p, "_is_hf_initialized", False) or p.device.type == "meta"
+        for name, p in layer.named_parameters()
+        if is_adapter(name)
+    )
+
+
+def check_adapter(model: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    probe = model.__dict__.get("_adapter_probe")
+    if probe is None:
+        probe = model.__dict__["_adapter_probe"] = _lora_layers(model)[:1]
+    if probe and ADAPTER not in probe[0].active_adapters:
+        raise ValueError(
+            f"another adapter ({', '.join(probe[0].active_adapters)}) has switched off the model's own LoRA: "
+            f"keep both active with set_adapter(['{ADAPTER}', ...]), or take 'lora' out of the spec"
+        )
+
+
+def give_dtypes(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Each parameter in the dtype named for it; adapters in float32 else."""
+    for name, parameter in model.named_parameters():
+        dtype = dtypes.get(name, torch.float32 if is_adapter(name) else parameter.dtype)
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)

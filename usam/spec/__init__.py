@@ -1,0 +1,1 @@
+"""A page of YAML, read, merged and checked, that says which components make a model."""

@@ -1,0 +1,1 @@
+"""Run files, transformers' Trainer, and what is logged while it trains."""
