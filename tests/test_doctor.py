@@ -11,7 +11,7 @@ import versions as script
 
 from usam.cli import _for_its_user
 from usam.registry import ComponentError
-from usam.versions import (
+from usam.versions.tested import (
     Standing,
     UnsupportedVersion,
     environments,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from usam.auto import wait
+from usam.versions.auto import wait
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        from usam.versions import explained
+        from usam.versions.tested import explained
 
         with explained():
             value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from usam.versions import suspects
+from usam.versions.tested import suspects
 
 FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")
 NAME = re.compile(r"[a-z][a-z0-9_]*")

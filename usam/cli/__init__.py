@@ -44,7 +44,7 @@ def _for_its_user(error: Exception) -> str | None:
     """What to print when a user can mend it; None for our own faults, whose traceback is wanted."""
     from usam.registry import ComponentError
     from usam.spec.page import SpecError
-    from usam.versions import UnsupportedVersion, suspects
+    from usam.versions.tested import UnsupportedVersion, suspects
 
     cause: BaseException = error
     while isinstance(cause, ComponentError) and cause.__cause__:

@@ -18,7 +18,7 @@ import typer
 
 from usam import __version__
 from usam.registry import FAMILIES, ComponentError, Entry, Registry, discover, faults, why_not
-from usam.versions import complaint, complaints, environments, installed, mismatch, standing
+from usam.versions.tested import complaint, complaints, environments, installed, mismatch, standing
 
 # What is imported to see whether it works, in this order: each builds on those before it.
 TRIED = ("torch", "torchvision", "transformers", "peft", "accelerate", "timm", "usam.model.checkpoint")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from usam.versions import explained, refuse_older
+from usam.versions.tested import explained, refuse_older
 
 refuse_older("transformers")
 with explained():
