@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from usam import ComponentError, SpecError, UsamForConditionalGeneration, build_encoder, build_model
-from usam.encoders.transformers import KINDS, REFUSED, Transformers, per_bin
+from usam.encoders._transformers.w2v_bert import per_bin
+from usam.encoders.transformers import KINDS, REFUSED, Transformers
 from usam.testing import encoder_promises
 from usam.types import prefix_mask
 

@@ -7,36 +7,30 @@ same beside longer clips. Others are refused by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
 from pydantic import Field
-from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, ClapAudioModel, PreTrainedConfig
-from transformers.masking_utils import create_bidirectional_mask
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from usam.clock import N
 from usam.component import base_name
 from usam.encoders import Encoder
-from usam.encoders._clap import ClapMel, FixedNorm
-from usam.encoders._kaldi import FRAME, KaldiFbank, fbank_frames
-from usam.encoders._kaldi import HOP as FBANK_HOP
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, field_and_hop, normalized, plain_name
-from usam.encoders._windows import in_windows
+from usam.encoders._transformers import kinds
+from usam.encoders._transformers.clap import FUSION
+from usam.encoders._transformers.network import Network, Span
+from usam.encoders._wav2vec2 import plain_name
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
 from usam.weights import read_config
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-
 REFUSED = {
     name: reason
     for reason, names in {
@@ -49,25 +43,6 @@ REFUSED = {
     }.items()
     for name in names.split()
 }
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where a step of the output sees the waveform, in samples, and how many frames a step has."""
-
-    sample_rate: int
-    field: int
-    hop: int
-    bands: int = 1
-
-    @property
-    def rate(self) -> float:
-        """Frames per second."""
-        return self.sample_rate / self.hop * self.bands
-
-    def length(self, samples: N) -> N:
-        """Frames of the steps that lie within `samples` samples."""
-        return (samples >= self.field) * ((samples - self.field) // self.hop + 1) * self.bands
 
 
 class Transformers(Encoder):
@@ -182,331 +157,7 @@ class Transformers(Encoder):
         return Frames(x.masked_fill(~own.unsqueeze(-1), 0), own, span.rate)
 
 
-class Network(nn.Module):
-    """A model of transformers as a function of clips.
-
-    Args:
-        model: as AutoModel builds it.
-        config: the component's.
-    """
-
-    extractor: ClassVar[str]
-    """The feature extractor that is reproduced here."""
-    sample_rate: ClassVar[int | None] = 16000
-    """The only one that its filters are for; None: any."""
-    loader: ClassVar[Any] = AutoModel
-    """What reads a checkpoint."""
-    loading: ClassVar[dict[str, Any]] = {}
-    """Options for it."""
-
-    def __init__(self, model: Any, config: Transformers.Config) -> None:
-        super().__init__()
-        if hasattr(model, "masked_spec_embed"):
-            del model.masked_spec_embed  # SpecAugment's
-        self.model = model
-        self.options = config.preprocessor or {}
-        self.span = config._span
-        self.window = max(1, round((config.chunk or 30.0) * self.span.sample_rate / self.span.hop))
-        self.at_once = config.windows_at_once
-
-    @staticmethod
-    def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
-        """The arithmetic of its time."""
-        raise NotImplementedError("a network has a span_of(network, preprocessor)")
-
-    @staticmethod
-    def construct(network: Any) -> Any:
-        """The model without a checkpoint's weights."""
-        return AutoModel.from_config(network)
-
-    @staticmethod
-    def states_of(network: Any) -> tuple[int, int]:
-        """How many hidden states it has, and their width."""
-        return network.num_hidden_layers + 1, network.hidden_size
-
-    def end_at(self, state: int) -> None:
-        """Drop the layers that come after a hidden state, and the norm of the last one."""
-        raise NotImplementedError(f"{type(self).__name__} has no end_at(state)")
-
-    def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
-        """Clips (batch, samples), zero where masked, to (batch, frames, dim), one frame at least."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward(audio, mask, mix)")
-
-
-class Waveform(Network):
-    """wav2vec 2 (Baevski et al., 2020) and what has its structure."""
-
-    extractor = "Wav2Vec2FeatureExtractor"
-    sample_rate = None
-
-    def __init__(self, model: Any, config: Transformers.Config) -> None:
-        super().__init__(model, config)
-        model.feature_extractor = Convolutions(model.feature_extractor.conv_layers, self.window, self.at_once)
-        self.position: WeightNormConv | None = None
-        positions = model.encoder.pos_conv_embed
-        if hasattr(positions, "conv"):  # torch's parametrisation cannot be pickled
-            self.position, self.activation = WeightNormConv(positions.conv), positions.activation
-            del model.encoder.pos_conv_embed
-        self.last = model.config.num_hidden_layers
-        self.stable = getattr(model.config, "do_stable_layer_norm", False)
-
-    @staticmethod
-    def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
-        """By the convolutions."""
-        field, hop = field_and_hop(list(network.conv_kernel), list(network.conv_stride))
-        return Span(int(preprocessor.get("sampling_rate", 16000)), field, hop)
-
-    def end_at(self, state: int) -> None:
-        """Layers, and where the norm is the last, that too."""
-        encoder = self.model.encoder
-        if self.stable and state < self.last:
-            encoder.layer_norm = nn.Identity()
-        del encoder.layers[state:]
-
-    def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
-        """(batch, samples) to (batch, frames, dim)."""
-        if self.options.get("do_normalize", True):
-            audio = normalized(audio, mask)
-        x = self.model.feature_extractor(audio, mask)
-        own = prefix_mask(self.span.length(mask.sum(-1)), x.shape[1])
-        x = self.model.feature_projection(x)
-        x = x[0] if isinstance(x, tuple) else x
-        x = self._placed(x, ~own.unsqueeze(-1))
-        return attended(x, own, lambda x, mask: mix(self._states(x, mask)), frames=self.window, at_once=self.at_once)
-
-    def _placed(self, x: Tensor, outside: Tensor) -> Tensor:
-        """The frames with their positions, by convolutions that see nothing past a clip's end."""
-        encoder = self.model.encoder
-        x = x.masked_fill(outside, 0)
-        place = x
-        if self.position is not None:
-            place = self.activation(self.position(place.mT)[..., : x.shape[1]]).mT
-        else:
-            for layer in encoder.pos_conv_embed.layers:
-                place = layer(place.mT).mT.masked_fill(outside, 0)
-        x = x + place
-        return cast(Tensor, encoder.dropout(x if self.stable else encoder.layer_norm(x)))
-
-    def _states(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        yield x
-        for i, state in enumerate(self._layers(x, mask), 1):
-            yield self.model.encoder.layer_norm(state) if self.stable and i == self.last else state
-
-    def _layers(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        attention_mask = create_bidirectional_mask(self.model.config, x, mask)
-        for layer in self.model.encoder.layers:
-            x = layer(x, attention_mask=attention_mask)
-            yield x
-
-
-class WavLM(Waveform):
-    """WavLM (Chen et al., 2022), whose layers share a bias for positions."""
-
-    def _layers(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        bias = None
-        for i, layer in enumerate(self.model.encoder.layers):
-            x, bias = layer(x, attention_mask=mask, position_bias=bias, index=i)
-            yield x
-
-
-class W2vBert(Network):
-    """w2v-BERT 2.0 (Seamless Communication, 2023): a conformer on pairs of mel frames."""
-
-    extractor = "SeamlessM4TFeatureExtractor"
-
-    def __init__(self, model: Any, config: Transformers.Config) -> None:
-        super().__init__(model, config)
-        self.fbank = KaldiFbank(self.options.get("num_mel_bins", 80), "povey", scale=2.0**15)
-        width, stride = model.config.feature_projection_input_dim, self.span.hop // FBANK_HOP
-        if width != self.fbank.bins * stride:
-            raise ComponentError(
-                f"transformers: {stride} frames of {self.fbank.bins} mel bins do not make "
-                f"feature_projection_input_dim {width}; look at 'num_mel_bins' and 'stride' in 'preprocessor'"
-            )
-
-    @staticmethod
-    def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
-        """Frames of 10 ms, by twos."""
-        stride = preprocessor.get("stride", 2)
-        return Span(16000, FRAME + (stride - 1) * FBANK_HOP, stride * FBANK_HOP)
-
-    def end_at(self, state: int) -> None:
-        """Layers; there is no norm after them."""
-        del self.model.encoder.layers[state:]
-
-    def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
-        """(batch, samples) to (batch, frames, dim); each mel bin is normalised over the clip."""
-        stride = self.span.hop // FBANK_HOP
-        lengths = fbank_frames(mask.sum(-1))
-        x = per_bin(self.fbank(audio), lengths)
-        x = rearrange(x[:, : x.shape[1] // stride * stride], "b (t s) m -> b t (s m)", s=stride)
-        own = prefix_mask(lengths // stride, x.shape[1])
-        x = self.model.feature_projection(x.to(self.model.feature_projection.projection.weight.dtype))[0]
-        x = self.model.encoder.dropout(x.masked_fill(~own.unsqueeze(-1), 0))
-        return attended(x, own, lambda x, mask: mix(self._states(x, mask)), frames=self.window, at_once=self.at_once)
-
-    def _states(self, x: Tensor, mask: Tensor) -> Iterator[Tensor]:
-        attention_mask = create_bidirectional_mask(self.model.config, x, mask)
-        yield x
-        for layer in self.model.encoder.layers:
-            x = layer(x, attention_mask=attention_mask, conv_attention_mask=mask)
-            yield x
-
-
-class Ast(Network):
-    """The Audio Spectrogram Transformer (Gong et al., 2021), in its own windows, each padded as in training.
-
-    A step of time is one token for each band of frequency, from the lowest to the highest.
-    """
-
-    extractor = "ASTFeatureExtractor"
-
-    def __init__(self, model: Any, config: Transformers.Config) -> None:
-        super().__init__(model, config)
-        if config.chunk is not None:
-            raise SpecError("chunk: AST has windows of its own, as long as its table of positions; leave it out")
-        self.fbank = KaldiFbank(model.config.num_mel_bins, "hann")
-        self.steps = (model.config.max_length - model.config.patch_size) // model.config.time_stride + 1
-        self.last = model.config.num_hidden_layers
-
-    @staticmethod
-    def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
-        """Patches of 16 frames of 10 ms, every 10 frames, in 12 bands."""
-        field = FRAME + (network.patch_size - 1) * FBANK_HOP
-        bands = (network.num_mel_bins - network.patch_size) // network.frequency_stride + 1
-        return Span(16000, field, network.time_stride * FBANK_HOP, bands)
-
-    def end_at(self, state: int) -> None:
-        """Layers, and the norm after the last."""
-        if state < self.last:
-            self.model.layernorm = nn.Identity()
-        del self.model.layers[state:]
-
-    def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
-        """(batch, samples) to (batch, steps of bands, dim)."""
-        return in_windows(
-            audio,
-            mask,
-            lambda audio, mask: self._encode(audio, mask, mix),
-            frames=self.steps,
-            hop=self.span.hop,
-            field=self.span.field,
-            at_once=self.at_once,
-        )
-
-    def _encode(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
-        x = self.fbank(audio)
-        own = prefix_mask(fbank_frames(mask.sum(-1)), x.shape[1])
-        x = x.masked_fill(~own.unsqueeze(-1), 0)
-        x = F.pad(x, (0, 0, 0, self.model.config.max_length - x.shape[1]))
-        if self.options.get("do_normalize", True):
-            x = (x - self.options.get("mean", -4.2677393)) / (2 * self.options.get("std", 4.5689974))
-        x = self.model.embeddings(x.to(self.model.embeddings.cls_token.dtype))
-        x = mix(self._states(x))[:, 2:]  # without the two tokens of the whole window
-        return cast(Tensor, rearrange(x, "b (f t) d -> b (t f) d", t=self.steps))
-
-    def _states(self, x: Tensor) -> Iterator[Tensor]:
-        yield x
-        for i, layer in enumerate(self.model.layers, 1):
-            x = layer(x)
-            yield self.model.layernorm(x) if i == self.last else x
-
-
-class Clap(Network):
-    """CLAP's audio tower (Wu et al., 2023; HTS-AT, Chen et al., 2022), in its own windows, padded with silence.
-
-    The tower folds a window's spectrogram into a square, and unfolds what it made of it: a step of time is the
-    mean over the bands of frequency. Steps share a window evenly, 32 in ten seconds. Short clips are padded, not
-    repeated as for the embedding of a clip, and long ones are several windows, not a crop.
-    """
-
-    extractor = "ClapFeatureExtractor"
-    sample_rate = 48000
-    loader = ClapAudioModel
-    loading: ClassVar[dict[str, Any]] = {"key_mapping": {r"^audio_model\.": ""}}  # in a model with a text tower too
-
-    def __init__(self, model: Any, config: Transformers.Config) -> None:
-        super().__init__(model, config)
-        if config.chunk is not None:
-            raise SpecError("chunk: CLAP has windows of its own, as long as its spectrogram; leave it out")
-        if config.layers != "last":
-            raise SpecError("layers: CLAP's hidden states differ in width and rate, so that only its last makes frames")
-        bins = self.options.get("feature_size", 64)
-        if bins != model.config.num_mel_bins:
-            raise ComponentError(
-                f"transformers: {bins} mel bins are not the {model.config.num_mel_bins} of 'num_mel_bins'; "
-                "look at 'feature_size' in 'preprocessor'"
-            )
-        self.mel = ClapMel(
-            bins,
-            sample_rate=self.span.sample_rate,
-            fft=self.options.get("fft_window_size", 1024),
-            hop=self.options.get("hop_length", 480),
-            lowest=self.options.get("frequency_min", 0),
-            highest=self.options.get("frequency_max", 14000),
-        )
-        model.audio_encoder.batch_norm = FixedNorm(bins)
-        self.steps = clap_steps(model.config)
-
-    @staticmethod
-    def span_of(network: Any, preprocessor: dict[str, Any]) -> Span:
-        """A step for every share of a window begun, so that no clip is without one."""
-        if preprocessor.get("truncation") == "fusion":
-            raise ComponentError(f"transformers: 'truncation: fusion' is not supported, because {FUSION}")
-        steps, seconds = clap_steps(network), preprocessor.get("max_length_s", 10)
-        samples, hop = round(seconds * Clap.sample_rate), preprocessor.get("hop_length", 480)
-        columns = network.spec_size * (network.spec_size // network.num_mel_bins)
-        if samples % steps or samples // hop + 1 > columns:
-            raise ComponentError(
-                f"transformers: CLAP with windows of {seconds} s is not supported, because they are not {steps} "
-                f"equal steps, or are more than the {columns} mel frames of its square; look at 'max_length_s' in "
-                "'preprocessor'"
-            )
-        return Span(Clap.sample_rate, 1, samples // steps)
-
-    @staticmethod
-    def construct(network: Any) -> Any:
-        """Only the audio tower."""
-        return ClapAudioModel(network)
-
-    @staticmethod
-    def states_of(network: Any) -> tuple[int, int]:
-        """The last, as wide as the channels of the last stage."""
-        return 1, network.patch_embeds_hidden_size * 2 ** (len(network.depths) - 1)
-
-    def end_at(self, state: int) -> None:
-        """There is only the last."""
-
-    def forward(self, audio: Tensor, mask: Tensor, mix: LayerMix) -> Tensor:
-        """(batch, samples) to (batch, steps, dim)."""
-        return in_windows(
-            audio,
-            mask,
-            lambda audio, mask: mix([self._encode(audio)]),
-            frames=self.steps,
-            hop=self.span.hop,
-            field=self.span.hop,
-            at_once=self.at_once,
-        )
-
-    def _encode(self, audio: Tensor) -> Tensor:
-        mel = rearrange(self.mel(audio), "b t m -> b 1 t m")
-        return cast(Tensor, reduce(self.model.audio_encoder(mel).last_hidden_state, "b d f t -> b t d", "mean"))
-
-
-KINDS: dict[str, type[Network]] = {
-    "wav2vec2": Waveform,
-    "hubert": Waveform,
-    "data2vec-audio": Waveform,
-    "unispeech": Waveform,
-    "unispeech-sat": Waveform,
-    "wavlm": WavLM,
-    "wav2vec2-bert": W2vBert,
-    "audio-spectrogram-transformer": Ast,
-    "clap_audio_model": Clap,
-}
-
-FUSION = "its crops of a long clip are drawn at random and mixed with the whole clip, so that no frame has a time"
+KINDS = kinds()
 
 # Options that change a network in a way that is not reproduced here, and what would go wrong.
 UNSUPPORTED = {
@@ -515,22 +166,6 @@ UNSUPPORTED = {
     "conv_pos_batch_norm": "its statistics would see the padding",
     "enable_fusion": FUSION,
 }
-
-
-def per_bin(x: Tensor, lengths: Tensor) -> Tensor:
-    """Mel frames (batch, time, bin) with zero mean and unit variance in each bin over a clip; zero past its end."""
-    outside = ~prefix_mask(lengths, x.shape[1]).unsqueeze(-1)
-    count = lengths.clamp_min(1)[:, None, None]
-    x = (x - x.masked_fill(outside, 0).sum(1, keepdim=True) / count).masked_fill(outside, 0)
-    variance = x.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)
-    return x * (variance + 1e-7).rsqrt()
-
-
-def clap_steps(network: Any) -> int:
-    """Steps of time that CLAP's tower makes of a window: the columns of each fold of its square, one after another."""
-    stride = network.patch_stride if isinstance(network.patch_stride, int) else network.patch_stride[1]
-    columns = network.spec_size // 2 ** (len(network.depths) - 1) // stride
-    return int(columns * (network.spec_size // network.num_mel_bins))
 
 
 def own_name(name: str) -> str:

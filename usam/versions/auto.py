@@ -10,11 +10,12 @@ import functools
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 # The three that read a folder; the Auto classes of models, and pipelines, begin with AutoConfig.
 ENTRANCES = {
@@ -45,7 +46,7 @@ def open_entrance(module: ModuleType) -> None:
     auto.from_pretrained = classmethod(from_pretrained)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds the modules of the Auto classes as everyone does, and opens them when they have run."""
 
     def __init__(self) -> None:
@@ -60,11 +61,11 @@ class _Finder(MetaPathFinder):
         finally:
             self.looking.remove(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Opener(spec.loader)
+            spec.loader = cast(Any, _Opener(spec.loader))
         return spec
 
 
-class _Opener(Loader):
+class _Opener:
     """A module's own loader, and the entrance opened after it."""
 
     def __init__(self, loader: Any) -> None:
