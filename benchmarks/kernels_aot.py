@@ -25,7 +25,6 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}
 WIDTHS = {
     "_routing": set(),
     "_dense": {"H"},
-    "_linear": {"D", "OUT", "row_stride"},
     "_sparse": {"D", "H", "K", "M", "N", "stride", "dy_stride", "x_stride"},
 }
 
@@ -45,13 +44,15 @@ class Report:
 
 def examples() -> Iterator[tuple[str, str, Any]]:
     """Module, name with the options that are on, and example of every kernel."""
-    from usam.kernels import _dense, _linear, _routing, _sparse
+    from usam.kernels import _dense, _routing, _sparse
 
-    for module in (_routing, _dense, _linear, _sparse):
+    for module in (_routing, _dense, _sparse):
         for example in module.KERNELS:
             on = [name.lower() for name, value in example.constexprs.items() if value is True]
             if example.constexprs.get("BIAS") in ("a", "b"):
                 on.append(f"bias of {example.constexprs['BIAS']}")
+            if example.constexprs.get("E", 0) > 8:
+                on.append(f"{example.constexprs['E']} experts")
             file = module.__name__.rsplit(".", 1)[1]
             yield file, example.kernel.__name__.removesuffix("_kernel") + (f" ({', '.join(on)})" if on else ""), example
 

@@ -10,11 +10,10 @@ from einops import rearrange
 from torch import Tensor
 
 from usam.kernels.backends import Backend, demand_triton, runs_triton
-from usam.kernels.dense import ACTIVATIONS, dense_experts
-from usam.kernels.linear import linear_experts, merged_experts, merging_pays
+from usam.kernels.dense import ACTIVATIONS, Dense, dense_experts
+from usam.kernels.linear import Linear, linear_experts, merged_experts, merging_pays
 from usam.kernels.routing import Placement, Routes, place, route
-from usam.kernels.sparse import Sparse, sparse_experts
-from usam.kernels.telemetry import Usage, usage
+from usam.kernels.sparse import sparse_experts
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,11 +22,9 @@ __all__ = [
     "Experts",
     "Placement",
     "Routes",
-    "Usage",
     "moe",
     "place",
     "route",
-    "usage",
 ]
 
 Activation = Literal["gelu", "relu", "silu"]
@@ -107,7 +104,7 @@ def _moe(
     if top_k is None:
         y = _all_experts(flat, routes.probs, experts, real, share, name == "triton", backend)
     else:
-        gates, placement = _spread(routes, mask, share, logits.shape[-1], backend)
+        gates, placement = _spread(routes, mask, share, logits.shape[-1])
         y = sparse_experts(flat, gates, placement, experts, name)
     return rearrange(y, "(b t) o -> b t o", b=samples, t=time), routes
 
@@ -115,16 +112,14 @@ def _moe(
 def _all_experts(
     x: Tensor, gates: Tensor, experts: Experts, mask: Tensor | None, share: int, kernels: bool, backend: Backend
 ) -> Tensor:
-    if experts.up is not None:
-        weights = experts.up, experts.up_bias, experts.down, experts.down_bias
-        return dense_experts(x, gates, *weights, experts.activation, mask=mask, rows=share, kernels=kernels)
-    down, bias = experts.down, experts.down_bias
-    if backend != "triton" and merging_pays(gates, down, share):
-        return merged_experts(x, gates, down, bias, mask=mask, rows=share)
-    return linear_experts(x, gates, down, bias, mask=mask, rows=share, kernels=kernels)
+    e = experts
+    if e.up is not None:
+        return dense_experts(Dense(x, gates, e.up, e.up_bias, e.down, e.down_bias, mask, e.activation, share, kernels))
+    linear = Linear(x, gates, e.down, e.down_bias, mask, share)
+    return merged_experts(linear) if backend != "triton" and merging_pays(linear) else linear_experts(linear)
 
 
-def _spread(routes: Routes, mask: Tensor | None, share: int, count: int, backend: Backend) -> tuple[Tensor, Placement]:
+def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tuple[Tensor, Placement]:
     """Gates and placement of frames, which have those of their sample when `share` frames share them."""
     assert routes.placement is not None
     if share == 1:
@@ -132,7 +127,7 @@ def _spread(routes: Routes, mask: Tensor | None, share: int, count: int, backend
     gates, experts = (t.unsqueeze(1).expand(-1, share, -1) for t in (routes.gates, routes.experts))
     if mask is not None:
         experts = experts.masked_fill(~mask.unsqueeze(-1), count)
-    return gates.flatten(0, 1), place(experts.flatten(0, 1), count, backend)
+    return gates.flatten(0, 1), place(experts.flatten(0, 1), count)
 
 
 def _cast(experts: Experts, dtype: torch.dtype) -> Experts:
@@ -142,14 +137,15 @@ def _cast(experts: Experts, dtype: torch.dtype) -> Experts:
     return Experts(experts.down.to(dtype), down_bias, up, up_bias, experts.activation)
 
 
-def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Sparse:
+def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Backend:
     """What computes the experts; what is `auto` for chosen experts is measured where they are."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend='{backend}' is none of {', '.join(get_args(Backend))}")
     if backend == "auto":
-        if not x.is_cuda or x.dtype == torch.float64:  # a GPU has its own float64 products, and Triton's are slow
-            return "torch"
-        return "auto" if top_k is not None else "triton" if runs_triton(x) else "torch"
+        if top_k is not None:
+            return "auto"
+        # A GPU has its own float64 products, and Triton's are slow.
+        return "triton" if x.is_cuda and x.dtype != torch.float64 and runs_triton(x) else "torch"
     if backend == "triton":
         demand_triton(x)
     if backend == "grouped_mm" and top_k is None:

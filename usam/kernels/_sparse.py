@@ -6,6 +6,7 @@ A row tile finds its expert in registers, so the host never learns how many rows
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from usam.kernels._triton import INTERPRET, Example, activate, launch, operand, precision, slope, span, wide
+from usam.kernels.ops import Found
+from usam.kernels.sparse import Sparse
 
 
 @triton.jit
@@ -77,7 +80,7 @@ def halves(x, BM: tl.constexpr, BN: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(x, (BM, 2, BN // 2)), (0, 2, 1)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def up_kernel(
     x,  # token D
     gates,  # slot
@@ -156,7 +159,7 @@ def gated(
     tl.store(hidden + to, h.to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "tiles"])
 def down_kernel(
     x,  # row K, or token K if GATHER
     gates,  # slot
@@ -219,7 +222,7 @@ def down_kernel(
         tl.store(y + first + to[:, None] + n[None, :], a.to(y.dtype.element_ty), mask=rows[:, None] & columns[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def combine_kernel(
     x,  # row N
     dst,
@@ -243,7 +246,7 @@ def combine_kernel(
     tl.store(y + t[:, None] * N + n[None, :], acc.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def dh_kernel(
     dy,  # token N
     x,  # token H, of linear experts
@@ -416,30 +419,34 @@ def dw_kernel(
             tl.store(dbias + expert * N + column * BN + n, total.to(dbias.dtype.element_ty), mask=columns)
 
 
-# The default tiles of all products, by the bytes of an element: none spills registers, 100 KB of shared memory do.
-PRODUCT = {
-    2: {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3},
+_SHORT = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+_WIDER = {
     4: {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "num_warps": 8, "num_stages": 2},
     8: {"BM": 32, "BN": 32, "BK": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2},
 }
+# The tiles of each product, by the bytes of an element: none spills registers, 100 KB of shared memory do.
+TILES: dict[str, dict[int, dict[str, int]]] = {
+    "up": {2: _SHORT, **_WIDER},
+    "down": {2: _SHORT, **_WIDER},
+    "dh": {2: _SHORT, **_WIDER},
+    "dw": {2: _SHORT, **_WIDER},
+}
+FEW = {"num_warps": 4}  # where a tile of rows is lower than these, because experts have few
 COMBINE = {"BM": 4, "BN": 512, "num_warps": 4}
 INTERPRETED = {"BM": 16, "BN": 32, "BK": 32, "GROUP": 2, "num_warps": 4, "num_stages": 2}  # pays by the program
 
 
-def tiles(rows: int, w: Tensor) -> dict[str, int]:
-    """The tile of a product with these weights: no higher than the rows an expert has on average."""
+def tile_of(product: str, w: Tensor, rows: int | None = None) -> dict[str, int]:
+    """The tile of a product with these weights: no higher than the `rows` an expert has on average."""
     if INTERPRET:
-        return INTERPRETED
-    tile = _tile(w)
-    height = max(16, triton.next_power_of_2(triton.cdiv(rows, len(w))))
-    return tile if height >= tile["BM"] else tile | {"BM": height, "num_warps": 4}
-
-
-def _tile(w: Tensor) -> dict[str, int]:
-    tile = PRODUCT[w.itemsize]
-    if all(width % 16 == 0 for width in w.shape[1:]):
+        return INTERPRETED if rows is not None else INTERPRETED | {"BM": 32}
+    tile = TILES[product][w.itemsize]
+    if any(width % 16 for width in w.shape[1:]):
+        tile = tile | {"BM": min(tile["BM"], 64), "BK": max(tile["BK"] // 2, 16)}  # narrow loads need more registers
+    if rows is None:
         return tile
-    return tile | {"BM": min(tile["BM"], 64), "BK": max(tile["BK"] // 2, 16)}  # narrow loads need more registers
+    height = max(16, triton.next_power_of_2(triton.cdiv(rows, w.shape[0])))
+    return tile if height >= tile["BM"] else tile | {"BM": height} | FEW
 
 
 def row_tiles(rows: int, count: int, height: int) -> int:
@@ -461,161 +468,110 @@ def rowwise(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def forward(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
+def plain(s: Sparse) -> Sparse:
+    """The same with its tensors as the kernels read them."""
+    down_bias, up, up_bias = (None if w is None else w.contiguous() for w in (s.down_bias, s.up, s.up_bias))
+    s = replace(s, x=rowwise(s.x), gates=s.gates.contiguous(), down=s.down.contiguous())
+    return replace(s, down_bias=down_bias, up=up, up_bias=up_bias)
+
+
+def common(s: Sparse, w: Tensor) -> dict[str, Any]:
+    """Constants of every product by weights w."""
+    return {"TOP_K": s.gates.shape[1], "COUNT": w.shape[0], "POWER": power(w.shape[0]), **types(s.x.dtype)}
+
+
+def forward(s: Sparse) -> tuple[Tensor, Tensor]:
     """Outputs (token, out), and pre-activations (row, hidden) if they are saved."""
-    x, gates = rowwise(x), gates.contiguous()
-    down_bias, up_bias = (None if bias is None else bias.contiguous() for bias in (down_bias, up_bias))
-    if up is None:
-        hidden, pre = x, x.new_empty(0)
-    else:
-        hidden, pre = _up(x, gates, src, offs, up.contiguous(), up_bias, activation, save)
-    return _down(hidden, gates, src, dst, offs, down.contiguous(), down_bias, gather=up is None), pre
+    s = plain(s)
+    hidden, pre = (s.x, s.x.new_empty(0)) if s.up is None else up(s, s.up)
+    return down(s, hidden, s.down, s.down_bias, gather=s.up is None), pre
 
 
-def _up(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    offs: Tensor,
-    up: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    rows, (count, size, dim) = len(src), up.shape
-    hidden = x.new_empty(rows, size)
-    pre = x.new_empty(rows, size) if save else x.new_empty(0)
-    tile = tiles(rows, up)
+def up(s: Sparse, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gated activations, and pre-activations if they are saved."""
+    rows, (count, size, dim) = s.src.shape[0], w.shape
+    hidden = s.x.new_empty(rows, size)
+    pre = s.x.new_empty(rows, size) if s.save else s.x.new_empty(0)
+    tile = tile_of("up", w, rows)
     height = row_tiles(rows, count, tile["BM"])
     if rows:
-        with launch(x):
+        with launch(s.x):
             up_kernel[(height * triton.cdiv(size, tile["BN"]),)](
-                x, gates, src, offs, up, bias, hidden, pre, x.stride(0), dim, size, height,
-                TOP_K=gates.shape[1], COUNT=count, POWER=power(count), ACTIVATION=activation, BIAS=bias is not None,
-                SAVE=save, **types(x.dtype), **tile,
+                s.x, s.gates, s.src, s.offs, w, s.up_bias, hidden, pre, s.x.stride(0), dim, size, height,
+                ACTIVATION=s.activation, BIAS=s.up_bias is not None, SAVE=s.save, **common(s, w), **tile,
             )  # fmt: skip
     return hidden, pre
 
 
-def _down(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    bias: Tensor | None,
-    gather: bool,
-) -> Tensor:
-    rows, top_k, (count, size, dim) = len(src), gates.shape[1], down.shape
+def down(s: Sparse, x: Tensor, w: Tensor, bias: Tensor | None, gather: bool = False) -> Tensor:
+    """Sorted rows, or gathered ones, times their experts' weights, summed by token."""
+    rows, top_k, (count, size, dim) = s.src.shape[0], s.gates.shape[1], w.shape
     y = x.new_empty(rows, dim)
-    tile = tiles(rows, down)
+    tile = tile_of("down", w, rows)
     height = row_tiles(rows, count, tile["BM"])
     if rows:
         with launch(x):
             down_kernel[(height * triton.cdiv(dim, tile["BN"]),)](
-                x, gates, src, dst, offs, down, bias, y, x.stride(0), size, dim, rows, height,
-                TOP_K=top_k, COUNT=count, POWER=power(count), GATHER=gather, SCATTER=top_k == 1, BIAS=bias is not None,
-                **types(x.dtype), **tile,
+                x, s.gates, s.src, s.dst, s.offs, w, bias, y, x.stride(0), size, dim, rows, height,
+                GATHER=gather, SCATTER=top_k == 1, BIAS=bias is not None, **common(s, w), **tile,
             )  # fmt: skip
-    return y if top_k == 1 else _combine(y, dst, top_k)
+    return y if top_k == 1 else combine(s, y)
 
 
-def _combine(x: Tensor, dst: Tensor, top_k: int) -> Tensor:
-    tokens, dim = len(dst) // top_k, x.shape[1]
+def combine(s: Sparse, x: Tensor) -> Tensor:
+    """The sum of each token's sorted rows."""
+    (tokens, top_k), dim = s.gates.shape, x.shape[1]
     y = x.new_empty(tokens, dim)
     if tokens:
         tile = COMBINE | ({"BM": 16} if INTERPRET else {})
         grid = (triton.cdiv(tokens, tile["BM"]), triton.cdiv(dim, tile["BN"]))
         with launch(x):
-            combine_kernel[grid](x, dst, y, tokens, dim, TOP_K=top_k, WIDE=wide(x.dtype), **tile)
+            combine_kernel[grid](x, s.dst, y, tokens, dim, TOP_K=top_k, WIDE=wide(x.dtype), **tile)
     return y
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    pre: Tensor,
-    activation: str,
-    need_x: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, gates, down and its bias, up and its bias; empty where there is none, or no need of one."""
-    dy, x, gates, down = rowwise(dy), rowwise(x), gates.contiguous(), down.contiguous()
-    down_bias = None if down_bias is None else down_bias.contiguous()
-    hidden, dpre, dgates = _dh(dy, x, pre, gates, src, offs, down, down_bias, activation, linear=up is None)
-    dx, ddown, ddown_bias, dup, dup_bias = (x.new_empty(0) for _ in range(5))
-    if need_x and up is None:
-        dx = _combine(dpre, dst, gates.shape[1])
-    elif need_x and up is not None:
-        dx = _down(dpre, gates, src, dst, offs, up.contiguous(), None, gather=False)
-    if need_weights:
-        ddown, ddown_bias = _dw(hidden, dy, gates, src, offs, down, down_bias, "b")
-        if up is not None:
-            dup, dup_bias = _dw(dpre, x, gates, src, offs, up, up_bias, "a")
-    return dx, dgates, ddown, ddown_bias, dup, dup_bias
+def backward(s: Sparse, dy: Tensor, pre: Tensor, needs: Found) -> Found:
+    """Gradients, by name."""
+    s, dy = plain(s), rowwise(dy)
+    hidden, dpre, dgates = dh(s, dy, pre)
+    found = {"gates": dgates}
+    if "x" in needs:
+        found["x"] = combine(s, dpre) if s.up is None else down(s, dpre, s.up, None)
+    if "down" in needs or "down_bias" in needs:
+        found["down"], found["down_bias"] = dw(s, hidden, dy, s.down, s.down_bias, "b")
+    if s.up is not None and ("up" in needs or "up_bias" in needs):
+        found["up"], found["up_bias"] = dw(s, dpre, s.x, s.up, s.up_bias, "a")
+    return found
 
 
-def _dh(
-    dy: Tensor,
-    x: Tensor,
-    pre: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    linear: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, (count, size, dim) = len(src), down.shape
-    hidden, dpre = x.new_empty(2, rows, size).unbind()
-    tile = tiles(rows, down)
+def dh(s: Sparse, dy: Tensor, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gated activations once more, and the gradients of pre-activations and gates."""
+    rows, (count, size, dim) = s.src.shape[0], s.down.shape
+    hidden, dpre = s.x.new_empty(2, rows, size).unbind()
+    tile = tile_of("dh", s.down, rows)
     height, columns = row_tiles(rows, count, tile["BM"]), triton.cdiv(size, tile["BN"])
-    parts = gates.new_zeros(rows, columns)
+    parts = s.gates.new_zeros(rows, columns)
     if rows:
-        with launch(x):
+        with launch(s.x):
             dh_kernel[(height * columns,)](
-                dy, x, pre, gates, src, offs, down, bias, hidden, dpre, parts, dy.stride(0), x.stride(0), size, dim,
-                height, TOP_K=gates.shape[1], COUNT=count, POWER=power(count), ACTIVATION=activation, LINEAR=linear,
-                BIAS=bias is not None, **types(x.dtype), **tile,
+                dy, s.x, pre, s.gates, s.src, s.offs, s.down, s.down_bias, hidden, dpre, parts, dy.stride(0),
+                s.x.stride(0), size, dim, height, ACTIVATION=s.activation, LINEAR=s.up is None,
+                BIAS=s.down_bias is not None, **common(s, s.down), **tile,
             )  # fmt: skip
-    return hidden, dpre, parts.sum(-1).view_as(gates)
+    return hidden, dpre, parts.sum(-1).view_as(s.gates)
 
 
-def _dw(
-    a: Tensor, b: Tensor, gates: Tensor, src: Tensor, offs: Tensor, w: Tensor, bias: Tensor | None, sums: str
-) -> tuple[Tensor, Tensor]:
+def dw(s: Sparse, a: Tensor, b: Tensor, w: Tensor, bias: Tensor | None, sums: str) -> tuple[Tensor, Tensor]:
+    """Gradients of weights w and of their bias, from sorted rows a and tokens b."""
     count, left, right = w.shape
-    dw = torch.empty(w.shape, dtype=w.dtype, device=w.device)
-    dbias = w.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
-    tile = INTERPRETED | {"BM": 32} if INTERPRET else _tile(w)
+    grad, dbias = torch.empty_like(w), w.new_empty(0) if bias is None else torch.empty_like(bias)
+    tile = tile_of("dw", w)
     with launch(a):
         dw_kernel[(count * triton.cdiv(left, tile["BM"]) * triton.cdiv(right, tile["BN"]),)](
-            a, b, gates, src, offs, dw, dbias, b.stride(0), left, right,
-            TOP_K=gates.shape[1], BIAS="" if bias is None else sums, **types(a.dtype), **tile,
+            a, b, s.gates, s.src, s.offs, grad, dbias, b.stride(0), left, right,
+            TOP_K=s.gates.shape[1], BIAS="" if bias is None else sums, **types(a.dtype), **tile,
         )  # fmt: skip
-    return dw, dbias
+    return grad, dbias
 
 
 _TYPES = dict.fromkeys(("src", "dst", "offs"), "*i32") | dict.fromkeys(("gates", "dgates"), "*fp32")
@@ -631,13 +587,13 @@ def _example(kernel: Any, tile: dict[str, int], **flags: Any) -> Example:
 
 
 KERNELS = [
-    _example(up_kernel, PRODUCT[2], BIAS=True, SAVE=True),
-    _example(down_kernel, PRODUCT[2], BIAS=True),
-    _example(down_kernel, PRODUCT[2], BIAS=True, SCATTER=True, TOP_K=1),
-    _example(down_kernel, PRODUCT[2], BIAS=True, GATHER=True),
+    _example(up_kernel, TILES["up"][2], BIAS=True, SAVE=True),
+    _example(down_kernel, TILES["down"][2], BIAS=True),
+    _example(down_kernel, TILES["down"][2], BIAS=True, SCATTER=True, TOP_K=1),
+    _example(down_kernel, TILES["down"][2], BIAS=True, GATHER=True),
     _example(combine_kernel, COMBINE),
-    _example(dh_kernel, PRODUCT[2], BIAS=True),
-    _example(dh_kernel, PRODUCT[2], BIAS=True, LINEAR=True),
-    _example(dw_kernel, PRODUCT[2], BIAS="a"),
-    _example(dw_kernel, PRODUCT[2], BIAS="b"),
+    _example(dh_kernel, TILES["dh"][2], BIAS=True),
+    _example(dh_kernel, TILES["dh"][2], BIAS=True, LINEAR=True),
+    _example(dw_kernel, TILES["dw"][2], BIAS="a"),
+    _example(dw_kernel, TILES["dw"][2], BIAS="b"),
 ]

@@ -56,7 +56,15 @@ def operand(dtype: torch.dtype) -> tl.dtype:
 
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of `tl.dot`: tf32 only where torch's own products may use it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not INTERPRET else "ieee"
+    return "tf32" if dtype == torch.float32 and not INTERPRET and _tf32() else "ieee"
+
+
+def _tf32() -> bool:
+    """Whether torch may use TF32, by either of its settings: once the newer one is set, reading the older raises."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ products one kernel activates and gates; for the gradients only x, the gates and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from usam.kernels.ops import Found, Op, trains
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # gradient, pre-activation
@@ -22,90 +24,55 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # gradient, pre-activ
 }
 
 
-def dense_experts(
-    x: Tensor,
-    gates: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    *,
-    mask: Tensor | None = None,
-    rows: int = 1,
-    kernels: bool = False,
-) -> Tensor:
-    """The gated sum of all experts' outputs, (row, out).
+@dataclass(frozen=True)
+class Dense:
+    """The mixture of all experts."""
 
-    Args:
-        x: (row, in), 0 where mask is False.
-        gates: (row / rows, expert), float32 or wider: one gate for each `rows` consecutive rows.
-        up, up_bias: (expert, hidden, in) and (expert, hidden).
-        down, down_bias: (expert, hidden, out) and (expert, out).
-        activation: gelu (by erf), relu or silu.
-        mask: (row,); rows where it is False give zeros.
-        rows: how many rows share a gate.
-        kernels: whether Triton computes what lies between the products.
-    """
-    weights = (up, up_bias, down, down_bias)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gates, *weights))
-    y: Tensor = _dense(x, gates, *weights, mask, activation, rows, kernels, save)[0]
-    return y
+    x: Tensor  # row in; 0 where mask is False
+    gates: Tensor  # row/rows expert, float32 or wider: one gate for each `rows` consecutive rows
+    up: Tensor  # expert hidden in
+    up_bias: Tensor | None  # expert hidden
+    down: Tensor  # expert hidden out
+    down_bias: Tensor | None  # expert out
+    mask: Tensor | None  # row; where it is False the output is 0
+    activation: str
+    rows: int  # that share a gate
+    kernels: bool  # whether Triton computes what lies between the products
+    save: bool = False  # the pre-activations, for the gradients
 
 
-@torch.library.custom_op("usam::dense", mutates_args=())
-def _dense(
-    x: Tensor,
-    gates: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
+def dense_experts(experts: Dense) -> Tensor:
+    """The gated sum of all experts' outputs, (row, out)."""
+    e = experts
+    save = trains(e.x, e.gates, e.up, e.up_bias, e.down, e.down_bias)
+    return DENSE(replace(e, save=save))[0]
+
+
+def _compute(e: Dense) -> tuple[Tensor, Tensor]:
     """The output, and the pre-activations (row, expert * hidden) if they are to be saved."""
-    w = up.flatten(0, 1).mT
-    pre = x @ w if up_bias is None else torch.addmm(up_bias.flatten(), x, w)
-    hidden = gate(pre, gates, mask, activation, rows, kernels, out=None if save else pre)
-    y = hidden @ down.flatten(0, 1)
-    if down_bias is not None:
-        add_bias(y, gates, down_bias, mask, rows)
-    return y, pre if save else pre.new_empty(0)
+    w = e.up.flatten(0, 1).mT
+    pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
+    hidden = _gate(pre, e)
+    y = hidden @ e.down.flatten(0, 1)
+    if e.down_bias is not None:
+        add_bias(y, e.gates, e.down_bias, e.mask, e.rows)
+    return y, pre if e.save else pre.new_empty(0)
 
 
-@_dense.register_fake
-def _(
-    x: Tensor,
-    gates: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    size = (x.shape[0], up.shape[0] * up.shape[1]) if save else (0,)
-    return x.new_empty(x.shape[0], down.shape[-1]), x.new_empty(size)
+def _shapes(e: Dense) -> tuple[Tensor, Tensor]:
+    size = (e.x.shape[0], e.up.shape[0] * e.up.shape[1]) if e.save else (0,)
+    return e.x.new_empty(e.x.shape[0], e.down.shape[-1]), e.x.new_empty(size)
 
 
-def gate(
-    pre: Tensor, gates: Tensor, mask: Tensor | None, activation: str, rows: int, kernels: bool, out: Tensor | None
-) -> Tensor:
-    """Activated and gated, (row, expert * hidden); `out` may be `pre` itself."""
-    if kernels:
-        from usam.kernels import _dense as triton_dense
+def _gate(pre: Tensor, e: Dense) -> Tensor:
+    """Activated and gated, (row, expert * hidden); in place of `pre` where that is not saved."""
+    if e.kernels:
+        from usam.kernels import _dense
 
-        return triton_dense.gate_act(pre, gates, mask, activation, rows, out)
-    hidden = ACTIVATIONS[activation](pre)
-    by_gate(hidden, gates, rows).mul_(gates.to(pre.dtype)[:, None, :, None])
-    return hidden if mask is None else hidden.masked_fill_(~mask.unsqueeze(-1), 0)
+        return _dense.gate_act(pre, e, None if e.save else pre)
+    hidden = ACTIVATIONS[e.activation](pre)
+    by_gate(hidden, e.gates, e.rows).mul_(e.gates.to(pre.dtype)[:, None, :, None])
+    return hidden if e.mask is None else hidden.masked_fill_(~e.mask.unsqueeze(-1), 0)
 
 
 def by_gate(hidden: Tensor, gates: Tensor, rows: int) -> Tensor:
@@ -134,103 +101,46 @@ def bias_backward(grad: Tensor, gates: Tensor, bias: Tensor, rows: int) -> tuple
     return total @ bias.to(gates.dtype).mT, (gates.mT @ total).to(bias.dtype)
 
 
-@torch.library.custom_op("usam::dense_backward", mutates_args=())
-def _dense_backward(
-    grad: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    pre: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, gates, up, up_bias, down and down_bias; empty where not needed."""
-    if mask is not None:
-        grad = grad.masked_fill(~mask.unsqueeze(-1), 0)
-    empty = x.new_empty
-    d_hidden = grad @ down.flatten(0, 1).mT
-    if kernels:
-        from usam.kernels import _dense as triton_dense
+def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needs: Found) -> Found:
+    (pre,), grad = kept, grads[0]
+    assert grad is not None
+    if e.mask is not None:
+        grad = grad.masked_fill(~e.mask.unsqueeze(-1), 0)
+    d_hidden = grad @ e.down.flatten(0, 1).mT
+    if e.kernels:
+        from usam.kernels import _dense
 
-        d_pre, hidden, d_gates = triton_dense.gate_act_backward(d_hidden, pre, gates, mask, activation, rows)
+        d_pre, hidden, d_gates = _dense.gate_act_backward(d_hidden, pre, e)
     else:
-        d_pre, hidden, d_gates = _gate_backward(d_hidden, pre, gates, activation, rows)
-    d_down = hidden.mT @ grad if needs[4] else empty(0)
+        d_pre, hidden, d_gates = _gate_backward(d_hidden, pre, e)
+    found = {"gates": d_gates}
+    if "down" in needs:
+        found["down"] = (hidden.mT @ grad).view(e.down.shape)
     del hidden
-    d_down_bias = empty(0)
-    if down_bias is not None and (needs[1] or needs[5]):
-        d_by_bias, d_down_bias = bias_backward(grad, gates, down_bias, rows)
+    if e.down_bias is not None and ("gates" in needs or "down_bias" in needs):
+        d_by_bias, found["down_bias"] = bias_backward(grad, e.gates, e.down_bias, e.rows)
         d_gates += d_by_bias
-    return (
-        d_pre @ up.flatten(0, 1) if needs[0] else empty(0),
-        d_gates,
-        (d_pre.mT @ x).view_as(up) if needs[2] else empty(0),
-        d_pre.sum(0).view_as(up_bias) if up_bias is not None and needs[3] else empty(0),
-        d_down.view_as(down) if needs[4] else d_down,
-        d_down_bias,
-    )
+    if "x" in needs:
+        found["x"] = d_pre @ e.up.flatten(0, 1)
+    if "up" in needs:
+        found["up"] = (d_pre.mT @ e.x).view(e.up.shape)
+    if "up_bias" in needs:
+        found["up_bias"] = d_pre.sum(0).view(needs["up_bias"].shape)
+    return found
 
 
-def _gate_backward(
-    d_hidden: Tensor, pre: Tensor, gates: Tensor, activation: str, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gate_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the pre-activations, the gated activations once more, and the gradient of the gates.
 
     Where a row is masked, d_hidden is 0, and so are both gradients; the activations meet a gradient of 0.
     """
-    hidden = ACTIVATIONS[activation](pre)
-    d_gates = by_gate(hidden * d_hidden, gates, rows).sum((1, 3), dtype=gates.dtype)
-    scale = gates.to(pre.dtype)[:, None, :, None]
-    by_gate(hidden, gates, rows).mul_(scale)
-    by_gate(d_hidden, gates, rows).mul_(scale)
-    return SLOPES[activation](d_hidden, pre), hidden, d_gates
+    hidden = ACTIVATIONS[e.activation](pre)
+    d_gates = by_gate(hidden * d_hidden, e.gates, e.rows).sum((1, 3), dtype=e.gates.dtype)
+    scale = e.gates.to(pre.dtype)[:, None, :, None]
+    by_gate(hidden, e.gates, e.rows).mul_(scale)
+    by_gate(d_hidden, e.gates, e.rows).mul_(scale)
+    return SLOPES[e.activation](d_hidden, pre), hidden, d_gates
 
 
-@_dense_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    pre: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    made = [
-        t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
-        for t, need in zip((x, gates, up, up_bias, down, down_bias), needs, strict=True)
-    ]
-    made[1] = gates.new_empty(gates.shape)
-    if down_bias is not None and (needs[1] or needs[5]):
-        made[5] = down_bias.new_empty(down_bias.shape)
-    return made[0], made[1], made[2], made[3], made[4], made[5]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, gates, *weights, mask, activation, rows, kernels, _ = inputs
-    ctx.save_for_backward(x, gates, output[1], *weights, mask)
-    ctx.options = activation, rows, kernels
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, pre: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 11
-    needs = list(ctx.needs_input_grad[:6])
-    grads = _dense_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5
-
-
-_dense.register_autograd(_backward, setup_context=_save)
+DENSE = Op("dense", Dense, _compute, _shapes, returns=2)
+DENSE.differentiate(_gradients, keeps=[1])
