@@ -68,11 +68,10 @@ def grouped_mm_takes(x: Tensor, experts: Experts | Sparse) -> bool:
 
 
 def _plain(w: Tensor) -> bool:
-    """Whether each matrix stands row by row or column by column, at a whole 16 bytes."""
+    """Whether each matrix stands row by row or column by column, every one of whole 16 bytes."""
     apart, down, right = w.stride()
-    lines = (down, w.shape[2]) if right == 1 else (right, w.shape[1]) if down == 1 else (0, 1)
-    whole = all(stride * w.element_size() % 16 == 0 for stride in (apart, lines[0], w.storage_offset()))
-    return lines[0] >= lines[1] and whole
+    line, width = (down, w.shape[2]) if right == 1 else (right, w.shape[1])
+    return 1 in (down, right) and line >= width and all(n * w.element_size() % 16 == 0 for n in (apart, line))
 
 
 def _widths(experts: Experts | Sparse) -> list[int]:
@@ -130,7 +129,8 @@ def _shapes(s: Sparse) -> tuple[Tensor, Tensor]:
 def choose(s: Sparse) -> Backend:
     """The backend for tensors like these; the gradients' is measured together with the output's."""
     able: list[Backend] = ["triton"] if s.x.is_cuda and runs_triton(s.x) and s.x.dtype != torch.float64 else ["torch"]
-    if grouped_mm_takes(s.x, s) and _waits_for_nothing(s.x):
+    aligned = all(w is None or w.data_ptr() % 16 == 0 for w in (s.up, s.down))
+    if aligned and grouped_mm_takes(s.x, s) and _waits_for_nothing(s.x):
         able.append("grouped_mm")
     if not s.x.is_cuda:
         return able[-1]
