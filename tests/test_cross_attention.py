@@ -8,10 +8,11 @@ import torch
 import toys  # noqa: F401
 from conftest import noise, nudge
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from transformers.generation import CompileConfig
 
 from usam import ComponentError, SpecError, UsamForConditionalGeneration, UsamProcessor, build_model, load_spec
+from usam.compat import CACHE
 from usam.cross_attention import CrossAttention, GatedBlock, decoder_layers, memory_of
 from usam.hf import NOT_QUANTISED, export, outline
 from usam.show import table, tokens_line
@@ -86,7 +87,7 @@ def test_too_few_layers_are_an_error():
 
 def test_layers_that_cannot_be_found_are_an_error():
     class Backbone(torch.nn.Module):
-        config = type("Config", (), {"num_hidden_layers": 2})
+        config = LlamaConfig(num_hidden_layers=2)
 
         def __init__(self, *sizes):
             super().__init__()
@@ -105,7 +106,7 @@ def test_layers_that_cannot_be_found_are_an_error():
 
 def test_a_language_model_without_a_cache_is_an_error():
     arch = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 99}
-    with pytest.raises(ComponentError, match="'past_key_values', which MambaModel does not take"):
+    with pytest.raises(ComponentError, match="a cache of keys and values, which MambaModel does not take"):
         build_model({**tiny().to_dict(), "llm": {"type": "transformers", "arch": arch, "injection": INJECTION}})
 
 
@@ -332,9 +333,9 @@ def test_the_cache_is_handed_back_token_by_token(model, whole):
     expected, cache, found = logits(model, whole), None, []
     first = int((whole["input_ids"] == model.config.audio_token_id).nonzero()[-1, 1]) + 1
     out = model(**cut(whole, 0, first, clips=slice(None)), use_cache=True)
-    found, cache = [out.logits], out.past_key_values
+    found, cache = [out.logits], out.get(CACHE)
     for i in range(first, whole["input_ids"].shape[1]):
-        out = model(**cut(whole, i, i + 1, past_key_values=cache))
+        out = model(**cut(whole, i, i + 1, cache=cache))
         found.append(out.logits)
     close(torch.cat(found, 1)[:, -4:], expected[:, -4:])
 
@@ -344,19 +345,19 @@ def test_a_later_turn_brings_its_own_clips(model, whole):
     expected = logits(model, whole)
     second = int((whole["input_ids"] == model.config.audio_token_id).nonzero()[-1, 1])
     cache = DynamicCache()  # which makes its layers when they first run
-    model(**cut(whole, 0, second, clips=[0, 2], past_key_values=cache))
-    found = model(**cut(whole, second, None, clips=[1, 3], past_key_values=cache)).logits
+    model(**cut(whole, 0, second, clips=[0, 2], cache=cache))
+    found = model(**cut(whole, second, None, clips=[1, 3], cache=cache)).logits
     close(found, expected[:, second:])
 
 
 @torch.no_grad()
 def test_a_clip_that_was_cropped_away_is_not_heard(model, whole):
     second = int((whole["input_ids"] == model.config.audio_token_id).nonzero()[-1, 1])
-    cache = model(**cut(whole, 0, second, clips=[0, 2]), use_cache=True).past_key_values
-    model(**cut(whole, second, None, clips=[1, 3], past_key_values=cache))
+    cache = model(**cut(whole, 0, second, clips=[0, 2]), use_cache=True).get(CACHE)
+    model(**cut(whole, second, None, clips=[1, 3], cache=cache))
     cache.crop(second - whole["input_ids"].shape[1])
     words = torch.full((2, 3), 7)
-    found = model(input_ids=words, past_key_values=cache).logits
+    found = model(input_ids=words, cache=cache).logits
     without = {**whole, "input_ids": torch.cat([whole["input_ids"][:, :second], words], 1)}
     without["attention_mask"] = torch.ones_like(without["input_ids"])
     close(found, logits(model, cut(without, 0, None, clips=[0, 2]))[:, second:])
@@ -365,14 +366,14 @@ def test_a_clip_that_was_cropped_away_is_not_heard(model, whole):
 @torch.no_grad()
 def test_samples_of_a_cache_are_chosen_and_copied(model, whole):
     end = whole["input_ids"].shape[1]
-    cache = model(**cut(whole, 0, end - 1, clips=slice(None)), use_cache=True).past_key_values
+    cache = model(**cut(whole, 0, end - 1, clips=slice(None)), use_cache=True).get(CACHE)
     expected = logits(model, whole)[:, -1]
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([3, 0]))
     cache = copy.deepcopy(cache)
     cache.reorder_cache(torch.tensor([1, 0, 1]))
     batch = {name: x[[0, 1, 0]] for name, x in whole.items() if name in ("input_ids", "attention_mask")}
-    found = model(input_ids=batch["input_ids"][:, -1:], attention_mask=batch["attention_mask"], past_key_values=cache)
+    found = model(input_ids=batch["input_ids"][:, -1:], attention_mask=batch["attention_mask"], cache=cache)
     close(found.logits[:, -1], expected[[0, 1, 0]])
     cache.reset()
     assert memory_of(cache).places is None

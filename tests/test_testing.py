@@ -842,7 +842,7 @@ LLMS = {
     "hears_embeddings_as_ids_in_place": "inputs_embeds as they were given",
     "looks_only_back": "the states before the last word",
     "ignores_left_padding": "the states without padding",
-    "hears_from_beside": "a Cache in past_key_values; found None",
+    "hears_from_beside": "a Cache in its output; found None",
     "hears_from_beside_too_late": r"all states from its place on hear it; found a change of 0",
     "survives_meta_device": "elsewhere; look at backbone",
     "tokenizer_round_trips": "found 'describe this audio: déjà vu, 3 cats.'",

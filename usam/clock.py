@@ -7,7 +7,6 @@ module, which makes masks, use the very same arithmetic and cannot disagree by o
 from __future__ import annotations
 
 from fractions import Fraction
-from math import floor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -39,4 +38,6 @@ def at_least_one(n: N) -> N:
 
 def whole_frames(seconds: float, rate: float) -> int:
     """Frames in a window of some seconds: rounded, half a frame up, at least one."""
-    return max(1, floor(ratio(seconds, 1) * ratio(rate, 1) + Fraction(1, 2)))
+    long, fast = ratio(seconds, 1), ratio(rate, 1)
+    above, below = long.numerator * fast.numerator, long.denominator * fast.denominator
+    return max(1, (2 * above + below) // (2 * below))

@@ -10,6 +10,7 @@ from typing import Any, cast
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from usam.compat import CACHE
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
 from usam.spec import Spec, component_config, load_spec
@@ -26,7 +27,7 @@ class UsamConfig(PreTrainedConfig):
 
     model_type = "usam"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
-    keys_to_ignore_at_inference = ["past_key_values", "losses", "aux"]
+    keys_to_ignore_at_inference = [CACHE, "losses", "aux"]
 
     spec: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None

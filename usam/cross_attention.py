@@ -6,7 +6,6 @@ them there, so that neither its code nor the names of its weights change.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from usam.compat import cache_argument
 from usam.component import Component, ComponentConfig
 from usam.registry import ComponentError
 from usam.types import Frames
@@ -335,10 +335,12 @@ def decoder_layers(backbone: Any) -> list[nn.Module]:
     Raises:
         ComponentError: there is no such list, or more than one; or no cache that could remember the audio.
     """
-    if "past_key_values" not in inspect.signature(backbone.forward).parameters:
+    layers = DynamicCache(config=backbone.config).layers  # none, where they are made as the model runs
+    attends = not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
+    if cache_argument(backbone.forward) is None or not attends:
         raise ComponentError(
-            f"llm.injection: cross_attention remembers the audio in 'past_key_values', which {type(backbone).__name__} "
-            "does not take; use 'injection: prefix' with this language model"
+            "llm.injection: cross_attention remembers the audio in a cache of keys and values, which "
+            f"{type(backbone).__name__} does not take; use 'injection: prefix' with this language model"
         )
     count = backbone.config.num_hidden_layers
     lists = {name: m for name, m in backbone.named_modules() if isinstance(m, nn.ModuleList)}

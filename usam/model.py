@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import LogitsProcessorList, PromptLookupCandidateGenerator
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from usam import encoders, fusions, losses
+from usam.compat import CACHE, cache_argument, one_cache
 from usam.component import ADAPTER, adapt, is_adapter, is_frozen
 from usam.config import UsamConfig
 from usam.cross_attention import CrossAttention, CrossAttentionConfig, GatedBlock, Listening, decoder_layers, hearing
@@ -25,30 +25,21 @@ from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt
 
 
 @dataclass
-class UsamModelOutput(ModelOutput):
+class UsamModelOutput(BaseModelOutputWithPast):
     """The language model's output, and the audio it was given."""
 
-    last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     audio: Frames | None = None
     inputs_embeds: Tensor | None = None
 
 
 @dataclass
-class UsamOutput(ModelOutput):
+class UsamOutput(CausalLMOutputWithPast):
     """What the whole model returns.
 
     `loss` is the weighted sum, `losses` the unweighted parts, `aux` the by-products of projector and
     losses. While training, `logits` is None: the head runs on the supervised positions only.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     losses: dict[str, Tensor] | None = None
     aux: dict[str, Tensor] | None = None
 
@@ -67,7 +58,7 @@ class UsamPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _no_split_modules: Any = None
 
     @torch.no_grad()
@@ -130,6 +121,7 @@ class UsamModel(UsamPreTrainedModel):
         self.language_model: Any = llm.backbone(cast(Any, config.text_config))
         config.text_config = self.language_model.config
         self.cross_attention = self._cross_attention(llm.config.injection, llm.dim)
+        self._takes_cache = cache_argument(self.language_model.forward)
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
         # post_init looks at direct children only: an encoder, or a layer in one, stays on one device.
@@ -209,9 +201,10 @@ class UsamModel(UsamPreTrainedModel):
         input_values_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> UsamModelOutput:
         """Put the projected clips in place of the placeholders, or beside the words, and run the language model.
@@ -222,7 +215,7 @@ class UsamModel(UsamPreTrainedModel):
             input_values_mask: (clip, samples).
             attention_mask: (batch, length); padding goes on the left.
             position_ids: (batch, length); made from the mask when not given.
-            past_key_values: the language model's cache.
+            cache: the language model's; `past_key_values` is its older name.
             inputs_embeds: (batch, length, dim) instead of `input_ids`, with the audio already in place.
             prompt_mask: (batch, length), True on the instruction, for projectors that read it.
 
@@ -242,20 +235,22 @@ class UsamModel(UsamPreTrainedModel):
                 inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.dtype)
         elif self.cross_attention is not None and input_values is not None:
             raise ValueError("inputs_embeds do not say where the clips stand; cross-attention needs input_ids")
-        heard = self._beside(inputs_embeds, audio, places, past_key_values)
+        cache = one_cache(cache, past_key_values)
+        heard = self._beside(inputs_embeds, audio, places, cache)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
         if position_ids is not None and self._takes_positions:
             kwargs["position_ids"] = position_ids
+        if self._takes_cache is not None:
+            kwargs[self._takes_cache] = cache
         with hearing(heard):
-            outputs = self.language_model(
-                inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
+            outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        cache = outputs.get(CACHE)
         if heard is not None:
-            heard.remember(outputs.get("past_key_values"))
+            heard.remember(cache)
         return UsamModelOutput(
+            **{CACHE: cache},
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.get("past_key_values"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             audio=audio,
@@ -420,12 +415,13 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
         input_values_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> UsamOutput:
         """Answer, or learn from an answer: the arguments of UsamModel, and
@@ -445,7 +441,7 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
             input_values_mask=input_values_mask,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             prompt_mask=prompt_mask,
             **kwargs,
@@ -460,9 +456,9 @@ class UsamForConditionalGeneration(UsamPreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(_head_dtype(self.lm_head, hidden[:, kept]))
         return UsamOutput(
+            **{CACHE: outputs.get(CACHE)},
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             losses=parts,

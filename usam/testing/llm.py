@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache
 
+from usam.compat import CACHE, cache_argument
 from usam.component import LoRA, is_adapter, with_base_layers
 from usam.cross_attention import CrossAttention, decoder_layers, hearing
 from usam.page import SpecError
@@ -211,15 +212,16 @@ def hears_from_beside(case: LLMCase) -> str | None:
         require(moved > TOLERANCE, "that all states from its place on hear it", f"a change of {moved:.2g}", look_at)
         heard = blocks.listen(audio, places, None, LENGTH - 3)
         with hearing(heard):
-            cache = backbone(inputs_embeds=embeds[:, :-3].clone(), use_cache=True).get("past_key_values")
-        require(isinstance(cache, Cache), "a Cache in past_key_values", f"{cache!r:.60}", "what the backbone returns")
+            cache = backbone(inputs_embeds=embeds[:, :-3].clone(), use_cache=True).get(CACHE)
+        require(isinstance(cache, Cache), "a Cache in its output", f"{cache!r:.60}", f"'{CACHE}' of what it returns")
         if heard is not None:
             heard.remember(cache)
         mask, where = torch.ones(2, LENGTH, dtype=torch.long), torch.arange(LENGTH - 3, LENGTH).expand(2, -1)
         takes = inspect.signature(backbone.forward).parameters
-        more = {"position_ids": where} if "position_ids" in takes else {}
+        more: dict[str, Any] = {"position_ids": where} if "position_ids" in takes else {}
+        more[str(cache_argument(backbone.forward))] = cache
         with hearing(blocks.listen(None, None, cache, 3)):
-            end = backbone(inputs_embeds=embeds[:, -3:], attention_mask=mask, past_key_values=cache, **more)
+            end = backbone(inputs_embeds=embeds[:, -3:], attention_mask=mask, **more)
         look_at = "a cache that does not count its tokens"
         require_same(end.last_hidden_state, ours[:, -3:], "the last states from the cache", look_at, TOLERANCE)
     return None
