@@ -6,8 +6,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from usam.kernels import Experts, moe, route
 from usam.kernels.backends import INTERPRETED
-from usam.kernels.dense import DENSE, Dense, dense_experts
-from usam.kernels.linear import LINEAR, Linear, linear_experts, merged_experts
+from usam.kernels.dense import DENSE, Dense, dense_experts, merged_experts
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 KERNELS = {"torch": False, "triton": True}
@@ -213,8 +212,9 @@ def test_all_experts_chosen_are_the_dense_mixture(backend, kind):
 def test_merged_linear_experts_are_the_mixture_of_each_sample():
     x, logits, experts, mask = make("linear", "sample")
     gates, flat = logits.softmax(-1), x.masked_fill(~mask.unsqueeze(-1), 0).flatten(0, 1)
-    linear = Linear(flat, gates, experts.down, experts.down_bias, mask.flatten(), x.shape[1])
-    found, expected = merged_experts(linear), linear_experts(linear)
+    weights = None, None, experts.down, experts.down_bias
+    linear = Dense(flat, gates, *weights, mask.flatten(), "gelu", x.shape[1], kernels=False)
+    found, expected = merged_experts(linear), dense_experts(linear)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -225,7 +225,8 @@ def test_long_clips_are_merged_in_inference_alone():
     with torch.no_grad():
         merged = moe(x, logits, experts, mask)[0]
         flat, gates = x.flatten(0, 1), logits.softmax(-1)
-        apart = linear_experts(Linear(flat, gates, experts.down, experts.down_bias, mask.flatten(), 60))
+        weights = None, None, experts.down, experts.down_bias
+        apart = dense_experts(Dense(flat, gates, *weights, mask.flatten(), "gelu", 60, kernels=False))
     assert torch.equal(trained[mask], apart.view_as(trained)[mask])
     assert not torch.equal(merged, trained)
     torch.testing.assert_close(merged, trained, rtol=1e-5, atol=1e-6)
@@ -245,11 +246,8 @@ def test_only_x_gates_and_pre_activations_are_kept_for_the_gradients(backend, ki
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        if kind == "mlp":
-            weights = experts.up, experts.up_bias, experts.down, experts.down_bias
-            dense_experts(Dense(flat, gates, *weights, None, "gelu", 1, KERNELS[backend]))
-        else:
-            linear_experts(Linear(flat, gates, experts.down, experts.down_bias, None, 1))
+        weights = experts.up, experts.up_bias, experts.down, experts.down_bias
+        dense_experts(Dense(flat, gates, *weights, None, "gelu", 1, KERNELS[backend]))
     assert sum(kept.values()) == 40 * (12 + 3 + (3 * 20 if kind == "mlp" else 0))
 
 
@@ -311,10 +309,12 @@ def test_the_ops_of_dense_experts_are_sound(backend, shared):
 def test_the_ops_of_linear_experts_are_sound(shared):
     x, gates, mask = draw(4, 3, seed=0), draw(4 // shared, 3, seed=1), torch.ones(4, dtype=torch.bool, device=DEVICE)
     weight, bias = draw(3, 3, 2, seed=2), draw(3, 2, seed=3)
-    torch.library.opcheck(LINEAR.op, (x, gates, weight, bias, mask, shared))
-    tensors = [t.detach() for t in (draw(4, 2, seed=4), x, gates, weight, bias)]
-    for needs in ([True] * 4 + [False], [False, False, True, True, False]):
-        torch.library.opcheck(LINEAR.gradient, (*tensors, mask, shared, needs))
+    options = mask, "gelu", shared, False, True
+    torch.library.opcheck(DENSE.op, (x, gates, None, None, weight, bias, *options))
+    grad, x, gates, weight, bias = (t.detach() for t in (draw(4, 2, seed=4), x, gates, weight, bias))
+    took = (x, gates, None, None, weight, bias, *options)
+    for needs in ([True, True, False, False, True, True, False], [False] * 4 + [True, True, False]):
+        torch.library.opcheck(DENSE.gradient, (grad, None, *took, x.new_empty(0), needs))
 
 
 def test_autocast_computes_short_and_keeps_the_gates_wide(backend, kind):

@@ -295,12 +295,3 @@ def test_row_tiles_suffice_for_any_loads(loads):
     from usam.kernels._sparse import row_tiles
 
     assert sum(-(-load // 16) for load in loads) <= row_tiles(sum(loads), len(loads), 16)
-
-
-def test_every_kernel_has_an_example_to_compile():
-    from usam.kernels import _sparse
-
-    kernels = {name for name in vars(_sparse) if name.endswith("_kernel")}
-    assert {example.kernel.__name__ for example in _sparse.KERNELS} == kernels
-    for example in _sparse.KERNELS:
-        assert {*example.signature, *example.constexprs} == set(example.kernel.arg_names)

@@ -10,8 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from usam.kernels.backends import Backend, demand_triton, runs_triton
-from usam.kernels.dense import ACTIVATIONS, Dense, dense_experts
-from usam.kernels.linear import Linear, linear_experts, merged_experts, merging_pays
+from usam.kernels.dense import ACTIVATIONS, Dense, dense_experts, merged_experts, merging_pays
 from usam.kernels.routing import Placement, Routes, place, route
 from usam.kernels.sparse import sparse_experts
 
@@ -102,21 +101,14 @@ def _moe(
     flat = x.flatten(0, 1)
     share = time if shared else 1
     if top_k is None:
-        y = _all_experts(flat, routes.probs, experts, real, share, name == "triton", backend)
+        e, kernels = experts, name == "triton"
+        weights = e.up, e.up_bias, e.down, e.down_bias
+        dense = Dense(flat, routes.probs, *weights, real, e.activation, share, kernels)
+        y = merged_experts(dense) if backend != "triton" and merging_pays(dense) else dense_experts(dense)
     else:
         gates, placement = _spread(routes, mask, share, logits.shape[-1])
         y = sparse_experts(flat, gates, placement, experts, name)
     return rearrange(y, "(b t) o -> b t o", b=samples, t=time), routes
-
-
-def _all_experts(
-    x: Tensor, gates: Tensor, experts: Experts, mask: Tensor | None, share: int, kernels: bool, backend: Backend
-) -> Tensor:
-    e = experts
-    if e.up is not None:
-        return dense_experts(Dense(x, gates, e.up, e.up_bias, e.down, e.down_bias, mask, e.activation, share, kernels))
-    linear = Linear(x, gates, e.down, e.down_bias, mask, share)
-    return merged_experts(linear) if backend != "triton" and merging_pays(linear) else linear_experts(linear)
 
 
 def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tuple[Tensor, Placement]:
@@ -163,7 +155,8 @@ def _check(x: Tensor, logits: Tensor, experts: Experts, mask: Tensor | None) -> 
         raise TypeError(f"x must be floating, not {x.dtype}")
     count, inner, _ = experts.down.shape
     width = x.shape[-1]
-    if logits.shape not in ((x.shape[0], count), (*x.shape[:2], count)):
+    gated = x.shape[:1] if logits.ndim == 2 else x.shape[:2]
+    if logits.shape != (*gated, count):
         raise ValueError(
             f"logits must be {(x.shape[0], count)}, one gate a sample, or {(*x.shape[:2], count)} for x of "
             f"{tuple(x.shape)} and {count} experts, not {tuple(logits.shape)}"

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from usam.kernels._triton import Example, activate, launch, slope, span, wide
+from usam.kernels._triton import activate, launch, slope, span, wide
 from usam.kernels.dense import Dense
 
 TILE = {"ROWS": 16, "COLUMNS": 256}
@@ -98,15 +98,3 @@ def gate_act_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, 
 
 def _mask(e: Dense) -> Tensor | None:
     return None if e.mask is None else e.mask.contiguous()
-
-
-def _example(kernel, *tensors: str) -> Example:
-    types = {"gates": "*fp32", "mask": "*i1", "d_gates": "*fp32", "N": "i32", "SHARE": "i32", "H": "i32"}
-    signature = {name: types.get(name, "*bf16") for name in (*tensors, "N", "SHARE", "H")}
-    return Example(kernel, signature, {"E": 3, "ACTIVATION": "gelu", "WIDE": tl.float32, **TILE}, OPTIONS)
-
-
-KERNELS = [
-    _example(gate_act_kernel, "pre", "gates", "mask", "out"),
-    _example(gate_act_backward_kernel, "d_hidden", "pre", "gates", "mask", "d_pre", "hidden", "d_gates"),
-]

@@ -1,7 +1,7 @@
 """Routing kernels: one pass over the logits, a scan of its tiles' counts, and a stable placement by counting.
 
-Nothing is sorted, added atomically or read by the host: every program writes its own tile's results, and
-`route_scan` adds them in order. A few rows (an utterance, a prompt a sample) are routed and placed by one program.
+Nothing is sorted, added atomically or read by the host: every program writes its own tile's results, and the counts are
+added in order.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from usam.kernels._triton import Example, launch, span, wide
+from usam.kernels._triton import launch, span, wide
 from usam.kernels.routing import SORTED, Route, place
 from usam.kernels.routing import wide as _wide
 
 TILE = 2048  # elements (rows times experts) a program looks at
 BACKWARD = 2  # the gradient looks at so many times fewer rows: more numbers of each are at hand at once
-ALONE = 8192  # elements (slots times experts) up to which one program routes and places everything, without spills
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _choose(
     logits, mask, gates, experts, probs, z, rows, N, row_stride, expert_stride, mask_stride,
     E: tl.constexpr, K: tl.constexpr, EP: tl.constexpr, KP: tl.constexpr, RENORMALIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Softmax and choices of a tile of rows, stored; returns who chose whom, and the choices."""
+    """Softmax and choices of a tile of rows, stored; returns who chose whom."""
     cols = tl.arange(0, EP)
     inside = rows < N
     real = inside
@@ -69,7 +69,7 @@ def _choose(
         tl.store(gates + rows[:, None] * K + ks[None, :], weights, mask=there)
         tl.store(experts + rows[:, None] * K + ks[None, :], picks, mask=there)
         chosen = at & (free == 0)
-    return chosen, picks
+    return chosen
 
 
 @triton.jit
@@ -89,63 +89,13 @@ def route_forward(
 ):  # fmt: skip
     """Routes a tile of rows, and counts its choices of each expert."""
     tile = tl.program_id(0).to(tl.int64)
-    chosen, _ = _choose(
+    chosen = _choose(
         logits, mask, gates, experts, probs, z, span(tile * ROWS, ROWS), N, row_stride, expert_stride, mask_stride,
         E, K, EP, KP, RENORMALIZE, WIDE,
     )  # fmt: skip
     cols = tl.arange(0, EP)
     if K > 0:
         tl.store(counts + tile * E + cols, tl.sum(chosen.to(tl.int32), 0), mask=cols < E)
-
-
-@triton.jit(do_not_specialize=["N"])
-def route_small(
-    logits, mask, gates, experts, probs, z, src, dst, offs, N, row_stride, expert_stride, mask_stride,
-    E: tl.constexpr, K: tl.constexpr, EP: tl.constexpr, KP: tl.constexpr, RENORMALIZE: tl.constexpr,
-    ROWS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Routes and places all rows in one program."""
-    rows = span(0, ROWS)
-    chosen, picks = _choose(
-        logits, mask, gates, experts, probs, z, rows, N, row_stride, expert_stride, mask_stride,
-        E, K, EP, KP, RENORMALIZE, WIDE,
-    )  # fmt: skip
-    cols = tl.arange(0, EP)
-    ks = tl.arange(0, KP)
-    total = tl.sum(chosen.to(tl.int32), 0)
-    end = tl.cumsum(total, 0)
-    tl.store(offs + cols, end - total, mask=cols < E)
-    every = tl.sum(total, 0)
-    tl.store(offs + E, every)
-    # A padded slot (k >= K) chose expert E, which goes nowhere.
-    slots = tl.reshape(rows[:, None] * K + ks[None, :], [ROWS * KP])
-    there = tl.reshape((rows < N)[:, None] & (ks < K)[None, :], [ROWS * KP])
-    position, _ = _rank(tl.reshape(picks, [ROWS * KP]), end - total, E, EP)
-    tl.store(dst + slots, position, mask=there)
-    tl.store(src + position, slots.to(tl.int32), mask=there & (position >= 0))
-    tl.store(src + slots, -1, mask=there & (slots >= every))
-
-
-@triton.jit(do_not_specialize=["TILES"])
-def route_scan(counts, bases, offs, TILES, E: tl.constexpr, EP: tl.constexpr, CHUNK: tl.constexpr):
-    """One program adds the tiles' counts, and says where each tile's slots of each expert begin."""
-    cols = tl.arange(0, EP)
-    total = tl.zeros([EP], tl.int32)
-    for start in range(0, TILES, CHUNK):
-        tiles = span(start, CHUNK)
-        there = (tiles < TILES)[:, None] & (cols < E)[None, :]
-        total += tl.sum(tl.load(counts + tiles[:, None] * E + cols[None, :], mask=there, other=0), 0)
-    end = tl.cumsum(total, 0)
-    tl.store(offs + cols, end - total, mask=cols < E)
-    tl.store(offs + E, tl.sum(total, 0))
-    base = end - total
-    for start in range(0, TILES, CHUNK):
-        tiles = span(start, CHUNK)
-        there = (tiles < TILES)[:, None] & (cols < E)[None, :]
-        count = tl.load(counts + tiles[:, None] * E + cols[None, :], mask=there, other=0)
-        before = tl.cumsum(count, 0) - count + base[None, :]
-        tl.store(bases + tiles[:, None] * E + cols[None, :], before, mask=there)
-        base += tl.sum(count, 0)
 
 
 @triton.jit(do_not_specialize=["SLOTS"])
@@ -215,11 +165,6 @@ def _rows(count: int) -> int:
     return min(128, max(16, TILE // triton.next_power_of_2(count)))
 
 
-def _warps(elements: int) -> int:
-    """16 elements a thread."""
-    return min(32, max(4, elements // 512))
-
-
 def _span(count: int, top_k: int) -> dict[str, int]:
     """Slots of a tile, and how many of them are ranked at a time."""
     padded = triton.next_power_of_2(count)
@@ -245,20 +190,14 @@ def route(r: Route) -> tuple[Tensor, ...]:
     shape = {"E": count, "K": r.top_k, "EP": padded, "KP": choices, "RENORMALIZE": r.renormalize, "WIDE": wide(dtype)}
     given = r.logits, r.mask, gates, experts, probs, z
     strides = rows, *r.logits.stride(), 0 if r.mask is None else r.mask.stride(0)
-    alone = triton.next_power_of_2(max(16, rows))
     with launch(r.logits):
-        if r.top_k and alone <= 1024 and alone * choices * padded <= ALONE:
-            route_small[(1,)](
-                *given, src, dst, offs, *strides, ROWS=alone, num_warps=_warps(alone * choices * padded), **shape
-            )
-            return gates, experts, probs, z, src, dst, offs
         tiles = max(1, triton.cdiv(rows, _rows(count)))
         counts = whole((tiles, count))
         route_forward[(tiles,)](*given, counts, *strides, ROWS=_rows(count), **shape)
         if r.top_k > 0 and count <= SORTED:
-            bases = torch.empty_like(counts)
-            chunk = max(16, min(TILE // padded, triton.next_power_of_2(tiles)))
-            route_scan[(1,)](counts, bases, offs, tiles, E=count, EP=padded, CHUNK=chunk)
+            upto = counts.cumsum(0, dtype=torch.int32)  # of an expert, in this tile and those before it
+            offs = F.pad(upto[-1].cumsum(0, dtype=torch.int32), (1, 0))
+            bases = upto - counts + offs[:-1]
             route_place[(tiles,)](experts, bases, offs, src, dst, slots, **_span(count, r.top_k))
         elif r.top_k:
             placement = place(experts, count)
@@ -281,25 +220,3 @@ def route_backward(
             WIDE=wide(probs.dtype),
         )  # fmt: skip
     return out
-
-
-_TYPES = {"mask": "*i1", "N": "i32", "SLOTS": "i32", "TILES": "i32", "row_stride": "i32"} | dict.fromkeys(
-    ("experts", "counts", "src", "dst", "offs", "bases"), "*i32"
-)
-_BEST_TWO = {"E": 8, "K": 2, "EP": 8, "KP": 2, "RENORMALIZE": True, "ROWS": _rows(8), "WIDE": tl.float32}
-
-
-def _example(kernel, **constexprs) -> Example:
-    """Float32 logits, two of eight experts."""
-    constexprs = {n: v for n, v in (_BEST_TWO | _span(8, 2) | constexprs).items() if n in kernel.arg_names}
-    return Example(kernel, {n: _TYPES.get(n, "*fp32") for n in kernel.arg_names if n not in constexprs}, constexprs)
-
-
-KERNELS = [
-    _example(route_forward, expert_stride=1, mask_stride=1),
-    _example(route_small, expert_stride=1, mask_stride=1),
-    _example(route_scan, CHUNK=64),
-    _example(route_place),
-    _example(route_backward_kernel, ROWS=_rows(8) // BACKWARD),
-    _example(route_backward_kernel, E=64, EP=64, ROWS=_rows(64) // BACKWARD),
-]

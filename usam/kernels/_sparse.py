@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from usam.kernels._triton import INTERPRET, Example, activate, launch, operand, precision, slope, span, wide
+from usam.kernels._triton import INTERPRET, activate, launch, operand, precision, slope, span, wide
 from usam.kernels.ops import Found
-from usam.kernels.sparse import Sparse
+from usam.kernels.sparse import Sparse, gathered
 
 
 @triton.jit
@@ -31,6 +31,15 @@ def find(offs, tile, COUNT: tl.constexpr, POWER: tl.constexpr, BM: tl.constexpr)
     here = e == expert
     row = tl.sum(tl.where(here, first + (tile - ends + tiles) * BM, 0), 0)
     return expert.to(tl.int64), row, tl.sum(tl.where(here, end, 0), 0)
+
+
+@triton.jit
+def members(src, gates, row, end, WIDE: tl.constexpr, BM: tl.constexpr):
+    """Which rows of this tile exist, their slots, and their gates."""
+    i = tl.arange(0, BM)
+    rows = row + i < end
+    slot = tl.load(src + row + i, mask=rows, other=0)
+    return rows, slot, tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
 
 
 @triton.jit
@@ -52,13 +61,9 @@ def product(
     SIZE,
     rows,  # rows that exist
     columns,  # columns that exist
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr,
-):
+):  # fmt: skip
     """sum over k < SIZE of a[m, k] b[k, n]."""
     k = tl.arange(0, BK)
     of_a = at[:, None] + k[None, :]
@@ -84,74 +89,45 @@ def halves(x, BM: tl.constexpr, BN: tl.constexpr):
 def up_kernel(
     x,  # token D
     gates,  # slot
-    src,
-    offs,
+    src, offs,
     up,  # expert H D
     bias,  # expert H
     hidden,  # row H: gated
     pre,  # row H: what the activation is taken of, for the backward pass
-    stride,
-    D,
-    H,
-    tiles,
-    TOP_K: tl.constexpr,
-    COUNT: tl.constexpr,
-    POWER: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BIAS: tl.constexpr,
-    SAVE: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    stride, D, H, tiles, TOP_K: tl.constexpr, COUNT: tl.constexpr, POWER: tl.constexpr, ACTIVATION: tl.constexpr,
+    SAVE: tl.constexpr, WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """hidden[r] = gate act(x[token of r] up[e]^T + bias[e])."""
     tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(H, BN), GROUP)
     expert, row, end = find(offs, tile, COUNT, POWER, BM)
     if expert < COUNT:
-        i = tl.arange(0, BM)
-        rows = row + i < end
-        slot = tl.load(src + row + i, mask=rows, other=0)
-        gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
+        rows, slot, gate = members(src, gates, row, end, WIDE, BM)
         first = column * BN
         columns = first + tl.arange(0, BN) < H
         at = (slot // TOP_K).to(tl.int64) * stride
         w = up + (expert * H + first) * D
         a = product(x, at, w, 1, D, D, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
         left, right = halves(a, BM, BN)
-        if BIAS:
+        if bias is not None:
             bias += expert * H
         hidden += row.to(tl.int64) * H
         pre += row.to(tl.int64) * H
-        gated(left, gate, bias, hidden, pre, rows, first, H, ACTIVATION, BIAS, SAVE, WIDE, BM, BN // 2)
-        gated(right, gate, bias, hidden, pre, rows, first + BN // 2, H, ACTIVATION, BIAS, SAVE, WIDE, BM, BN // 2)
+        gated(left, gate, bias, hidden, pre, rows, first, H, ACTIVATION, SAVE, WIDE, BM, BN // 2)
+        gated(right, gate, bias, hidden, pre, rows, first + BN // 2, H, ACTIVATION, SAVE, WIDE, BM, BN // 2)
 
 
 @triton.jit
 def gated(
-    a,
-    gate,
-    bias,
-    hidden,
-    pre,
-    rows,
+    a, gate, bias, hidden, pre, rows,
     first,  # column
-    H,
-    ACTIVATION: tl.constexpr,
-    BIAS: tl.constexpr,
-    SAVE: tl.constexpr,
-    WIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    H, ACTIVATION: tl.constexpr, SAVE: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """What `up_kernel` does after the product."""
     n = first + tl.arange(0, BN)
     inside = rows[:, None] & (n < H)[None, :]
     to = tl.arange(0, BM)[:, None] * H + n[None, :]
-    if BIAS:
+    if bias is not None:
         a += tl.load(bias + n, mask=n < H, other=0.0).to(WIDE)[None, :]
     if SAVE:
         tl.store(pre + to, a.to(pre.dtype.element_ty), mask=inside)
@@ -161,34 +137,18 @@ def gated(
 
 @triton.jit(do_not_specialize=["slots", "tiles"])
 def down_kernel(
-    x,  # row K, or token K if GATHER
+    x,  # row K, gated
     gates,  # slot
-    src,
-    dst,
-    offs,
+    src, dst, offs,
     down,  # expert K N
     bias,  # expert N
     y,  # row N, or token N if SCATTER
-    stride,
-    K,
-    N,
-    slots,
-    tiles,
-    TOP_K: tl.constexpr,
-    COUNT: tl.constexpr,
-    POWER: tl.constexpr,
-    GATHER: tl.constexpr,  # of linear experts: the gate is not in x yet
+    stride, K, N, slots, tiles, TOP_K: tl.constexpr, COUNT: tl.constexpr, POWER: tl.constexpr,
     SCATTER: tl.constexpr,  # if a token has one slot, its output goes straight to its place
-    BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """y[r] = x[r] down[e] + gate bias[e], where x is gated already; else gate (x[token of r] down[e] + bias[e])."""
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """y[r] = x[r] down[e] + gate bias[e]."""
     tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(N, BN), GROUP)
     i = tl.arange(0, BM)
     n = tl.arange(0, BN)
@@ -202,20 +162,12 @@ def down_kernel(
         tl.store(y + zero_at, zeros, mask=nowhere[:, None] & columns[None, :])
     expert, row, end = find(offs, tile, COUNT, POWER, BM)
     if expert < COUNT:
-        rows = row + i < end
-        slot = tl.load(src + row + i, mask=rows, other=0)
+        rows, slot, gate = members(src, gates, row, end, WIDE, BM)
         at = (row + i).to(tl.int64) * stride
-        if GATHER:
-            at = (slot // TOP_K).to(tl.int64) * stride
         w = down + expert * K * N + first
         a = product(x, at, w, N, 1, K, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
-        if GATHER or BIAS:
-            gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
-            if GATHER:
-                a *= gate[:, None]
-            if BIAS:
-                b = tl.load(bias + expert * N + first + n, mask=columns, other=0.0).to(WIDE)
-                a += gate[:, None] * b[None, :]
+        if bias is not None:
+            a += gate[:, None] * tl.load(bias + expert * N + first + n, mask=columns, other=0.0).to(WIDE)[None, :]
         to = (row + i).to(tl.int64) * N
         if SCATTER:
             to = slot.to(tl.int64) * N
@@ -227,13 +179,8 @@ def combine_kernel(
     x,  # row N
     dst,
     y,  # token N
-    T,
-    N,
-    TOP_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    T, N, TOP_K: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """y[t] = the sum of the rows of t's slots, in their order; zeros if it has none."""
     t = span(tl.program_id(0) * BM, BM)
     n = span(tl.program_id(1) * BN, BN)
@@ -249,47 +196,26 @@ def combine_kernel(
 @triton.jit(do_not_specialize=["tiles"])
 def dh_kernel(
     dy,  # token N
-    x,  # token H, of linear experts
-    pre,  # row H, of others
+    pre,  # row H: what the activation was taken of
     gates,  # slot
-    src,
-    offs,
+    src, offs,
     down,  # expert H N
     bias,  # expert N
     hidden,  # row H: gated, computed anew
     dpre,  # row H
     dgates,  # slot, column tile: parts of a sum; zero where no row is
-    dy_stride,
-    x_stride,
-    H,
-    N,
-    tiles,
-    TOP_K: tl.constexpr,
-    COUNT: tl.constexpr,
-    POWER: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    LINEAR: tl.constexpr,
-    BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    stride, H, N, tiles, TOP_K: tl.constexpr, COUNT: tl.constexpr, POWER: tl.constexpr, ACTIVATION: tl.constexpr,
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """Gradients of a row's pre-activation and, as <dy down[e]^T, act(pre)> + <dy, bias[e]>, of its gate."""
     tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(H, BN), GROUP)
     expert, row, end = find(offs, tile, COUNT, POWER, BM)
     if expert < COUNT:
-        i = tl.arange(0, BM)
-        rows = row + i < end
-        slot = tl.load(src + row + i, mask=rows, other=0)
-        token = (slot // TOP_K).to(tl.int64)
-        gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
-        at = token * dy_stride
+        rows, slot, gate = members(src, gates, row, end, WIDE, BM)
+        at = (slot // TOP_K).to(tl.int64) * stride
         dgate = tl.zeros((BM,), dtype=WIDE)
-        if BIAS:  # noqa: SIM102
+        if bias is not None:  # noqa: SIM102
             if column == 0:
                 k = tl.arange(0, BK)
                 for start in range(0, N, BK):
@@ -305,14 +231,10 @@ def dh_kernel(
         left, right = halves(a, BM, BN)
         hidden += row.to(tl.int64) * H
         dpre += row.to(tl.int64) * H
-        if LINEAR:
-            at = token * x_stride
-        else:
-            x = pre + row.to(tl.int64) * H
-            at = (i * H).to(tl.int64)
-        dgate += gated_backward(left, gate, x, at, hidden, dpre, rows, first, H, ACTIVATION, LINEAR, WIDE, BM, BN // 2)
+        pre += row.to(tl.int64) * H
+        dgate += gated_backward(left, gate, pre, hidden, dpre, rows, first, H, ACTIVATION, WIDE, BM, BN // 2)
         first += BN // 2
-        dgate += gated_backward(right, gate, x, at, hidden, dpre, rows, first, H, ACTIVATION, LINEAR, WIDE, BM, BN // 2)
+        dgate += gated_backward(right, gate, pre, hidden, dpre, rows, first, H, ACTIVATION, WIDE, BM, BN // 2)
         to = slot.to(tl.int64) * tl.cdiv(H, BN) + column
         tl.store(dgates + to, dgate.to(dgates.dtype.element_ty), mask=rows)
 
@@ -320,31 +242,17 @@ def dh_kernel(
 @triton.jit
 def gated_backward(
     da,  # of the gated activation
-    gate,
-    x,  # what the activation was taken of
-    at,  # where each of its rows begins
-    hidden,
-    dpre,
-    rows,
+    gate, pre, hidden, dpre, rows,
     first,  # column
-    H,
-    ACTIVATION: tl.constexpr,
-    LINEAR: tl.constexpr,
-    WIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    H, ACTIVATION: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """What `dh_kernel` does after the product; gives these columns' part of the gates' gradient."""
     n = first + tl.arange(0, BN)
     inside = rows[:, None] & (n < H)[None, :]
-    a = tl.load(x + at[:, None] + n[None, :], mask=inside, other=0.0).to(WIDE)
     to = tl.arange(0, BM)[:, None] * H + n[None, :]
-    if LINEAR:
-        h = a
-        d = da * gate[:, None]
-    else:
-        h = activate(a, ACTIVATION)
-        d = da * gate[:, None] * slope(a, ACTIVATION)
+    a = tl.load(pre + to, mask=inside, other=0.0).to(WIDE)
+    h = activate(a, ACTIVATION)
+    d = da * gate[:, None] * slope(a, ACTIVATION)
     tl.store(dpre + to, d.to(dpre.dtype.element_ty), mask=inside)
     tl.store(hidden + to, (h * gate[:, None]).to(hidden.dtype.element_ty), mask=inside)
     return tl.sum(da * h, 1)
@@ -355,23 +263,14 @@ def dw_kernel(
     a,  # row M
     b,  # token N
     gates,  # slot
-    src,
-    offs,
+    src, offs,
     dw,  # expert M N
     dbias,  # expert M, the sums of a's rows; or expert N, those of b's gated rows
-    stride,
-    M,
-    N,
-    TOP_K: tl.constexpr,
+    stride, M, N, TOP_K: tl.constexpr,
     BIAS: tl.constexpr,  # "", "a", "b"
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """dw[e] = sum over the rows r of e of a[r]^T b[token of r]: one program walks all rows of its tile's expert."""
     tiles = tl.cdiv(M, BM)
     both = tiles * tl.cdiv(N, BN)
@@ -455,14 +354,6 @@ def row_tiles(rows: int, count: int, height: int) -> int:
     return (rows - filled) // height + filled
 
 
-def types(dtype: torch.dtype) -> dict[str, Any]:
-    return {"WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)}
-
-
-def power(count: int) -> int:
-    return max(2, int(triton.next_power_of_2(count)))
-
-
 def rowwise(x: Tensor) -> Tensor:
     """x with whole rows in memory; they may stand anywhere."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -475,16 +366,22 @@ def plain(s: Sparse) -> Sparse:
     return replace(s, down_bias=down_bias, up=up, up_bias=up_bias)
 
 
+def types(s: Sparse) -> dict[str, Any]:
+    """Constants of every product."""
+    dtype = s.x.dtype
+    return {"TOP_K": s.gates.shape[1], "WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)}
+
+
 def common(s: Sparse, w: Tensor) -> dict[str, Any]:
     """Constants of every product by weights w."""
-    return {"TOP_K": s.gates.shape[1], "COUNT": w.shape[0], "POWER": power(w.shape[0]), **types(s.x.dtype)}
+    return {"COUNT": w.shape[0], "POWER": max(2, int(triton.next_power_of_2(w.shape[0]))), **types(s)}
 
 
 def forward(s: Sparse) -> tuple[Tensor, Tensor]:
     """Outputs (token, out), and pre-activations (row, hidden) if they are saved."""
     s = plain(s)
-    hidden, pre = (s.x, s.x.new_empty(0)) if s.up is None else up(s, s.up)
-    return down(s, hidden, s.down, s.down_bias, gather=s.up is None), pre
+    hidden, pre = (gathered(s)[0], s.x.new_empty(0)) if s.up is None else up(s, s.up)
+    return down(s, hidden, s.down, s.down_bias), pre
 
 
 def up(s: Sparse, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -498,13 +395,13 @@ def up(s: Sparse, w: Tensor) -> tuple[Tensor, Tensor]:
         with launch(s.x):
             up_kernel[(height * triton.cdiv(size, tile["BN"]),)](
                 s.x, s.gates, s.src, s.offs, w, s.up_bias, hidden, pre, s.x.stride(0), dim, size, height,
-                ACTIVATION=s.activation, BIAS=s.up_bias is not None, SAVE=s.save, **common(s, w), **tile,
+                ACTIVATION=s.activation, SAVE=s.save, **common(s, w), **tile,
             )  # fmt: skip
     return hidden, pre
 
 
-def down(s: Sparse, x: Tensor, w: Tensor, bias: Tensor | None, gather: bool = False) -> Tensor:
-    """Sorted rows, or gathered ones, times their experts' weights, summed by token."""
+def down(s: Sparse, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """Gated sorted rows times their experts' weights, summed by token."""
     rows, top_k, (count, size, dim) = s.src.shape[0], s.gates.shape[1], w.shape
     y = x.new_empty(rows, dim)
     tile = tile_of("down", w, rows)
@@ -513,7 +410,7 @@ def down(s: Sparse, x: Tensor, w: Tensor, bias: Tensor | None, gather: bool = Fa
         with launch(x):
             down_kernel[(height * triton.cdiv(dim, tile["BN"]),)](
                 x, s.gates, s.src, s.dst, s.offs, w, bias, y, x.stride(0), size, dim, rows, height,
-                GATHER=gather, SCATTER=top_k == 1, BIAS=bias is not None, **common(s, w), **tile,
+                SCATTER=top_k == 1, **common(s, w), **tile,
             )  # fmt: skip
     return y if top_k == 1 else combine(s, y)
 
@@ -533,6 +430,8 @@ def combine(s: Sparse, x: Tensor) -> Tensor:
 def backward(s: Sparse, dy: Tensor, pre: Tensor, needs: Found) -> Found:
     """Gradients, by name."""
     s, dy = plain(s), rowwise(dy)
+    if s.up is None:  # as if they activated x, and left it as it is
+        s, pre = replace(s, activation="none"), gathered(s)[1]
     hidden, dpre, dgates = dh(s, dy, pre)
     found = {"gates": dgates}
     if "x" in needs:
@@ -554,9 +453,8 @@ def dh(s: Sparse, dy: Tensor, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if rows:
         with launch(s.x):
             dh_kernel[(height * columns,)](
-                dy, s.x, pre, s.gates, s.src, s.offs, s.down, s.down_bias, hidden, dpre, parts, dy.stride(0),
-                s.x.stride(0), size, dim, height, ACTIVATION=s.activation, LINEAR=s.up is None,
-                BIAS=s.down_bias is not None, **common(s, s.down), **tile,
+                dy, pre, s.gates, s.src, s.offs, s.down, s.down_bias, hidden, dpre, parts, dy.stride(0),
+                size, dim, height, ACTIVATION=s.activation, **common(s, s.down), **tile,
             )  # fmt: skip
     return hidden, dpre, parts.sum(-1).view_as(s.gates)
 
@@ -569,31 +467,6 @@ def dw(s: Sparse, a: Tensor, b: Tensor, w: Tensor, bias: Tensor | None, sums: st
     with launch(a):
         dw_kernel[(count * triton.cdiv(left, tile["BM"]) * triton.cdiv(right, tile["BN"]),)](
             a, b, s.gates, s.src, s.offs, grad, dbias, b.stride(0), left, right,
-            TOP_K=s.gates.shape[1], BIAS="" if bias is None else sums, **types(a.dtype), **tile,
+            BIAS="" if bias is None else sums, **types(s), **tile,
         )  # fmt: skip
     return grad, dbias
-
-
-_TYPES = dict.fromkeys(("src", "dst", "offs"), "*i32") | dict.fromkeys(("gates", "dgates"), "*fp32")
-_TYPES |= dict.fromkeys(("stride", "dy_stride", "x_stride", "slots", "tiles", *"TDHKMN"), "i32")
-
-
-def _example(kernel: Any, tile: dict[str, int], **flags: Any) -> Example:
-    """bfloat16, two of eight experts; flags that are not named are off. Widths divide by 16."""
-    known = {"TOP_K": 2, "COUNT": 8, "POWER": 8, "ACTIVATION": "gelu", **types(torch.bfloat16), **tile, **flags}
-    signature = {name: _TYPES.get(name, "*bf16") for name in kernel.arg_names if name.islower() or name in _TYPES}
-    constexprs = {name: known.get(name, False) for name in kernel.arg_names if name not in signature}
-    return Example(kernel, signature, constexprs, {k: v for k, v in tile.items() if k.islower()})
-
-
-KERNELS = [
-    _example(up_kernel, TILES["up"][2], BIAS=True, SAVE=True),
-    _example(down_kernel, TILES["down"][2], BIAS=True),
-    _example(down_kernel, TILES["down"][2], BIAS=True, SCATTER=True, TOP_K=1),
-    _example(down_kernel, TILES["down"][2], BIAS=True, GATHER=True),
-    _example(combine_kernel, COMBINE),
-    _example(dh_kernel, TILES["dh"][2], BIAS=True),
-    _example(dh_kernel, TILES["dh"][2], BIAS=True, LINEAR=True),
-    _example(dw_kernel, TILES["dw"][2], BIAS="a"),
-    _example(dw_kernel, TILES["dw"][2], BIAS="b"),
-]

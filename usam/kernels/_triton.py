@@ -6,10 +6,8 @@ kernel: `import usam.kernels` costs no Triton.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import triton
@@ -67,20 +65,12 @@ def _tf32() -> bool:
         return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-@dataclass(frozen=True)
-class Example:
-    """A kernel at its default tiles, enough to compile it ahead of time (`triton.compiler.ASTSource`)."""
-
-    kernel: Callable[..., Any]
-    signature: dict[str, str]  # argument: Triton's type, such as "*bf16" or "i32"; constexprs are left out
-    constexprs: dict[str, Any]
-    options: dict[str, int] = field(default_factory=dict)  # num_warps, num_stages
-
-
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """The activation of a wide tile."""
-    if ACTIVATION == "gelu":
+    if ACTIVATION == "none":
+        y = x
+    elif ACTIVATION == "gelu":
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "silu":
         y = x / (1.0 + tl.exp(-x))
@@ -93,7 +83,9 @@ def activate(x, ACTIVATION: tl.constexpr):
 @triton.jit
 def slope(x, ACTIVATION: tl.constexpr):
     """The derivative of `activate`."""
-    if ACTIVATION == "gelu":
+    if ACTIVATION == "none":
+        y = tl.full(x.shape, 1.0, x.dtype)
+    elif ACTIVATION == "gelu":
         y = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "silu":
         s = 1.0 / (1.0 + tl.exp(-x))

@@ -1,7 +1,8 @@
 """The dense mixture: every row goes through all experts, which stand stacked as two large products.
 
 sum_e g_e (act(x U_e^T + u_e) V_e + v_e) = [g (x) act(x U^T + u)] V + g v: no expert's output ever exists. Between the
-products one kernel activates and gates; for the gradients only x, the gates and the pre-activations are kept.
+products one kernel activates and gates; for the gradients only x, the gates and the pre-activations are kept. Linear
+experts are one product whose inner axis is (expert, in), or, where clips share their gates, one merged matrix a clip.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # gradient, pre-activ
     "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
     "silu": torch.ops.aten.silu_backward,
 }
+MERGING = 16  # joining one matrix, which waits for memory, takes as long as multiplying so many rows by it
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Dense:
 
     x: Tensor  # row in; 0 where mask is False
     gates: Tensor  # row/rows expert, float32 or wider: one gate for each `rows` consecutive rows
-    up: Tensor  # expert hidden in
+    up: Tensor | None  # expert hidden in; None of linear experts
     up_bias: Tensor | None  # expert hidden
-    down: Tensor  # expert hidden out
+    down: Tensor  # expert hidden out; of linear experts: expert in out
     down_bias: Tensor | None  # expert out
     mask: Tensor | None  # row; where it is False the output is 0
     activation: str
@@ -48,11 +50,33 @@ def dense_experts(experts: Dense) -> Tensor:
     return DENSE(replace(e, save=save))[0]
 
 
+def merged_experts(experts: Dense) -> Tensor:
+    """The same of linear experts, from one merged matrix for each gate row."""
+    e = experts
+    w = torch.einsum("g e, e d o -> g d o", e.gates.to(e.down.dtype), e.down)
+    y = rearrange(e.x, "(g r) d -> g r d", g=e.gates.shape[0], r=e.rows) @ w
+    if e.down_bias is not None:
+        y += (e.gates.to(e.down_bias.dtype) @ e.down_bias).unsqueeze(1)
+    y = y.flatten(0, 1)
+    return y if e.mask is None else y.masked_fill(~e.mask.unsqueeze(-1), 0)
+
+
+def merging_pays(experts: Dense) -> bool:
+    """Whether merged matrices are cheaper: without gradients, where they take no more memory than the experts."""
+    samples, count = experts.gates.shape
+    few = samples <= count and experts.rows * (count - 1) > MERGING * count
+    return experts.up is None and few and not trains(experts.gates, experts.down)
+
+
 def _compute(e: Dense) -> tuple[Tensor, Tensor]:
-    """The output, and the pre-activations (row, expert * hidden) if they are to be saved."""
-    w = e.up.flatten(0, 1).mT
-    pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
-    hidden = _gate(pre, e)
+    """The output, and the pre-activations (row, expert * hidden) if there are any and they are to be saved."""
+    pre = e.x.new_empty(0)
+    if e.up is None:
+        hidden = _stacked(e)
+    else:
+        w = e.up.flatten(0, 1).mT
+        pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
+        hidden = _gate(pre, e)
     y = hidden @ e.down.flatten(0, 1)
     if e.down_bias is not None:
         add_bias(y, e.gates, e.down_bias, e.mask, e.rows)
@@ -60,8 +84,14 @@ def _compute(e: Dense) -> tuple[Tensor, Tensor]:
 
 
 def _shapes(e: Dense) -> tuple[Tensor, Tensor]:
-    size = (e.x.shape[0], e.up.shape[0] * e.up.shape[1]) if e.save else (0,)
+    size = (e.x.shape[0], e.up.shape[0] * e.up.shape[1]) if e.save and e.up is not None else (0,)
     return e.x.new_empty(e.x.shape[0], e.down.shape[-1]), e.x.new_empty(size)
+
+
+def _stacked(e: Dense) -> Tensor:
+    """x once for each expert, scaled by its gate: (row, expert * in)."""
+    apart = rearrange(e.x, "(g r) d -> g r 1 d", g=e.gates.shape[0], r=e.rows)
+    return rearrange(apart * e.gates.to(e.x.dtype)[:, None, :, None], "g r e d -> (g r) (e d)")
 
 
 def _gate(pre: Tensor, e: Dense) -> Tensor:
@@ -107,26 +137,36 @@ def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None],
     if e.mask is not None:
         grad = grad.masked_fill(~e.mask.unsqueeze(-1), 0)
     d_hidden = grad @ e.down.flatten(0, 1).mT
-    if e.kernels:
-        from usam.kernels import _dense
-
-        d_pre, hidden, d_gates = _dense.gate_act_backward(d_hidden, pre, e)
+    if e.up is None:
+        found, hidden = _linear_backward(d_hidden, e), _stacked(e)
     else:
-        d_pre, hidden, d_gates = _gate_backward(d_hidden, pre, e)
-    found = {"gates": d_gates}
+        if e.kernels:
+            from usam.kernels import _dense
+
+            d_pre, hidden, d_gates = _dense.gate_act_backward(d_hidden, pre, e)
+        else:
+            d_pre, hidden, d_gates = _gate_backward(d_hidden, pre, e)
+        found = {"gates": d_gates}
+        if "x" in needs:
+            found["x"] = d_pre @ e.up.flatten(0, 1)
+        if "up" in needs:
+            found["up"] = (d_pre.mT @ e.x).view(e.up.shape)
+        if "up_bias" in needs:
+            found["up_bias"] = d_pre.sum(0).view(needs["up_bias"].shape)
     if "down" in needs:
         found["down"] = (hidden.mT @ grad).view(e.down.shape)
-    del hidden
     if e.down_bias is not None and ("gates" in needs or "down_bias" in needs):
         d_by_bias, found["down_bias"] = bias_backward(grad, e.gates, e.down_bias, e.rows)
-        d_gates += d_by_bias
-    if "x" in needs:
-        found["x"] = d_pre @ e.up.flatten(0, 1)
-    if "up" in needs:
-        found["up"] = (d_pre.mT @ e.x).view(e.up.shape)
-    if "up_bias" in needs:
-        found["up_bias"] = d_pre.sum(0).view(needs["up_bias"].shape)
+        found["gates"] += d_by_bias
     return found
+
+
+def _linear_backward(d_stacked: Tensor, e: Dense) -> Found:
+    """Gradients of x and the gates: in is the narrow side, each expert's gradient of it small beside the outputs."""
+    by_expert = by_gate(d_stacked, e.gates, e.rows)
+    apart = rearrange(e.x, "(g r) d -> g r 1 d", g=e.gates.shape[0], r=e.rows)
+    d_x = torch.einsum("g r e d, g e -> g r d", by_expert, e.gates.to(e.x.dtype)).reshape(e.x.shape)
+    return {"gates": (by_expert * apart).sum((1, 3), dtype=e.gates.dtype), "x": d_x}
 
 
 def _gate_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ class Op(Generic[Takes]):
         takes: a dataclass of tensors and options, annotated as in `KINDS`.
         compute: the outputs, none of them an input.
         shapes: empty outputs, on any device.
-        returns: how many there are.
+        returns: how many there are, at least two.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Op(Generic[Takes]):
                         f"usam::{self.name} has no forward-mode derivative, and '{field}' has a tangent: take "
                         "torch.func.vjp or torch.autograd.grad (reverse mode) instead of jvp or dual tensors"
                     )
-        made = self.op(*given)
-        return made if isinstance(made, tuple) else (made,)
+        made: Outputs = self.op(*given)
+        return made
 
     def differentiate(
         self, gradients: Callable[[Takes, Outputs, Sequence[Tensor | None], Found], Found], keeps: Sequence[int] = ()
@@ -103,9 +103,8 @@ class Op(Generic[Takes]):
         )
 
         def save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-            outputs = output if isinstance(output, tuple) else (output,)
             held = [t for t, kind in zip(inputs, self.kinds.values(), strict=True) if kind.startswith("Tensor")]
-            ctx.save_for_backward(*held, *(outputs[i] for i in keeps))
+            ctx.save_for_backward(*held, *(output[i] for i in keeps))
             ctx.options = [t for t, kind in zip(inputs, self.kinds.values(), strict=True) if kind[:6] != "Tensor"]
             ctx.set_materialize_grads(False)
 
@@ -125,14 +124,10 @@ class Op(Generic[Takes]):
     def _defined(
         name: str, takes: list[str], compute: Callable[..., Any], shapes: Callable[..., Any], returns: int
     ) -> Any:
-        """An op of that many tensors; torch hands a single one over without a tuple around it."""
-
-        def only(run: Callable[..., Outputs]) -> Callable[..., Any]:
-            return (lambda *given: run(*given)[0]) if returns == 1 else run
-
+        """An op that returns so many tensors, at least two."""
         schema = f"({', '.join(takes)}) -> ({', '.join(['Tensor'] * returns)})"
-        op = torch.library.custom_op(f"usam::{name}", only(compute), mutates_args=(), schema=schema)
-        op.register_fake(only(shapes))
+        op = torch.library.custom_op(f"usam::{name}", compute, mutates_args=(), schema=schema)
+        op.register_fake(shapes)
         return op
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from usam.kernels.backends import demand_triton, runs_triton
+from usam.kernels.backends import Backend, demand_triton, runs_triton
 from usam.kernels.choice import bucket, fastest
 from usam.kernels.dense import ACTIVATIONS, SLOPES
 from usam.kernels.ops import Found, Op, trains
@@ -20,8 +20,6 @@ from usam.kernels.routing import Placement
 
 if TYPE_CHECKING:
     from usam.kernels import Experts
-
-Backend = Literal["auto", "torch", "grouped_mm", "triton"]
 
 
 def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Experts, backend: Backend) -> Tensor:
@@ -193,6 +191,13 @@ SPARSE = Op("sparse_experts", Sparse, _compute, _shapes, returns=2)
 SPARSE.differentiate(_gradients, keeps=[1])
 
 
+def gathered(s: Sparse) -> tuple[Tensor, Tensor]:
+    """x in the order of the sorted rows, gated, and as it is."""
+    gate, token = _sorted(s)
+    rows = s.x.index_select(0, token)
+    return (gate * rows).to(s.x.dtype), rows
+
+
 def _sorted(s: Sparse) -> tuple[Tensor, Tensor]:
     """Gate, wide enough to compute in, and token of each sorted row; of the first slot past the last."""
     filled = torch.arange(len(s.src), device=s.src.device) < s.offs[-1]
@@ -216,50 +221,36 @@ def _combine(y: Tensor, s: Sparse) -> Tensor:
     return total
 
 
-class Groups(Protocol):
-    """Sums over the rows of each expert: `offs[e]` to `offs[e + 1]`; what follows the last may be anything."""
-
-    expert: Tensor  # of each row
-
-    def __init__(self, offs: Tensor, rows: int) -> None: ...
-
-    def product(self, a: Tensor, w: Tensor) -> Tensor:
-        """(row, k) times its expert's (k, n)."""
-        ...
-
-    def outer(self, a: Tensor, b: Tensor) -> Tensor:
-        """(expert, m, n), the sums of a[r]^T b[r]."""
-        ...
-
-    def sums(self, a: Tensor) -> Tensor:
-        """(expert, n), the sums of a[r]."""
-        ...
-
-
 class Loop:
-    """One expert after the other."""
+    """Sums over the rows of each expert, `offs[e]` to `offs[e + 1]`, one expert after the other.
+
+    What follows the last row may be anything.
+    """
 
     def __init__(self, offs: Tensor, rows: int) -> None:
-        self.expert = _expert(offs, rows)
+        self.expert = _expert(offs, rows)  # of each row
         self.parts = [slice(*pair) for pair in pairwise(offs.tolist())]
 
     def product(self, a: Tensor, w: Tensor) -> Tensor:
+        """(row, k) times its expert's (k, n)."""
         y = a.new_zeros(len(a), w.shape[2])
         for part, weight in zip(self.parts, w, strict=True):
             torch.mm(a[part], weight, out=y[part])
         return y
 
     def outer(self, a: Tensor, b: Tensor) -> Tensor:
+        """(expert, m, n), the sums of a[r]^T b[r]."""
         y = a.new_empty(len(self.parts), a.shape[1], b.shape[1])
         for part, out in zip(self.parts, y, strict=True):
             torch.mm(a[part].mT, b[part], out=out)
         return y
 
     def sums(self, a: Tensor) -> Tensor:
+        """(expert, n), the sums of a[r]."""
         return torch.stack([a[part].sum(0) for part in self.parts])
 
 
-class Library:
+class Library(Loop):
     """All experts at once, by torch's own product."""
 
     def __init__(self, offs: Tensor, rows: int) -> None:
@@ -280,7 +271,7 @@ class Library:
         return chosen.mT @ a.masked_fill(~self.filled, 0)
 
 
-GROUPS: dict[str, Callable[[Tensor, int], Groups]] = {"torch": Loop, "grouped_mm": Library}
+GROUPS: dict[str, Callable[[Tensor, int], Loop]] = {"torch": Loop, "grouped_mm": Library}
 
 
 def _expert(offs: Tensor, rows: int) -> Tensor:
