@@ -56,6 +56,24 @@ class Projector(Component):
         )
 
 
+class Named(Mapping[str, Tensor]):
+    """By-products under longer names; none is read before it is asked for."""
+
+    def __init__(self, prefix: str, aux: Mapping[str, Tensor]) -> None:
+        self.prefix, self.aux = prefix, aux
+
+    def __getitem__(self, name: str) -> Tensor:
+        if not name.startswith(self.prefix):
+            raise KeyError(name)
+        return self.aux[name.removeprefix(self.prefix)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self.prefix}{name}" for name in self.aux)
+
+    def __len__(self) -> int:
+        return len(self.aux)
+
+
 class Chain(nn.Module):
     """Stages in order; the last one gets the language model's width."""
 
@@ -75,11 +93,11 @@ class Chain(nn.Module):
 
     def forward(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
         """All stages; `aux` gathers the by-products of each under `<index>.<name>`."""
-        aux = dict(frames.aux)
+        aux = [frames.aux]
         for i, stage in enumerate(self.stages):
             frames = stage(Frames(frames.x, frames.mask, frames.rate), prompt)
-            aux |= {f"{i}.{name}": value for name, value in frames.aux.items()}
-        return Frames(frames.x, frames.mask, frames.rate, aux)
+            aux.append(Named(f"{i}.", frames.aux) if frames.aux else {})
+        return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
 
 
 registry: Registry[Projector] = Registry(Projector, "usam.projectors")
