@@ -8,18 +8,33 @@ export TOKENIZERS_PARALLELISM = false
 # Threads that spin while they wait make everything slower on a busy machine.
 export OMP_WAIT_POLICY = passive
 
+# Environments at the ends of what usam works with; the one of the wheel stands outside the repository.
+ENVS ?= .envs
+WHEEL ?= $(or $(TMPDIR),/tmp)/usam-wheel
+# The torch that `make lock` pins; torchvision's version belongs to it.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+PIP := pip --disable-pip-version-check
+PYTEST := -m pytest -n 2 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format bench readme clean
+.PHONY: help install lock demo test test-all test-newest test-lowest test-wheel lint format bench readme clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## Make the environment (reused while pyproject.toml stays the same)
+install: $(STAMP)  ## Make the environment of constraints.txt (reused while it and pyproject.toml stay the same)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
+
+lock:  ## Write constraints.txt from a fresh environment
+	rm -rf $(ENVS)/lock
+	$(PYTHON) -m venv $(ENVS)/lock
+	$(ENVS)/lock/bin/$(PIP) install --quiet $(TORCH) --editable ".[dev]"
+	{ echo "# The environment of 'make demo' and 'make test', written by 'make lock'."; \
+	  $(ENVS)/lock/bin/$(PIP) freeze --exclude-editable; } > constraints.txt
 
 demo: $(STAMP)  ## Speak a corpus, train the embedded model, test it on unseen sentences and voices
 	$(BIN)/usam demo
@@ -30,10 +45,27 @@ lint: $(STAMP)  ## ruff, mypy
 	$(BIN)/mypy --strict usam
 
 test: lint  ## Lint, types, and all fast tests
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: lint  ## Also the slow tests
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/python $(PYTEST)
+
+test-newest test-lowest: test-%: $(STAMP)  ## The fast tests with the newest, or the lowest, version of everything
+	rm -rf $(ENVS)/$*
+	$(PYTHON) -m venv $(ENVS)/$*
+	$(BIN)/python tests/bounds.py $* > $(ENVS)/$*.txt
+	PIP_CONSTRAINT=$(ENVS)/$*.txt $(ENVS)/$*/bin/$(PIP) install --quiet -r $(ENVS)/$*.txt
+	$(ENVS)/$*/bin/$(PIP) install --quiet --no-deps --editable .
+	$(ENVS)/$*/bin/python $(PYTEST) -m "not slow"
+	$(ENVS)/$*/bin/python tests/versions.py record $*
+
+test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdist's tests, outside the repository
+	rm -rf $(WHEEL) dist
+	$(BIN)/python -m hatchling build
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/$(PIP) install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[dev]"
+	tar -xzf dist/*.tar.gz --directory $(WHEEL) && mv $(WHEEL)/usam-* $(WHEEL)/sdist && rm -r $(WHEEL)/sdist/usam
+	cd $(WHEEL)/sdist && $(WHEEL)/venv/bin/python $(PYTEST) -m "not slow"
 
 format: $(STAMP)  ## Format the code
 	$(BIN)/ruff format .

@@ -130,5 +130,5 @@ def test_generate_and_export_from_a_saved_folder(usam, tmp_path):
 
 def test_it_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "usam.cli", "--help"], capture_output=True, text=True, check=True)
-    for command in ("list", "show", "check", "schema", "train", "generate", "export", "demo"):
+    for command in ("list", "doctor", "show", "check", "schema", "train", "generate", "export", "demo"):
         assert command in done.stdout

@@ -14,7 +14,7 @@ from usam import UsamConfig, build_model, load_spec
 
 @pytest.fixture(scope="module")
 def config(speech):
-    return UsamConfig.from_spec(load_spec(speech), 308)
+    return UsamConfig.from_spec(speech, audio_token_id=308)
 
 
 def saved(config, folder):

@@ -19,7 +19,7 @@ FAMILIES = ("encoders", "fusions", "projectors", "losses", "llm")
 # A module imports from its own row and from the rows above it.
 ORDER = [
     ["usam.__init__"],
-    ["usam.types", "usam.registry", "usam.clock", "usam.audio", "usam.page", "usam.compat"],
+    ["usam.types", "usam.registry", "usam.clock", "usam.audio", "usam.page", "usam.versions", "usam.compat"],
     ["usam.patch"],
     ["usam.spec"],
     ["usam.component", "usam.weights", "usam.kernels*"],

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
+from usam import __version__
+from usam.cli import main
+from usam.page import SpecError
 from usam.projectors import Projector, build_projector, register, registry
 from usam.projectors.linear import Linear
-from usam.registry import ComponentError, Entry, Registry, did_you_mean
-from usam.spec import load_spec
+from usam.registry import ComponentError, Entry, Registry, did_you_mean, faults
+from usam.spec import component_config, load_spec
 
 TOY = "from usam.projectors import Projector\nclass Toy(Projector):\n    pass\n"
 
@@ -239,6 +242,141 @@ def test_a_module_with_none(install):
 def test_a_private_class_beside_the_component_does_not_count(install):
     install("toy-package", TOY + "class _Part(Projector):\n    pass\n", toy="toy_package")
     assert registry.get("toy").__name__ == "Toy"
+
+
+def test_a_plugin_that_exits_is_a_fault_like_any_other(install):
+    install("broken-package", "import sys\nsys.exit('no licence')", version="0.7", broken="broken_package:Toy")
+    assert "'broken' of broken-package 0.7 failed to load: SystemExit: no licence" in fault("broken")
+
+
+def test_an_interrupt_while_a_plugin_loads_stops_the_program(install):
+    install("slow-package", "raise KeyboardInterrupt", slow="slow_package:Toy")
+    with pytest.raises(KeyboardInterrupt):
+        registry.get("slow")
+
+
+def test_a_plugin_for_another_usam_names_both_versions(install, tmp_path):
+    install("new-package", "from usam.types import Spectrum\n", version="2.3", new="new_package:Toy")
+    with (tmp_path / "new_package-2.3.dist-info" / "METADATA").open("a") as file:
+        file.write("Requires-Dist: usam>=0.9\n")
+    message = fault("new")
+    assert "cannot import name 'Spectrum' from 'usam.types'" in message
+    assert f"(new-package 2.3, usam {__version__}; it asks for usam>=0.9)" in message
+
+
+def test_an_option_that_a_plugin_does_not_have_names_both_versions(install):
+    install("toy-package", version="2.3")
+    with pytest.raises(SpecError) as caught:
+        component_config("usam.projectors", {"type": "toy", "depth": 3})
+    assert "unknown option 'depth'" in str(caught.value)
+    assert f"(toy-package 2.3, usam {__version__})" in str(caught.value)
+
+
+# Declared wrongly
+
+
+@pytest.fixture
+def declare(install, tmp_path):
+    """Installs a distribution with the given entry_points.txt."""
+
+    def declare(name: str, entry_points: bytes) -> None:
+        install(name)
+        (tmp_path / f"{name.replace('-', '_')}-1.0.dist-info" / "entry_points.txt").write_bytes(entry_points)
+        registry.refresh()
+
+    return declare
+
+
+@pytest.mark.parametrize(
+    ("entry_points", "what"),
+    [
+        (b"[usam.projectors]\nnonsense\n", "line 2: 'nonsense' is neither"),
+        (b"[console_scripts]\na = b:c\n[usam.projectors\ntoy = bad_package:Toy\n", "line 3: '[usam.projectors' is"),
+        (b"toy = bad_package:Toy\n", "line 1: 'toy = bad_package:Toy' is neither"),
+        ("\ufeff[usam.projectors]\ntoy = bad_package:Toy\n".encode(), "line 1: "),
+        (b"\xff\xfe[\x00", "entry_points.txt cannot be read: UnicodeDecodeError"),
+    ],
+)
+def test_a_malformed_file_is_told_and_hurts_nobody_else(declare, install, entry_points, what):
+    declare("bad-package", entry_points)
+    install("toy-package")
+    assert registry.get("linear") is Linear
+    assert registry.get("toy").__module__ == "toy_package"
+    (found,) = faults()
+    assert (found.package, found.version) == ("bad-package", "1.0")
+    assert what in found.what
+
+
+def test_an_unknown_name_recalls_the_packages_that_may_have_meant_to_offer_it(declare):
+    declare("bad-package", b"[usam.projectors]\nnonsense\n")
+    declare("typo-package", b"[usam.projector]\near = typo_package:Toy\nother = typo_package:Toy\n")
+    message = fault("ear")
+    assert "no component 'ear'" in message
+    assert "bad-package 1.0: entry_points.txt, line 2" in message
+    assert "typo-package 1.0: 'ear' is in the group 'usam.projector'" in message
+    assert "'other'" not in message
+
+
+@pytest.mark.parametrize("group", ["usam.projector", "usam.project", "usam_projectors", "Usam.Projectors"])
+def test_a_misspelt_group_is_told(declare, group):
+    declare("typo-package", f"[{group}]\near = typo_package:Toy\n".encode())
+    assert [str(found) for found in faults()] == [
+        f"typo-package 1.0: 'ear' is in the group '{group}', which is no family of components; "
+        "did you mean 'usam.projectors'?"
+    ]
+
+
+def test_groups_of_other_programs_are_none_of_our_business(declare):
+    declare("typo-package", b"[pytest11]\nusam_tools = typo_package\n")
+    assert faults() == []
+
+
+@pytest.mark.parametrize("name", ["my-toy", "Toy", "2toy", "my toy", "a:b"])
+def test_a_name_that_no_spec_can_hold_is_told(declare, name):
+    declare("toy-package", f"[usam.projectors]\n{name} = toy_package:Toy\n".encode())
+    (found,) = faults()
+    assert f"toy-package 1.0: usam.projectors: no spec can hold the name '{name}'" in str(found)
+
+
+def test_a_target_that_is_no_reference_is_told(declare):
+    declare("toy-package", b"[usam.projectors]\ntoy = toy package/Toy\n")
+    assert "'toy = toy package/Toy' is not 'name = module:Class'" in str(faults()[0])
+    assert "its entry point 'toy package/Toy' is not 'module:Class'" in fault("toy")
+
+
+def test_a_package_without_metadata_is_known_by_its_folder(install, tmp_path):
+    install("toy-package")
+    (tmp_path / "toy_package-1.0.dist-info" / "METADATA").unlink()
+    registry.refresh()
+    assert registry.get("toy-package:toy").__module__ == "toy_package"
+
+
+def test_only_the_first_of_two_installed_versions_counts(install, tmp_path, monkeypatch):
+    install("toy-package")
+    other = tmp_path / "first" / "toy_package-2.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-package\nVersion: 2.0\n")
+    (other / "entry_points.txt").write_text("[usam.projectors]\nnew = toy_package:Toy\n")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    registry.refresh()
+    assert [(entry.name, entry.version) for entry in registry.entries() if entry.provider == "toy-package"] == [
+        ("new", "2.0")
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["list"], 0), (["list", "--check"], 1)])
+def test_list_tells_what_is_declared_wrongly(declare, install, monkeypatch, capsys, arguments, status):
+    declare("bad-package", b"[usam.projectors]\nnonsense\n")
+    declare("typo-package", b"[usam.projector]\near = typo_package:Toy\n")
+    install("broken-package", "import sys\nsys.exit(0)", broken="broken_package:Toy")
+    monkeypatch.setattr(sys, "argv", ["usam", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out = capsys.readouterr().out
+    assert (stop.value.code or 0) == status
+    assert "bad-package 1.0: entry_points.txt, line 2" in out
+    assert "did you mean 'usam.projectors'?" in out
+    assert ("FAILS: usam.projectors: 'broken' of broken-package 1.0" in out) == (status == 1)
 
 
 # Two of one name

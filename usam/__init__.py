@@ -1,12 +1,15 @@
 """usam: a modular component library for audio language models.
 
-Public names are loaded on first use (PEP 562): importing usam imports neither torch nor transformers.
+Public names are loaded on first use (PEP 562): importing usam imports neither torch nor transformers, and
+yet is enough for `AutoConfig`, `AutoModelForMultimodalLM`, `AutoProcessor` and pipelines to know its models.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+from usam.auto import wait
 
 __version__ = "0.1.0"
 
@@ -43,10 +46,16 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        from usam.versions import explained
+
+        with explained():
+            value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
         return value
     raise AttributeError(f"module 'usam' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+wait()

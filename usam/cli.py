@@ -30,20 +30,35 @@ def main() -> None:
     """Run the command line; what a user can mend is an error of one paragraph, without a traceback."""
     # Threads that wait by spinning make a step several times slower as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from usam.registry import skip_malformed_files
+
+    skip_malformed_files()
     try:
         app()
     except Exception as error:
-        if os.environ.get("USAM_TRACEBACK") or not _is_users(error):
+        message = None if os.environ.get("USAM_TRACEBACK") else _for_its_user(error)
+        if message is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _is_users(error: Exception) -> bool:
+def _for_its_user(error: Exception) -> str | None:
+    """What to print when a user can mend it; None for our own faults, whose traceback is wanted."""
     from usam.page import SpecError
     from usam.registry import ComponentError
+    from usam.versions import UnsupportedVersion, suspects
 
-    return isinstance(error, (ComponentError, SpecError, ValueError, FloatingPointError, FileNotFoundError))
+    cause: BaseException = error
+    while isinstance(cause, ComponentError) and cause.__cause__:
+        cause = cause.__cause__
+    outside = suspects(cause)
+    how = "USAM_TRACEBACK=1 shows the traceback."
+    if isinstance(error, (ComponentError, SpecError, ValueError, FloatingPointError, FileNotFoundError)):
+        return f"{error}\n{how}" if outside else str(error)
+    if isinstance(error, UnsupportedVersion):
+        return f"{error}\n{how}"
+    return "\n".join([f"{type(error).__name__}: {error}", *outside, how]) if outside else None
 
 
 @app.command("list")
@@ -51,7 +66,7 @@ def list_components(
     check: Annotated[bool, typer.Option("--check", help="Load each component and say which fail.")] = False,
 ) -> None:
     """List every component that is installed; nothing is imported without --check."""
-    from usam.registry import FAMILIES, discover
+    from usam.registry import FAMILIES, discover, faults, why_not
 
     failed = 0
     for group in FAMILIES:
@@ -62,24 +77,27 @@ def list_components(
             name = str(entry) if names.count(entry.name) > 1 else entry.name
             note = ""
             if check:
-                fault = _fault(group, str(entry))
+                fault = why_not(group, str(entry))
                 failed += fault is not None
                 note = "  ok" if fault is None else f"  FAILS: {fault}"
             print(f"  {name:24} {entry.provider} {entry.version}{note}".rstrip())
-    if failed:
+    if misdeclared := faults():
+        print("declared wrongly")
+        for each in misdeclared:
+            print(f"  {each} ({each.cure})")
+    if check and (failed or misdeclared):
         raise typer.Exit(1)
 
 
-def _fault(group: str, name: str) -> str | None:
-    import importlib
+@app.command()
+def doctor() -> None:
+    """Compare what is installed with what was tested, load every plugin, and say what to type where it is wrong."""
+    from usam.doctor import examine
 
-    from usam.registry import ComponentError
-
-    try:
-        importlib.import_module(group).registry.get(name)
-    except ComponentError as error:
-        return str(error)
-    return None
+    found = examine()
+    print(found)
+    if found.wrong:
+        raise typer.Exit(1)
 
 
 @app.command()

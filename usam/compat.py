@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from usam.versions import explained, refuse_older
+
+refuse_older("transformers")
+with explained():
+    from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # The cache's name in outputs and in `generate`: transformers 5.24 renamed `past_key_values`.
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from usam.compat import CACHE
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
-from usam.spec import Spec, component_config, load_spec
+from usam.spec import Override, Spec, SpecSource, component_config, load_spec
 
 AUDIO_TOKEN = "<|audio|>"
 
@@ -51,14 +51,15 @@ class UsamConfig(PreTrainedConfig):
                 setattr(self, name, getattr(text, name, None))
 
     @classmethod
-    def from_spec(cls, spec: Spec, audio_token_id: int | None = None) -> UsamConfig:
+    def from_spec(cls, spec: SpecSource, *overrides: Override, audio_token_id: int | None = None) -> UsamConfig:
         """The config of a spec; reads the architectures of its sources, no weights.
 
         Args:
-            spec: what to build.
+            spec: a bundled name, a file, a saved model's folder, a dict or a Spec.
+            overrides: patches such as `"encoders.mert=null"`.
             audio_token_id: the placeholder's id; None takes the first id past the embedding table.
         """
-        return cls(spec=resolve(spec).to_dict(), audio_token_id=audio_token_id)
+        return cls(spec=resolve(load_spec(spec, *overrides)).to_dict(), audio_token_id=audio_token_id)
 
     @cached_property
     def parsed(self) -> Spec:
@@ -69,7 +70,7 @@ class UsamConfig(PreTrainedConfig):
             ComponentError: a component's package is not installed.
         """
         if self.spec is None:
-            raise ValueError("this UsamConfig has no spec; make one with UsamConfig.from_spec(load_spec(...))")
+            raise ValueError("this UsamConfig has no spec; make one with UsamConfig.from_spec(...)")
         try:
             return Spec.from_tree(self.spec)
         except ComponentError as error:
@@ -87,7 +88,7 @@ class UsamConfig(PreTrainedConfig):
                 remedy = f"pip install {upgrade}{provider}" if version else f"import {provider}, which registers it"
                 yield f"'{name}' was saved with {package}: {remedy}"
 
-    def patched(self, *overrides: str | Mapping[str, Any]) -> UsamConfig:
+    def patched(self, *overrides: Override) -> UsamConfig:
         """A copy with patches laid over its spec, as `load_spec` takes them."""
         return self.with_spec(load_spec(self.parsed, *overrides))
 

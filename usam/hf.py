@@ -35,7 +35,7 @@ from usam.model import UsamForConditionalGeneration, UsamModel
 from usam.page import SpecError
 from usam.processor import UsamProcessor
 from usam.registry import ComponentError, Registry, did_you_mean
-from usam.spec import Spec, load_spec
+from usam.spec import Override, Spec, SpecSource, load_spec
 from usam.types import Prompt
 from usam.weights import Source, locate, read
 
@@ -73,8 +73,8 @@ DOWNLOAD_OPTIONS = [
 
 
 def build_model(
-    spec: str | Path | Mapping[str, Any] | Spec,
-    *overrides: str | Mapping[str, Any],
+    spec: SpecSource,
+    *overrides: Override,
     weights: bool = True,
     **kwargs: Any,
 ) -> UsamForConditionalGeneration:
@@ -83,7 +83,8 @@ def build_model(
     Args:
         spec: a bundled name, a file, a saved model's folder, a dict or a Spec.
         overrides: patches such as `"encoders.mert=null"` or `"llm.lora.r=16"`.
-        weights: False builds the structure alone, with random weights; also under `torch.device("meta")`.
+        weights: False builds the structure alone, with random weights, also under `torch.device("meta")`; where the
+            tokenizer is not on this machine, it does without: the placeholder is then the first id past the table.
         kwargs: options of transformers' `from_pretrained`, such as `device_map`, `dtype`.
 
     Raises:
@@ -91,8 +92,7 @@ def build_model(
     """
     if weights and isinstance(spec, (str, Path)) and (Path(spec) / "config.json").is_file():
         return load(spec, *overrides, **kwargs)
-    checked = load_spec(spec, *overrides)
-    config = config_of(checked)
+    config = config_of(load_spec(spec, *overrides), weights)
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()
     dtypes = plan_dtypes(skeleton, base.tensors, (), _asked_dtype(kwargs))
@@ -114,20 +114,30 @@ def build_model(
     return model
 
 
-def processor_of(spec: Spec) -> UsamProcessor | None:
-    """The spec's processor; None when the spec names no tokenizer."""
-    llm = spec.llm
-    if getattr(llm, "path", "none") is None and getattr(llm, "tokenizer", None) is None:
+def processor_of(spec: Spec, weights: bool = True) -> UsamProcessor | None:
+    """The spec's processor; None when the spec names no tokenizer.
+
+    Args:
+        spec: what to build.
+        weights: False for a structure, which asks no hub and does without a tokenizer that is not at hand.
+    """
+    path = getattr(spec.llm, "tokenizer", None) or getattr(spec.llm, "path", "")
+    if path is None or not (weights or Path(path).expanduser().exists()):
         return None
-    return UsamProcessor.from_spec(spec)
+    try:
+        return UsamProcessor.from_spec(spec)
+    except ComponentError:
+        if weights:
+            raise
+        return None
 
 
-def config_of(spec: Spec) -> UsamConfig:
+def config_of(spec: Spec, weights: bool = True) -> UsamConfig:
     """The config of a spec, with the ids that the tokenizer decides: the placeholder, the end of an answer, padding."""
-    processor = processor_of(spec)
+    processor = processor_of(spec, weights)
     if processor is None:
         return UsamConfig.from_spec(spec)
-    config = UsamConfig.from_spec(spec, processor.audio_token_id)
+    config = UsamConfig.from_spec(spec, audio_token_id=processor.audio_token_id)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = list(dict.fromkeys(i for i in (*ends, *processor.end_ids) if i is not None))
     config.eos_token_id = ends[0] if len(ends) == 1 else ends
@@ -271,7 +281,7 @@ def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(
     path: str | Path,
-    *overrides: str | Mapping[str, Any],
+    *overrides: Override,
     config: UsamConfig | None = None,
     spec: Spec | None = None,
     revision: str | None = None,

@@ -18,7 +18,7 @@ from usam.config import AUDIO_TOKEN, resolve
 from usam.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.llm import build_llm
 from usam.registry import did_you_mean
-from usam.spec import Spec
+from usam.spec import Override, SpecSource, load_spec
 from usam.types import IGNORE
 
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
@@ -73,9 +73,14 @@ class UsamProcessor(ProcessorMixin):
             self.chat_template = tokenizer.chat_template
 
     @classmethod
-    def from_spec(cls, spec: Spec) -> UsamProcessor:
-        """The processor of a spec: needs its tokenizer, but no weights, and builds no encoder."""
-        spec = resolve(spec)
+    def from_spec(cls, spec: SpecSource, *overrides: Override) -> UsamProcessor:
+        """The processor of a spec: needs its tokenizer, but no weights, and builds no encoder.
+
+        Args:
+            spec: a bundled name, a file, a saved model's folder, a dict or a Spec.
+            overrides: patches such as `"encoders.mert=null"`.
+        """
+        spec = resolve(load_spec(spec, *overrides))
         return cls(
             UsamFeatureExtractor(spec.to_dict()),
             build_llm(spec.llm).tokenizer(),

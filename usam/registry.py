@@ -12,13 +12,19 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from usam.versions import suspects
 
 FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+TARGET = re.compile(r"[\w.]+(\s*:\s*[\w.]+)?(\s*\[.*\])?")
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -64,19 +70,149 @@ def discover(group: str) -> Iterator[Entry]:
                 __version__,
                 partial(importlib.import_module, f"{group}.{module.name}"),
             )
-    for point in _entry_points(group):
-        provider = point.dist.name if point.dist else point.value
-        yield Entry(point.name, provider, point.dist.version if point.dist else "", point.load, point.value)
+    for offer in _scan()[0]:
+        if offer.point.group == group:
+            yield Entry(offer.point.name, offer.package, offer.version, partial(_load, offer.point), offer.point.value)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An entry point, or a whole file of them, that can serve no spec: whose it is, what is wrong, how to mend it."""
+
+    package: str
+    version: str
+    what: str
+    cure: str
+    name: str = ""  # the component that cannot be had because of it; empty: all that the package offers
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}".strip() + f": {self.what}"
+
+
+def faults() -> list[Fault]:
+    """What installed packages declare wrongly, found without importing any of them."""
+    offers, unread = _scan()
+    return [*unread, *(fault for offer in offers for fault in _misdeclared(offer))]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    package: str
+    version: str
+    point: metadata.EntryPoint
 
 
 @cache
-def _entry_points(group: str) -> tuple[EntryPoint, ...]:
-    # importlib.metadata reads every distribution anew at each call: one scan a family is enough.
-    # An editable install can be found twice under one path: the same entry counts once.
-    found = {}
-    for point in entry_points(group=group):
-        found[point.dist.name if point.dist else "", point.name, point.value] = point
-    return tuple(found[key] for key in sorted(found))
+def _scan() -> tuple[list[_Offer], list[Fault]]:
+    """Every entry point in a group of usam's, or nearly, and every file of entry points that cannot be read.
+
+    One scan serves all families. importlib.metadata.entry_points() would raise for all packages where one
+    file is malformed, so each distribution is read for itself.
+    """
+    offers, unread = {}, {}
+    for distribution in metadata.distributions():
+        text = ""
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+            malformed = _malformed(text)
+        except Exception as error:  # most often not UTF-8
+            malformed = f"entry_points.txt cannot be read: {type(error).__name__}: {error}"
+        if malformed and not _shadowed(distribution, text):
+            package, version = _identity(distribution)
+            cure = f"pip install --force-reinstall {package}, or pip uninstall {package}"
+            unread[package] = Fault(package, version, malformed, cure)
+        elif not malformed and "usam" in text.lower() and not _shadowed(distribution, text):
+            package, version = _identity(distribution)
+            for point in distribution.entry_points:
+                if point.group.lower().startswith("usam"):
+                    # An editable install can be found twice under one path: the same entry counts once.
+                    offers[package, point.group, point.name, point.value] = _Offer(package, version, point)
+    return [offers[key] for key in sorted(offers)], [unread[key] for key in sorted(unread)]
+
+
+def _malformed(text: str) -> str | None:
+    group = ""
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("[") and line.endswith("]"):
+            group = line.strip("[]")
+        elif not group or line.startswith("[") or "=" not in line:
+            return f"entry_points.txt, line {number}: {line!r} is neither '[group]' nor 'name = module:Class' below one"
+    return None
+
+
+def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
+    try:
+        if name := distribution.metadata["Name"]:
+            return name, distribution.metadata["Version"] or ""
+    except Exception:  # METADATA is gone or broken
+        pass
+    folder = Path(str(getattr(distribution, "_path", "a package without a name")))  # name-version.dist-info
+    name, _, version = folder.stem.partition("-")
+    return name.replace("_", "-"), version
+
+
+def _shadowed(distribution: metadata.Distribution, text: str) -> bool:
+    """Whether another distribution of its name stands before it on the path: that one is imported, so it counts."""
+    try:
+        return metadata.distribution(distribution.metadata["Name"]).read_text("entry_points.txt") != text
+    except Exception:
+        return False
+
+
+def _misdeclared(offer: _Offer) -> Iterator[Fault]:
+    point = offer.point
+    if point.group not in FAMILIES:
+        close = [*difflib.get_close_matches(point.group.lower(), FAMILIES, n=1), "usam.<family>"][0]
+        cure = f'write [project.entry-points."{close}"] in its pyproject.toml and reinstall it'
+        hint = did_you_mean(point.group.lower(), FAMILIES)
+        what = f"'{point.name}' is in the group '{point.group}', which is no family of components; {hint}"
+        yield Fault(offer.package, offer.version, what, cure, point.name)
+    elif not NAME.fullmatch(point.name):
+        cure = "rename it in its pyproject.toml and reinstall it"
+        what = f"{point.group}: no spec can hold the name '{point.name}': lower case letters, digits and '_'"
+        yield Fault(offer.package, offer.version, what, cure, point.name)
+    elif not TARGET.fullmatch(point.value):
+        cure = "mend it in its pyproject.toml and reinstall it"
+        what = f"{point.group}: '{point.name} = {point.value}' is not 'name = module:Class'"
+        yield Fault(offer.package, offer.version, what, cure, point.name)
+
+
+def _load(point: metadata.EntryPoint) -> Any:
+    if not TARGET.fullmatch(point.value):
+        raise ImportError(f"its entry point '{point.value}' is not 'module:Class'")
+    return point.load()
+
+
+def skip_malformed_files() -> None:
+    """Let importlib.metadata, too, take a malformed entry_points.txt for an empty one, in this process.
+
+    For a program, not for a library: torch, Triton and pydantic read the entry points of all packages when they
+    are imported, and one malformed file, whoever's it is, makes `import torch` fail.
+    """
+    metadata.Distribution.entry_points = property(_entry_points_or_none)  # type: ignore[assignment, method-assign]
+
+
+_strict_entry_points: Any = metadata.Distribution.entry_points
+
+
+def _entry_points_or_none(distribution: metadata.Distribution) -> metadata.EntryPoints:
+    try:
+        return cast("metadata.EntryPoints", _strict_entry_points.fget(distribution))
+    except Exception:
+        return metadata.EntryPoints(())
+
+
+def why_not(group: str, name: str) -> str | None:
+    """Why a component does not load; None when it does."""
+    try:
+        importlib.import_module(group).registry.get(name)
+    except ComponentError as error:
+        return str(error)
+    except Exception as error:  # the family itself cannot be imported
+        return f"{group}: {type(error).__name__}: {error}"
+    return None
 
 
 class Registry(Generic[T]):
@@ -100,7 +236,7 @@ class Registry(Generic[T]):
     def refresh(self) -> None:
         """Look for installed components again, for example after `pip install` in a notebook."""
         importlib.invalidate_caches()
-        _entry_points.cache_clear()
+        _scan.cache_clear()
         self.__dict__.pop("_discovered", None)
         self._loaded.clear()
 
@@ -141,7 +277,8 @@ class Registry(Generic[T]):
             choices = " or ".join(f"'{entry}'" for entry in found)
             raise ComponentError(f"{self.group}: '{name}' is provided more than once: write {choices}")
         known = [str(e) for e in self.entries()] if provider else self.names()
-        raise ComponentError(f"{self.group}: no component '{name}'; {did_you_mean(name, known)}")
+        hints = [f"\n{fault} ({fault.cure})" for fault in faults() if fault.name in ("", bare)]
+        raise ComponentError(f"{self.group}: no component '{name}'; {did_you_mean(name, known)}{''.join(hints)}")
 
     def get(self, name: str) -> type[T]:
         """The class called `name`, imported now if it was not yet.
@@ -153,9 +290,12 @@ class Registry(Generic[T]):
             entry = self.find(name)
             try:
                 loaded = entry.load()
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin may well call sys.exit
                 raise ComponentError(
-                    f"{self.group}: '{entry.name}' of {_package(entry)} failed to load: {type(error).__name__}: {error}"
+                    f"{self.group}: '{entry.name}' of {_package(entry)} failed to load: "
+                    f"{type(error).__name__}: {error}{_versions(entry, error)}"
                 ) from error
             self._loaded[name] = self._checked(entry, loaded)
         return self._loaded[name]
@@ -193,6 +333,24 @@ def _itself(cls: Any) -> Any:
 
 def _package(entry: Entry) -> str:
     return f"{entry.provider} {entry.version}".strip()
+
+
+def skew(entry: Entry) -> str:
+    """The versions of a plugin and of usam, as ` (toy-package 2.3, usam 0.1.0; it asks for usam>=0.1)`."""
+    from usam import __version__
+
+    if entry.provider == "usam" or not entry.version:  # usam's own, or of this process
+        return ""
+    try:
+        needs = [need for need in metadata.requires(entry.provider) or [] if re.match(r"usam\s*(?![\w.-])", need)]
+    except Exception:  # it has no metadata of that name
+        needs = []
+    asks = f"; it asks for {needs[0]}" if needs else ""
+    return f" ({_package(entry)}, usam {__version__}{asks})"
+
+
+def _versions(entry: Entry, error: BaseException) -> str:
+    return "".join([skew(entry), *(f"\n{line}" for line in suspects(error))])
 
 
 def _describe(thing: Any) -> str:

@@ -7,10 +7,9 @@ overrides, and check every option against the component that takes it. Nothing i
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Union, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
@@ -18,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from usam.clock import N, rescale
 from usam.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
 from usam.patch import MAPS, SINGLES, merge, parse_override
-from usam.registry import ComponentError, did_you_mean
+from usam.registry import NAME, ComponentError, did_you_mean, skew
 
 if TYPE_CHECKING:
     from usam.encoders import Encoder
@@ -26,9 +25,11 @@ if TYPE_CHECKING:
     from usam.llm import LLM
     from usam.projectors import Projector
 
+SpecSource = Union[str, Path, Mapping[str, Any], "Spec"]  # a bundled name, a file, a saved folder, a dict, a Spec
+Override = str | Mapping[str, Any]  # "projector.0.stack=5", or a patch to merge
+
 VERSION = 1
 SPECS = Path(__file__).parent / "specs"
-NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Config(BaseModel):
@@ -70,17 +71,17 @@ def component_config(group: str, node: Any, path: KeyPath = (), places: Places |
         node = {"type": node}
     if not isinstance(node, Mapping):
         raise SpecError(f"{places.at(path)}expected a component ('name' or {{type: name, ...}}), found {node!r}")
+    registry = importlib.import_module(group).registry
     if not isinstance(node.get("type"), str):
-        registry = importlib.import_module(group).registry
         raise SpecError(f"{places.at(path)}say which one with 'type:'; known: {', '.join(registry.names())}")
     try:
-        cls = importlib.import_module(group).registry.get(node["type"]).Config
+        cls = registry.get(node["type"]).Config
     except ComponentError as error:
         raise ComponentError(f"{places.at((*path, 'type'), path)}{error}") from error
     try:
         return cls.model_validate(dict(node))
     except ValidationError as error:
-        raise SpecError(_explain(error, cls, path, places)) from error
+        raise SpecError(f"{_explain(error, cls, path, places)}{skew(registry.find(node['type']))}") from error
 
 
 class Spec(BaseModel):
@@ -192,11 +193,11 @@ class Spec(BaseModel):
         return frames, rate
 
 
-def load_spec(source: str | Path | Mapping[str, Any] | Spec, *overrides: str | Mapping[str, Any]) -> Spec:
+def load_spec(source: SpecSource, *overrides: Override) -> Spec:
     """Read a spec from a bundled name, a YAML file, a saved model's folder, a dict or another Spec.
 
     Args:
-        source: for example `"paper"`, `"my.yaml"`, `"runs/1"` or `{"encoders": ...}`.
+        source: for example `"paper"`, `"my.yaml"`, `"runs/1"`, `{"encoders": ...}`, or such a dict as text.
         overrides: patches, in order: `"projector.0.stack=5"`, `"llm.lora=null"`, or a dict to merge.
 
     Raises:
@@ -210,12 +211,14 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec, *overrides: str | M
     return Spec.from_tree(tree, places)
 
 
-def read(source: str | Path | Mapping[str, Any] | Spec) -> tuple[dict[str, Any], Places]:
+def read(source: SpecSource) -> tuple[dict[str, Any], Places]:
     """The merged tree of a spec and its bases, not yet checked against the components."""
     if isinstance(source, Spec):
         return source.to_dict(), Places()
     if isinstance(source, Mapping):
         return _with_base(dict(source), Places(), Path.cwd(), "", ())
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        return _read_text(source, "the spec given as text", Path.cwd(), ())
     return _read_file(find(source), ())
 
 
@@ -246,15 +249,19 @@ def _read_file(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Pla
     if file in above:
         chain = " -> ".join(str(f) for f in (*above[above.index(file) :], file))
         raise SpecError(f"{file}: 'base' leads back to itself: {chain}")
-    places = Places()
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{file}: not a page of YAML, which is UTF-8 text: {error}") from error
-    tree = parse_yaml(text, str(file), places)
+    return _read_text(text, str(file), file.parent, (*above, file))
+
+
+def _read_text(text: str, origin: str, folder: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], Places]:
+    places = Places()
+    tree = parse_yaml(text, origin, places)
     if not isinstance(tree, dict):
-        raise SpecError(f"{file}: a spec is a map of 'encoders', 'projector', 'llm' ...; found {tree!r}")
-    return _with_base(tree, places, file.parent, str(file), (*above, file))
+        raise SpecError(f"{origin}: a spec is a map of 'encoders', 'projector', 'llm' ...; found {tree!r}")
+    return _with_base(tree, places, folder, origin, above)
 
 
 def _with_base(
