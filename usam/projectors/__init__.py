@@ -11,7 +11,7 @@ from usam.clock import N
 from usam.component import Component, ComponentConfig, adapt, build, finish
 from usam.registry import ComponentError, Registry
 from usam.spec import Config
-from usam.types import Frames, Prompt
+from usam.types import Frames, Prompt, joined, named
 
 
 class Projector(Component):
@@ -56,24 +56,6 @@ class Projector(Component):
         )
 
 
-class Named(Mapping[str, Tensor]):
-    """By-products under longer names; none is read before it is asked for."""
-
-    def __init__(self, prefix: str, aux: Mapping[str, Tensor]) -> None:
-        self.prefix, self.aux = prefix, aux
-
-    def __getitem__(self, name: str) -> Tensor:
-        if not name.startswith(self.prefix):
-            raise KeyError(name)
-        return self.aux[name.removeprefix(self.prefix)]
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{self.prefix}{name}" for name in self.aux)
-
-    def __len__(self) -> int:
-        return len(self.aux)
-
-
 class Chain(nn.Module):
     """Stages in order; the last one gets the language model's width."""
 
@@ -96,7 +78,7 @@ class Chain(nn.Module):
         aux = [frames.aux]
         for i, stage in enumerate(self.stages):
             frames = stage(Frames(frames.x, frames.mask, frames.rate), prompt)
-            aux.append(Named(f"{i}.", frames.aux) if frames.aux else {})
+            aux.append(named(f"{i}.", frames.aux))
         return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
 
 
