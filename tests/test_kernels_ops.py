@@ -68,7 +68,14 @@ def test_forward_mode_is_refused_instead_of_zero(mixture):
             with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
                 mixture(*given)
     with pytest.raises(NotImplementedError, match=r"'logits' has a tangent: take torch.func.vjp"):
-        torch.func.jvp(lambda t: route(t).probs, (logits[0],), (logits[0],))
+        torch.func.jvp(lambda t: route(t, backend="torch").probs, (logits[0],), (logits[0],))
+
+
+def test_where_no_op_is_called_forward_mode_is_right():
+    logits = inputs(4)[1][0].double()
+    found = torch.func.jvp(lambda t: route(t).probs, (logits,), (logits,))[1]
+    expected = torch.func.jvp(lambda t: t.softmax(-1), (logits,), (logits,))[1]
+    torch.testing.assert_close(found, expected)
 
 
 def test_triton_reads_either_of_torchs_settings_of_tf32():

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from usam.kernels.backends import Backend, demand_triton, runs_triton
-from usam.kernels.dense import ACTIVATIONS, Dense, dense_experts, merged_experts, merging_pays
+from usam.kernels.dense import (
+    ACTIVATIONS,
+    Dense,
+    dense_experts,
+    merged_experts,
+    merging_pays,
+    plain_experts,
+    plain_pays,
+)
 from usam.kernels.routing import Placement, Routes, place, route
 from usam.kernels.sparse import sparse_experts
 
@@ -104,11 +111,14 @@ def _moe(
         e, kernels = experts, name == "triton"
         weights = e.up, e.up_bias, e.down, e.down_bias
         dense = Dense(flat, routes.probs, *weights, real, e.activation, share, kernels)
-        y = merged_experts(dense) if backend != "triton" and merging_pays(dense) else dense_experts(dense)
+        if backend != "triton" and merging_pays(dense):
+            y = merged_experts(dense)
+        else:
+            y = (plain_experts if backend == "auto" and plain_pays(dense) else dense_experts)(dense)
     else:
         gates, placement = _spread(routes, mask, share, logits.shape[-1])
         y = sparse_experts(flat, gates, placement, experts, name)
-    return rearrange(y, "(b t) o -> b t o", b=samples, t=time), routes
+    return y.unflatten(0, (samples, time)), routes
 
 
 def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tuple[Tensor, Placement]:

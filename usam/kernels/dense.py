@@ -23,6 +23,7 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # gradient, pre-activ
     "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
     "silu": torch.ops.aten.silu_backward,
 }
+LITTLE = 2**20  # hidden units
 MERGING = 16  # joining one matrix, which waits for memory, takes as long as multiplying so many rows by it
 
 
@@ -48,6 +49,31 @@ def dense_experts(experts: Dense) -> Tensor:
     e = experts
     save = trains(e.x, e.gates, e.up, e.up_bias, e.down, e.down_bias)
     return DENSE(replace(e, save=save))[0]
+
+
+def plain_experts(experts: Dense) -> Tensor:
+    """The same by torch's own operations; autograd keeps three times as much of the hidden units."""
+    e = experts
+    if e.up is None:
+        hidden = _stacked(e)
+    else:
+        w = e.up.flatten(0, 1).mT
+        pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
+        hidden = ACTIVATIONS[e.activation](pre).view(e.gates.shape[0], e.rows, e.gates.shape[1], -1)
+        hidden = (hidden * e.gates.to(pre.dtype)[:, None, :, None]).view(pre.shape)
+    y = hidden @ e.down.flatten(0, 1)
+    if e.down_bias is not None and e.rows == 1:
+        y = torch.addmm(y, e.gates.to(y.dtype), e.down_bias)
+    elif e.down_bias is not None:
+        added = (e.gates @ e.down_bias.to(e.gates.dtype)).to(y.dtype)[:, None]
+        y = (y.view(e.gates.shape[0], e.rows, -1) + added).view(y.shape)
+    return y if e.mask is None else y.masked_fill(~e.mask.unsqueeze(-1), 0)
+
+
+def plain_pays(experts: Dense) -> bool:
+    """Whether there is so little to do, on a CPU, that calling an op takes longer, and memory does not matter."""
+    width = experts.down.shape[0] * experts.down.shape[1]
+    return not experts.x.is_cuda and experts.x.shape[0] * width <= LITTLE
 
 
 def merged_experts(experts: Dense) -> Tensor:

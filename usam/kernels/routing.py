@@ -62,7 +62,9 @@ def route(
         demand_triton(logits)
     # Also beside torch's grouped products, which have no say in it.
     kernels = backend != "torch" and runs_triton(logits) and (logits.is_cuda or backend == "triton")
-    gates, experts, probs, z, src, dst, offs = ROUTE(Route(logits, mask, top_k or 0, renormalize, kernels))
+    taken = Route(logits, mask, top_k or 0, renormalize, kernels)
+    # On a CPU torch's own operations take less time than one call of an op.
+    gates, experts, probs, z, src, dst, offs = (ROUTE if logits.is_cuda or backend != "auto" else _compute)(taken)
     if top_k is None:
         return Routes(probs, experts, probs, z)
     return Routes(gates, experts, probs, z, Placement(src, dst, offs))
@@ -103,23 +105,36 @@ def _compute(r: Route) -> tuple[Tensor, ...]:
         return _routing.route(r)
     rows, count = r.logits.shape
     logits = r.logits.to(wide(r.logits))
-    mask = torch.ones(rows, dtype=torch.bool, device=logits.device) if r.mask is None else r.mask
-    masked = ~mask.unsqueeze(-1)
-    logits = logits.masked_fill(masked, 0)
-    z = logits.logsumexp(-1).masked_fill(~mask, 0)
-    probs = logits.softmax(-1).masked_fill(masked, 0)
+    masked = None if r.mask is None else ~r.mask.unsqueeze(-1)
+    if masked is not None:
+        logits = logits.masked_fill(masked, 0)
+    z, probs = logits.logsumexp(-1), logits.softmax(-1)
+    if masked is not None:
+        z, probs = z.masked_fill(masked.squeeze(-1), 0), probs.masked_fill(masked, 0)
     if not r.top_k:
-        experts = torch.arange(count, dtype=torch.int32, device=logits.device).masked_fill(masked, count)
+        experts = torch.arange(count, dtype=torch.int32, device=logits.device).repeat(rows, 1)
+        experts = experts if masked is None else experts.masked_fill_(masked, count)
         return probs.new_empty(0), experts, probs, z, *(experts.new_empty(0) for _ in range(3))
-    # A stable sort gives ties to the lowest index; topk does not promise that.
-    order = logits.masked_fill(logits.isnan(), torch.inf).sort(dim=-1, descending=True, stable=True).indices
-    order = order[:, : r.top_k]
+    order = _best(logits.detach(), r.top_k)
     gates = probs.gather(-1, order)
     if r.renormalize:
-        gates = gates / gates.sum(-1, keepdim=True).masked_fill(masked, 1)
-    experts = order.int().masked_fill(masked, count)
+        total = gates.sum(-1, keepdim=True)
+        gates = gates / (total if masked is None else total.masked_fill(masked, 1))
+    experts = order.int() if masked is None else order.int().masked_fill_(masked, count)
     placement = place(experts, count)
     return gates, experts, probs, z, placement.src, placement.dst, placement.offs
+
+
+def _best(logits: Tensor, top_k: int) -> Tensor:
+    """The largest of each row in order, ties to the lowest index, which topk does not promise; NaN ranks first."""
+    key = logits.masked_fill(logits.isnan(), torch.inf)
+    if top_k > 2:
+        return key.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    key = key.clamp_min(torch.finfo(key.dtype).min)  # what was chosen ranks last
+    first = key.argmax(-1, keepdim=True)
+    if top_k == 1:
+        return first
+    return torch.cat([first, key.scatter(-1, first, -torch.inf).argmax(-1, keepdim=True)], -1)
 
 
 def _shapes(r: Route) -> tuple[Tensor, ...]:

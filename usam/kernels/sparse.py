@@ -104,18 +104,18 @@ def _compute(s: Sparse) -> tuple[Tensor, Tensor]:
         return _sparse.forward(s)
     groups = GROUPS[backend](s.offs, s.src.shape[0])
     gate, token = _sorted(s)
-    rows = s.x[token]
+    rows = s.x.index_select(0, token)
     pre = s.x.new_empty(0)
     if s.up is None:
         hidden = rows.to(gate.dtype)
     else:
         pre = groups.product(rows, s.up.mT)
         if s.up_bias is not None:
-            pre = pre + s.up_bias[groups.expert]
+            pre += s.up_bias.index_select(0, groups.expert)
         hidden = ACTIVATIONS[s.activation](pre.to(gate.dtype))
     y = groups.product((gate * hidden).to(s.x.dtype), s.down)
     if s.down_bias is not None:
-        y = y + gate * s.down_bias[groups.expert]
+        y = y + gate * s.down_bias.index_select(0, groups.expert)
     return _combine(y, s).to(s.x.dtype), pre if s.save else s.x.new_empty(0)
 
 
@@ -160,7 +160,7 @@ def _gradients(s: Sparse, kept: Sequence[Tensor], grads: Sequence[Tensor | None]
         return _sparse.backward(s, dy, pre, needs)
     groups = GROUPS[backend](s.offs, s.src.shape[0])
     gate, token = _sorted(s)
-    rows, dy = s.x[token], dy[token]
+    rows, dy = s.x.index_select(0, token), dy.index_select(0, token)
     dhidden = groups.product(dy, s.down.mT).to(gate.dtype)
     if s.up is None:
         hidden = rows.to(gate.dtype)
@@ -171,7 +171,7 @@ def _gradients(s: Sparse, kept: Sequence[Tensor], grads: Sequence[Tensor | None]
         dh = SLOPES[s.activation](gate * dhidden, wide)
     dgate = (dhidden * hidden).sum(-1, keepdim=True)
     if s.down_bias is not None:
-        dgate = dgate + (dy * s.down_bias[groups.expert]).to(gate.dtype).sum(-1, keepdim=True)
+        dgate = dgate + (dy * s.down_bias.index_select(0, groups.expert)).to(gate.dtype).sum(-1, keepdim=True)
     found = {"gates": _spread(dgate, s.dst).view_as(s.gates).to(s.gates.dtype)}
     narrow = dh.to(s.x.dtype)
     if "x" in needs:
@@ -209,7 +209,7 @@ def _sorted(s: Sparse) -> tuple[Tensor, Tensor]:
 def _spread(y: Tensor, dst: Tensor) -> Tensor:
     """Sorted rows back at their slots; zeros in slots without a row."""
     dst = dst.unsqueeze(-1)
-    return y[dst.clamp(min=0).flatten()].masked_fill(dst < 0, 0)
+    return y.index_select(0, dst.clamp(min=0).flatten()).masked_fill_(dst < 0, 0)
 
 
 def _combine(y: Tensor, s: Sparse) -> Tensor:
