@@ -58,6 +58,7 @@ test-newest test-lowest: test-%: $(STAMP)  ## The fast tests with the newest, or
 	$(ENVS)/$*/bin/$(PIP) install --quiet --no-deps --editable .
 	$(ENVS)/$*/bin/python $(PYTEST) -m "not slow"
 	$(ENVS)/$*/bin/python tests/versions.py record $*
+	$(ENVS)/$*/bin/python tests/versions.py table
 
 test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdist's tests, outside the repository
 	rm -rf $(WHEEL) dist

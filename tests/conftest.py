@@ -1,6 +1,8 @@
 """Tiny checkpoints in their original formats, written once a run: nothing is fetched from a network."""
 
+import logging
 import os
+import re
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,11 +24,43 @@ from transformers import (
     Qwen3ForCausalLM,
     WhisperConfig,
     WhisperForConditionalGeneration,
+    __version__,
 )
 from transformers.utils.logging import disable_progress_bar
 
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other longer than they work
 disable_progress_bar()
+
+
+def needs_transformers(minor, why):
+    """Skips a test where transformers itself is too old for what it is about."""
+    return pytest.mark.skipif(int(__version__.split(".")[1]) < minor, reason=f"transformers before 5.{minor}: {why}")
+
+
+class Deprecations(logging.Handler):
+    """What transformers logs of names that it will remove."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.found = []
+
+    def emit(self, record):
+        if re.search("deprecated|will be removed", message := record.getMessage()):
+            self.found.append(message)
+
+
+deprecations = Deprecations()
+logging.getLogger("transformers").addHandler(deprecations)
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated_is_used():
+    """Names that transformers will remove are used by no test, and so by no code that is tested."""
+    yield
+    found = list(deprecations.found)
+    deprecations.found.clear()
+    assert not found
+
 
 TEXT = ["Transcribe this audio in English.", "What do you hear? A dog barks, then a door closes.", "ok\n---\n42"]
 CHATML = (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import noise, nudge
+from conftest import needs_transformers, noise, nudge
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
@@ -192,6 +192,7 @@ def test_a_resized_head_keeps_its_scale(speech, llama):
 # Pipelines
 
 
+@needs_transformers(23, "its pipeline wants librosa")
 @pytest.mark.parametrize("objects", [True, False])
 def test_a_pipeline_answers_as_generate_does(objects, model, processor, folder):
     if objects:

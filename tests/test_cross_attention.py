@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 import toys  # noqa: F401
-from conftest import noise, nudge
+from conftest import needs_transformers, noise, nudge
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from transformers.generation import CompileConfig
@@ -410,6 +410,7 @@ def same(found, expected):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@needs_transformers(23, "it recomputes a layer's hooks, and the model says so")
 @pytest.mark.parametrize("frozen", ["none", "all"], ids=["projector trains", "projector frozen"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(reentrant, frozen, spec, processor):

@@ -1,7 +1,12 @@
 """Saving, loading and exporting: what comes back is what was saved, and what does not fit is named."""
 
+import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from usam import (
     ComponentError,
     SpecError,
+    UsamConfig,
     UsamForConditionalGeneration,
     UsamProcessor,
     build_model,
@@ -396,3 +402,58 @@ def test_building_a_saved_folder_takes_its_weights(tmp_path):
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     assert again.losses["cross_entropy"].config.weight == 0.5
     assert not torch.equal(build_model(tmp_path, weights=False).lm_head.weight, model.lm_head.weight)
+
+
+# Structures, and what a spec may be given as
+
+
+@pytest.mark.parametrize("injection", ["prefix", "cross_attention"])
+def test_a_structure_needs_no_tokenizer_when_the_spec_holds_the_architecture(speech, injection, tmp_path):
+    spec = load_spec(speech, f"llm.injection={injection}")
+    with torch.device("meta"):
+        whole = build_model(spec, weights=False)
+    nowhere = copy.deepcopy(UsamConfig.from_spec(spec).spec)  # with every architecture
+    nowhere["llm"]["path"] = nowhere["encoders"]["whisper"]["path"] = "nobody/nothing"  # no folder; a hub is not asked
+    code = f"""
+import json, torch, usam
+def refuse(*args, **kwargs):
+    raise AssertionError("a network was asked")
+import socket
+socket.socket.connect = socket.getaddrinfo = refuse
+with torch.device("meta"):
+    model = usam.build_model(json.loads({json.dumps(nowhere)!r}), weights=False)
+assert {{t.device.type for t in model.state_dict().values()}} == {{"meta"}}
+print(json.dumps({{name: list(p.shape) for name, p in model.named_parameters()}}))
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {name: list(p.shape) for name, p in whole.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["paper", "salmonn", "whisper_beats_mert"])
+def test_a_published_structure_is_built_offline(name):
+    with torch.device("meta"):
+        model = build_model(name, weights=False)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_spec_may_be_a_name_a_file_a_folder_a_dict_a_text_or_a_spec(tmp_path, monkeypatch):
+    model = build_model("tiny", "llm.dim=16", "llm.heads=2")
+    model.save_pretrained(tmp_path / "saved")
+    tree = model.config.parsed.to_dict()
+    (tmp_path / "mine.yaml").write_text(model.config.parsed.to_yaml())
+    monkeypatch.chdir(tmp_path)
+    for given in ["mine.yaml", Path("mine.yaml"), "saved", tree, json.dumps(tree), model.config.parsed]:
+        patch = "projector.0.stack=5"
+        assert load_spec(given, patch).projector[0].stack == 5
+        assert build_model(given, patch, weights=False).config.parsed.projector[0].stack == 5
+        assert UsamConfig.from_spec(given, patch).parsed.projector[0].stack == 5
+        one_second = UsamProcessor.from_spec(given, patch).feature_extractor.placeholders(16000)
+        assert one_second == load_spec(given, patch).audio_tokens(16000)
+    assert UsamProcessor.from_spec("tiny").audio_token_id == UsamProcessor.from_spec(load_spec("tiny")).audio_token_id
+
+
+def test_a_spec_given_as_text_names_its_fault():
+    with pytest.raises(SpecError, match="the spec given as text:1: encoders"):
+        load_spec("{encoders: {whisper: {pth: x}}, projector: [linear], llm: tiny}")

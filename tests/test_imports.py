@@ -18,6 +18,7 @@ FAMILIES = ("encoders", "fusions", "projectors", "losses", "llm")
 
 # A module imports from its own row and from the rows above it.
 ORDER = [
+    ["usam.auto"],
     ["usam.__init__"],
     ["usam.types", "usam.registry", "usam.clock", "usam.audio", "usam.page", "usam.versions", "usam.compat"],
     ["usam.patch"],

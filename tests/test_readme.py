@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from importlib import metadata
 from pathlib import Path
 
 import readme
@@ -38,3 +39,17 @@ def test_the_notebook_component_runs_and_keeps_every_promise(monkeypatch):
 
 def test_generated_parts_are_up_to_date():
     assert readme.written(TEXT) == TEXT, "run `make readme`"
+
+
+def test_a_package_index_shows_no_link_into_the_repository():
+    text = metadata.metadata("usam").get_payload()  # the description, as the package was built
+    assert text.startswith("# usam")
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == []
+    assert "docs/architecture.md" in text  # its name is still there to be read
+
+
+def test_links_into_the_repository_lead_somewhere():
+    root = Path(__file__).parents[1]
+    links = re.findall(r"\]\((?!https?:|#)([^)]*)\)", TEXT)
+    assert links
+    assert [link for link in links if not (root / link).exists()] == []

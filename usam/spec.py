@@ -183,8 +183,8 @@ class Spec(BaseModel):
     def audio_length(self, samples: N) -> tuple[N, float]:
         """Tokens of a clip, and tokens per second."""
         streams = {}
-        for name, config in sorted(self.encoders.items()):
-            encoder = cast("Encoder.Config", config)
+        for name in sorted(self.encoders):  # of the names alone: torch 2.11 does not trace a sort of pairs
+            encoder = cast("Encoder.Config", self.encoders[name])
             heard = encoder.length(rescale(samples, self.sample_rate, encoder.sample_rate))
             streams[name] = (heard, encoder.rate)
         frames, rate = cast("Fusion.Config", self.fusion).length(streams, samples, self.sample_rate)
