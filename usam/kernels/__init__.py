@@ -108,9 +108,8 @@ def _moe(
     flat = x.flatten(0, 1)
     share = time if shared else 1
     if top_k is None:
-        e, kernels = experts, name == "triton"
-        weights = e.up, e.up_bias, e.down, e.down_bias
-        dense = Dense(flat, routes.probs, *weights, real, e.activation, share, kernels)
+        weights = experts.up, experts.up_bias, experts.down, experts.down_bias
+        dense = Dense(flat, routes.probs, *weights, real, experts.activation, share, name == "triton")
         if backend != "triton" and merging_pays(dense):
             y = merged_experts(dense)
         else:
@@ -118,7 +117,7 @@ def _moe(
     else:
         gates, placement = _spread(routes, mask, share, logits.shape[-1])
         y = sparse_experts(flat, gates, placement, experts, name)
-    return y.unflatten(0, (samples, time)), routes
+    return y.view(samples, time, y.shape[-1]), routes
 
 
 def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tuple[Tensor, Placement]:
@@ -133,10 +132,9 @@ def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tupl
 
 
 def _cast(experts: Experts, dtype: torch.dtype) -> Experts:
-    down_bias, up, up_bias = (
-        None if t is None else t.to(dtype) for t in (experts.down_bias, experts.up, experts.up_bias)
-    )
-    return Experts(experts.down.to(dtype), down_bias, up, up_bias, experts.activation)
+    e = experts
+    down_bias, up, up_bias = (None if t is None else t.to(dtype) for t in (e.down_bias, e.up, e.up_bias))
+    return Experts(e.down.to(dtype), down_bias, up, up_bias, e.activation)
 
 
 def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Backend:

@@ -80,20 +80,20 @@ def gate_act(pre: Tensor, e: Dense, out: Tensor | None) -> Tensor:
 
 
 def gate_act_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Tensor, Tensor]:
-    """d_pre (written over d_hidden), gated activations, and d_gates (row / rows, expert)."""
+    """d_pre (written over d_hidden), gated activations, and the gradient of each row's gates (row, expert)."""
     count = e.gates.shape[1]
     grid = _grid(pre, count)
     hidden = torch.empty_like(pre)
     # Rows keep their parts apart, and one sum of fixed order joins them: no atomics.
-    parts = e.gates.new_empty(e.gates.shape[0], e.rows, count, grid[1] // count)
+    parts = e.gates.new_empty(pre.shape[0], count, grid[1] // count)
     if parts.numel() == 0:
-        return d_hidden, hidden, torch.zeros_like(e.gates)
+        return d_hidden, hidden, e.gates.new_zeros(pre.shape[0], count)
     with launch(pre):
         gate_act_backward_kernel[grid](
             d_hidden, pre, e.gates.contiguous(), _mask(e), d_hidden, hidden, parts, pre.shape[0], e.rows,
             pre.shape[1] // count, E=count, ACTIVATION=e.activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
         )  # fmt: skip
-    return d_hidden, hidden, parts.sum((1, 3))
+    return d_hidden, hidden, parts.sum(-1)
 
 
 def _mask(e: Dense) -> Tensor | None:

@@ -15,19 +15,21 @@ import triton.language as tl
 from torch import Tensor
 
 from usam.kernels._triton import launch, span, wide
-from usam.kernels.routing import SORTED, Route, place
-from usam.kernels.routing import wide as _wide
+from usam.kernels.routing import SORTED, Route, dtype_of, place
 
 TILE = 2048  # elements (rows times experts) a program looks at
 BACKWARD = 2  # the gradient looks at so many times fewer rows: more numbers of each are at hand at once
 
 
-@triton.jit
-def _choose(
-    logits, mask, gates, experts, probs, z, rows, N, row_stride, expert_stride, mask_stride,
-    E: tl.constexpr, K: tl.constexpr, EP: tl.constexpr, KP: tl.constexpr, RENORMALIZE: tl.constexpr, WIDE: tl.constexpr,
+@triton.jit(do_not_specialize=["N"])
+def route_forward(
+    logits, mask, gates, experts, probs, z, counts, N, row_stride, expert_stride, mask_stride,
+    E: tl.constexpr, K: tl.constexpr, EP: tl.constexpr, KP: tl.constexpr, RENORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Softmax and choices of a tile of rows, stored; returns who chose whom."""
+    """Softmax and choices of a tile of rows, and how many of them chose each expert."""
+    tile = tl.program_id(0).to(tl.int64)
+    rows = span(tile * ROWS, ROWS)
     cols = tl.arange(0, EP)
     inside = rows < N
     real = inside
@@ -48,7 +50,6 @@ def _choose(
     if K == 0:
         picks = tl.where(at, cols[None, :], E)
         tl.store(experts + rows[:, None] * E + cols[None, :], picks, mask=inside[:, None] & (cols < E)[None, :])
-        chosen = at
     else:
         ks = tl.arange(0, KP)
         key = tl.where(x != x, float("inf"), x)  # NaN ranks first, as it does in torch's sort
@@ -69,32 +70,6 @@ def _choose(
         tl.store(gates + rows[:, None] * K + ks[None, :], weights, mask=there)
         tl.store(experts + rows[:, None] * K + ks[None, :], picks, mask=there)
         chosen = at & (free == 0)
-    return chosen
-
-
-@triton.jit
-def _rank(choice, base, E: tl.constexpr, EP: tl.constexpr):
-    """Sorted positions of slots that come after `base` others of each expert, and the new base."""
-    cols = tl.arange(0, EP)
-    hot = ((choice[:, None] == cols[None, :]) & (cols < E)[None, :]).to(tl.int32)
-    before = tl.cumsum(hot, 0) - hot + base[None, :]
-    return tl.where(choice < E, tl.sum(hot * before, 1), -1), base + tl.sum(hot, 0)
-
-
-@triton.jit(do_not_specialize=["N"])
-def route_forward(
-    logits, mask, gates, experts, probs, z, counts, N, row_stride, expert_stride, mask_stride,
-    E: tl.constexpr, K: tl.constexpr, EP: tl.constexpr, KP: tl.constexpr, RENORMALIZE: tl.constexpr,
-    ROWS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Routes a tile of rows, and counts its choices of each expert."""
-    tile = tl.program_id(0).to(tl.int64)
-    chosen = _choose(
-        logits, mask, gates, experts, probs, z, span(tile * ROWS, ROWS), N, row_stride, expert_stride, mask_stride,
-        E, K, EP, KP, RENORMALIZE, WIDE,
-    )  # fmt: skip
-    cols = tl.arange(0, EP)
-    if K > 0:
         tl.store(counts + tile * E + cols, tl.sum(chosen.to(tl.int32), 0), mask=cols < E)
 
 
@@ -113,7 +88,10 @@ def route_place(
         slots = tile * SPAN + steps
         there = (steps < SPAN) & (slots < SLOTS)
         choice = tl.load(experts + slots, mask=there, other=E)
-        position, base = _rank(choice, base, E, EP)
+        hot = ((choice[:, None] == cols[None, :]) & (cols < E)[None, :]).to(tl.int32)
+        before = tl.cumsum(hot, 0) - hot + base[None, :]
+        position = tl.where(choice < E, tl.sum(hot * before, 1), -1)
+        base += tl.sum(hot, 0)
         tl.store(dst + slots, position, mask=there)
         tl.store(src + position, slots.to(tl.int32), mask=there & (position >= 0))
         tl.store(src + slots, -1, mask=there & (slots >= every))
@@ -180,7 +158,7 @@ def _span(count: int, top_k: int) -> dict[str, int]:
 def route(r: Route) -> tuple[Tensor, ...]:
     """What the op `usam::route` returns."""
     rows, count = r.logits.shape
-    dtype = _wide(r.logits)
+    dtype = dtype_of(r.logits)
     real, whole = (partial(r.logits.new_empty, dtype=t) for t in (dtype, torch.int32))
     gates = real((rows, r.top_k) if r.top_k else 0)
     experts, probs, z = whole((rows, r.top_k or count)), real((rows, count)), real(rows)

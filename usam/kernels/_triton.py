@@ -6,8 +6,7 @@ kernel: `import usam.kernels` costs no Triton.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -19,27 +18,16 @@ from triton.runtime.jit import JITFunction
 INTERPRET = not isinstance(tl.softmax, JITFunction)
 
 
-@contextmanager
-def launch(tensor: Tensor) -> Iterator[None]:
+def launch(tensor: Tensor) -> AbstractContextManager[object]:
     """Kernels started inside run on this tensor's device."""
-    if tensor.is_cuda and not INTERPRET:
-        with torch.cuda.device(tensor.device):
-            yield
-    elif INTERPRET:
-        yield
-    else:
+    if INTERPRET:
+        return nullcontext()
+    if not tensor.is_cuda:
         raise RuntimeError(
             f"Triton cannot run a kernel on {tensor.device}: move the tensors to a GPU, write backend='torch', or, to "
             "test on a CPU, set TRITON_INTERPRET=1 before Triton is first imported."
         )
-
-
-TYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
+    return torch.cuda.device(tensor.device)
 
 
 def wide(dtype: torch.dtype) -> tl.dtype:
@@ -49,7 +37,7 @@ def wide(dtype: torch.dtype) -> tl.dtype:
 
 def operand(dtype: torch.dtype) -> tl.dtype:
     """What both operands of `tl.dot` are cast to: their own type, but the interpreter's dot reads bf16 as integers."""
-    return tl.float32 if INTERPRET and dtype in (torch.bfloat16, torch.float16) else TYPES[dtype]
+    return tl.float32 if INTERPRET and dtype.itemsize == 2 else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -50,16 +50,10 @@ def fastest(key: Hashable, candidates: Mapping[str, Callable[[], object]], devic
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     found = []
-    for i in range(WARM_UP + REPEATS):
-        _wait(device)
+    for _ in range(WARM_UP + REPEATS):
         start = time.perf_counter()
         run()
-        _wait(device)
-        if i >= WARM_UP:
-            found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[WARM_UP:])

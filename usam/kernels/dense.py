@@ -53,21 +53,7 @@ def dense_experts(experts: Dense) -> Tensor:
 
 def plain_experts(experts: Dense) -> Tensor:
     """The same by torch's own operations; autograd keeps three times as much of the hidden units."""
-    e = experts
-    if e.up is None:
-        hidden = _stacked(e)
-    else:
-        w = e.up.flatten(0, 1).mT
-        pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
-        hidden = ACTIVATIONS[e.activation](pre).view(e.gates.shape[0], e.rows, e.gates.shape[1], -1)
-        hidden = (hidden * e.gates.to(pre.dtype)[:, None, :, None]).view(pre.shape)
-    y = hidden @ e.down.flatten(0, 1)
-    if e.down_bias is not None and e.rows == 1:
-        y = torch.addmm(y, e.gates.to(y.dtype), e.down_bias)
-    elif e.down_bias is not None:
-        added = (e.gates @ e.down_bias.to(e.gates.dtype)).to(y.dtype)[:, None]
-        y = (y.view(e.gates.shape[0], e.rows, -1) + added).view(y.shape)
-    return y if e.mask is None else y.masked_fill(~e.mask.unsqueeze(-1), 0)
+    return _compute(experts)[0]
 
 
 def plain_pays(experts: Dense) -> bool:
@@ -105,7 +91,7 @@ def _compute(e: Dense) -> tuple[Tensor, Tensor]:
         hidden = _gate(pre, e)
     y = hidden @ e.down.flatten(0, 1)
     if e.down_bias is not None:
-        add_bias(y, e.gates, e.down_bias, e.mask, e.rows)
+        y.addmm_(_scale(e).to(y.dtype), e.down_bias)
     return y, pre if e.save else pre.new_empty(0)
 
 
@@ -114,10 +100,15 @@ def _shapes(e: Dense) -> tuple[Tensor, Tensor]:
     return e.x.new_empty(e.x.shape[0], e.down.shape[-1]), e.x.new_empty(size)
 
 
+def _scale(e: Dense) -> Tensor:
+    """What each expert counts for each row, (row, expert): 0 where the row is masked."""
+    shared = e.gates.unsqueeze(1).expand(-1, e.rows, -1).flatten(0, 1)
+    return shared if e.mask is None or e.rows == 1 else shared * e.mask.unsqueeze(-1)  # a row's own gates are 0 then
+
+
 def _stacked(e: Dense) -> Tensor:
     """x once for each expert, scaled by its gate: (row, expert * in)."""
-    apart = rearrange(e.x, "(g r) d -> g r 1 d", g=e.gates.shape[0], r=e.rows)
-    return rearrange(apart * e.gates.to(e.x.dtype)[:, None, :, None], "g r e d -> (g r) (e d)")
+    return (e.x.unsqueeze(1) * _scale(e).to(e.x.dtype).unsqueeze(-1)).flatten(1)
 
 
 def _gate(pre: Tensor, e: Dense) -> Tensor:
@@ -126,35 +117,14 @@ def _gate(pre: Tensor, e: Dense) -> Tensor:
         from usam.kernels import _dense
 
         return _dense.gate_act(pre, e, None if e.save else pre)
-    hidden = ACTIVATIONS[e.activation](pre)
-    by_gate(hidden, e.gates, e.rows).mul_(e.gates.to(pre.dtype)[:, None, :, None])
-    return hidden if e.mask is None else hidden.masked_fill_(~e.mask.unsqueeze(-1), 0)
+    hidden = by_expert(ACTIVATIONS[e.activation](pre), e)
+    scale = _scale(e).to(pre.dtype).unsqueeze(-1)
+    return (hidden * scale if trains(hidden, scale) else hidden.mul_(scale)).flatten(1)
 
 
-def by_gate(hidden: Tensor, gates: Tensor, rows: int) -> Tensor:
-    """A view (gate row, row, expert, hidden): gates are never repeated for the rows that share them."""
-    return rearrange(hidden, "(g r) (e h) -> g r e h", g=gates.shape[0], r=rows, e=gates.shape[1])
-
-
-def add_bias(y: Tensor, gates: Tensor, bias: Tensor, mask: Tensor | None, rows: int) -> None:
-    """Adds each row's gated sum of the experts' biases (expert, out) in place."""
-    if rows == 1:  # gates are 0 where a row is masked
-        y.addmm_(gates.to(y.dtype), bias)
-        return
-    added = (gates @ bias.to(gates.dtype)).to(y.dtype)[:, None]
-    shared = rearrange(y, "(g r) o -> g r o", g=gates.shape[0], r=rows)
-    if mask is None:
-        shared += added
-    else:
-        shared.addcmul_(rearrange(mask, "(g r) -> g r 1", g=gates.shape[0], r=rows).to(y.dtype), added)
-
-
-def bias_backward(grad: Tensor, gates: Tensor, bias: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates and the biases in `add_bias`."""
-    if rows == 1:
-        return (grad @ bias.mT).to(gates.dtype), gates.to(grad.dtype).mT @ grad
-    total = rearrange(grad, "(g r) o -> g r o", g=gates.shape[0], r=rows).sum(1, dtype=gates.dtype)
-    return total @ bias.to(gates.dtype).mT, (gates.mT @ total).to(bias.dtype)
+def by_expert(hidden: Tensor, e: Dense) -> Tensor:
+    """A view (row, expert, hidden)."""
+    return hidden.view(hidden.shape[0], e.gates.shape[1], hidden.shape[1] // e.gates.shape[1])
 
 
 def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needs: Found) -> Found:
@@ -163,16 +133,20 @@ def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None],
     if e.mask is not None:
         grad = grad.masked_fill(~e.mask.unsqueeze(-1), 0)
     d_hidden = grad @ e.down.flatten(0, 1).mT
+    found: Found = {}
     if e.up is None:
-        found, hidden = _linear_backward(d_hidden, e), _stacked(e)
+        # in is the narrow side: each expert's gradient of it is small beside the outputs.
+        apart = by_expert(d_hidden, e)
+        d_scale = torch.einsum("r e d, r d -> r e", apart, e.x).to(e.gates.dtype)
+        found["x"] = torch.einsum("r e d, r e -> r d", apart, _scale(e).to(e.x.dtype))
+        hidden = _stacked(e)
     else:
         if e.kernels:
             from usam.kernels import _dense
 
-            d_pre, hidden, d_gates = _dense.gate_act_backward(d_hidden, pre, e)
+            d_pre, hidden, d_scale = _dense.gate_act_backward(d_hidden, pre, e)
         else:
-            d_pre, hidden, d_gates = _gate_backward(d_hidden, pre, e)
-        found = {"gates": d_gates}
+            d_pre, hidden, d_scale = _gate_backward(d_hidden, pre, e)
         if "x" in needs:
             found["x"] = d_pre @ e.up.flatten(0, 1)
         if "up" in needs:
@@ -181,31 +155,24 @@ def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None],
             found["up_bias"] = d_pre.sum(0).view(needs["up_bias"].shape)
     if "down" in needs:
         found["down"] = (hidden.mT @ grad).view(e.down.shape)
-    if e.down_bias is not None and ("gates" in needs or "down_bias" in needs):
-        d_by_bias, found["down_bias"] = bias_backward(grad, e.gates, e.down_bias, e.rows)
-        found["gates"] += d_by_bias
+    if e.down_bias is not None:
+        d_scale = d_scale + grad @ e.down_bias.mT
+        found["down_bias"] = _scale(e).to(grad.dtype).mT @ grad
+    found["gates"] = rearrange(d_scale, "(g r) e -> g r e", g=e.gates.shape[0], r=e.rows).sum(1)
     return found
 
 
-def _linear_backward(d_stacked: Tensor, e: Dense) -> Found:
-    """Gradients of x and the gates: in is the narrow side, each expert's gradient of it small beside the outputs."""
-    by_expert = by_gate(d_stacked, e.gates, e.rows)
-    apart = rearrange(e.x, "(g r) d -> g r 1 d", g=e.gates.shape[0], r=e.rows)
-    d_x = torch.einsum("g r e d, g e -> g r d", by_expert, e.gates.to(e.x.dtype)).reshape(e.x.shape)
-    return {"gates": (by_expert * apart).sum((1, 3), dtype=e.gates.dtype), "x": d_x}
-
-
 def _gate_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the pre-activations, the gated activations once more, and the gradient of the gates.
+    """Gradient of the pre-activations, the gated activations once more, and the gradient of each row's gates.
 
-    Where a row is masked, d_hidden is 0, and so are both gradients; the activations meet a gradient of 0.
+    Where a row is masked, d_hidden is 0, and so are both gradients.
     """
     hidden = ACTIVATIONS[e.activation](pre)
-    d_gates = by_gate(hidden * d_hidden, e.gates, e.rows).sum((1, 3), dtype=e.gates.dtype)
-    scale = e.gates.to(pre.dtype)[:, None, :, None]
-    by_gate(hidden, e.gates, e.rows).mul_(scale)
-    by_gate(d_hidden, e.gates, e.rows).mul_(scale)
-    return SLOPES[e.activation](d_hidden, pre), hidden, d_gates
+    d_scale = by_expert(hidden * d_hidden, e).sum(-1, dtype=e.gates.dtype)
+    scale = _scale(e).to(pre.dtype).unsqueeze(-1)
+    by_expert(hidden, e).mul_(scale)
+    by_expert(d_hidden, e).mul_(scale)
+    return SLOPES[e.activation](d_hidden, pre), hidden, d_scale
 
 
 DENSE = Op("dense", Dense, _compute, _shapes, returns=2)

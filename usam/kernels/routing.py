@@ -93,7 +93,7 @@ class Route:
     kernels: bool  # whether Triton computes it
 
 
-def wide(logits: Tensor) -> torch.dtype:
+def dtype_of(logits: Tensor) -> torch.dtype:
     """What gates are computed in."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
@@ -104,7 +104,7 @@ def _compute(r: Route) -> tuple[Tensor, ...]:
 
         return _routing.route(r)
     rows, count = r.logits.shape
-    logits = r.logits.to(wide(r.logits))
+    logits = r.logits.to(dtype_of(r.logits))
     masked = None if r.mask is None else ~r.mask.unsqueeze(-1)
     if masked is not None:
         logits = logits.masked_fill(masked, 0)
@@ -139,7 +139,7 @@ def _best(logits: Tensor, top_k: int) -> Tensor:
 
 def _shapes(r: Route) -> tuple[Tensor, ...]:
     rows, count = r.logits.shape
-    real, whole = (partial(r.logits.new_empty, dtype=dtype) for dtype in (wide(r.logits), torch.int32))
+    real, whole = (partial(r.logits.new_empty, dtype=dtype) for dtype in (dtype_of(r.logits), torch.int32))
     slots = rows * r.top_k
     gates, offs = real((rows, r.top_k) if r.top_k else 0), whole(count + 1 if r.top_k else 0)
     return gates, whole((rows, r.top_k or count)), real((rows, count)), real(rows), whole(slots), whole(slots), offs

@@ -52,9 +52,8 @@ def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Expe
             "Write backend='auto'."
         )
     save = trains(x, gates, e.down, e.down_bias, e.up, e.up_bias)
-    src, dst, offs = placement.src, placement.dst, placement.offs
-    weights = e.down, e.down_bias, e.up, e.up_bias
-    return SPARSE(Sparse(x, gates, src, dst, offs, *weights, e.activation, backend, save))[0]
+    p, weights = placement, (e.down, e.down_bias, e.up, e.up_bias)
+    return SPARSE(Sparse(x, gates, p.src, p.dst, p.offs, *weights, e.activation, backend, save))[0]
 
 
 def grouped_mm_takes(x: Tensor, experts: Experts | Sparse) -> bool:
