@@ -1,17 +1,11 @@
-"""Mixtures of experts of several sizes, and what computes them: usam, what one writes with torch, and other packages.
-
-transformers' experts give back the width they take, and Liger's are SwiGLU without bias: both have a row of their own,
-`S`, in which Liger has two thirds of the hidden units, and so as many weights.
-"""
+"""Mixtures of experts of several sizes, and what computes them: usam, and what one writes with torch alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from importlib.util import find_spec
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,7 +68,6 @@ SHAPES = {
     "B": Shape(64, 768, 4096, 4096, 3),
     "B'": Shape(64, 768, 0, 4096, 3),
     "C": Shape(64, 1024, 4096, 4096, 8, top_k=2),
-    "S": Shape(64, 4096, 3072, 4096, 8, top_k=2),
     "D": Shape(512, 1024, 1024, 4096, 64, top_k=1),
     "D2": Shape(512, 1024, 1024, 4096, 64, top_k=2),
     "E": Shape(512, 3072, 2048, 4096, 16, top_k=2),
@@ -184,64 +177,6 @@ def grouped(case: Case) -> Run:
     return run
 
 
-def transformers(case: Case) -> Run:
-    """transformers' experts by grouped products."""
-    from transformers.integrations.moe import grouped_mm_experts_forward
-
-    e = case.experts
-    assert e.up is not None
-    module: Any = SimpleNamespace(
-        num_experts=case.shape.experts, up_proj=e.up, up_proj_bias=e.up_bias, down_proj=e.down.mT,
-        down_proj_bias=e.down_bias, act_fn=F.gelu, has_gate=False, has_bias=True, has_post_expert_norm=False,
-        is_transposed=False, _is_expert_parallel=False,
-    )  # fmt: skip
-
-    def run() -> Tensor:
-        x, gates, chosen = choose(case)
-        y: Tensor = grouped_mm_experts_forward(module, x, chosen, gates)
-        return y.view(case.dy.shape)
-
-    return run
-
-
-def scattermoe(case: Case) -> Run:
-    """scattermoe's two products."""
-    from scattermoe.parallel_experts import flatten_sort_count, parallel_linear
-
-    e = case.experts
-    assert e.up is not None
-
-    def run() -> Tensor:
-        x, gates, chosen = choose(case)
-        placed = flatten_sort_count(chosen, num_experts=case.shape.experts)
-        hidden = parallel_linear(x, e.up.mT, chosen.shape[1], *placed, expert_biases=e.up_bias, grouped_out=True)
-        y: Tensor = parallel_linear(
-            F.gelu(hidden), e.down, 1, *placed, expert_biases=e.down_bias, gates=gates, grouped_in=True
-        )
-        return y.view(case.dy.shape)
-
-    return run
-
-
-def liger(case: Case) -> Run:
-    """Liger's SwiGLU experts without bias, from the same numbers: another network of as many products."""
-    from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
-
-    e = case.experts
-    assert e.up is not None
-    units = case.shape.hidden * 2 // 3
-    both = torch.cat([e.up, e.down[:, :-units]], 1).detach().requires_grad_()
-    down = e.down[:, -units:].mT.detach().contiguous().requires_grad_()
-    case.leaves = [case.x, case.logits, both, down]
-
-    def run() -> Tensor:
-        x, gates, chosen = choose(case)
-        y: Tensor = LigerFusedMoEFunction.apply(x, both, down, chosen.int(), gates)
-        return y.view(case.dy.shape)
-
-    return run
-
-
 def products(case: Case) -> Run:
     """The library's products of as many rows, weights already in place."""
     shape = case.shape
@@ -261,10 +196,6 @@ def best_few(shape: Shape) -> bool:
     return shape.top_k is not None
 
 
-def square(shape: Shape) -> bool:
-    return best_few(shape) and shape.width == shape.out
-
-
 def table() -> str:
     """The shapes and what they cost, for docs/kernels.md."""
     lines = ["| row | frames | experts | widths | GFLOP | MB | FLOP a byte |", "|---|---|---|---|---|---|---|"]
@@ -282,34 +213,29 @@ class Side:
     """Something that computes a mixture."""
 
     prepare: Callable[[Case], Run]
-    takes: Callable[[Shape], bool]
+    takes: Callable[[Shape], bool] = lambda shape: True
     compiled: bool = False
     graph: bool = True
     """Whether a CUDA graph can hold it: the host must not wait for the device."""
     same: bool = True
     """Whether it computes the very mixture that usam does."""
-    package: str = "torch"
 
 
 SIDES = {
-    "usam": Side(ours("auto"), lambda shape: True),
-    "usam, torch": Side(ours("torch"), all_experts),
-    "usam, grouped_mm": Side(ours("grouped_mm"), best_few),
+    "usam, triton": Side(ours("triton")),
+    "usam, auto": Side(ours("auto")),
     "loop": Side(loop, all_experts),
-    "loop, compiled": Side(loop, all_experts, compiled=True),
     "loop of rows": Side(loop_of_rows, best_few, graph=False),
     "grouped_mm": Side(grouped, best_few),
+    "two products": Side(products, same=False),
+    "loop, compiled": Side(loop, all_experts, compiled=True),
     "grouped_mm, compiled": Side(grouped, best_few, compiled=True),
-    "transformers": Side(transformers, square, package="transformers"),
-    "scattermoe": Side(scattermoe, best_few, package="scattermoe"),
-    "liger": Side(liger, square, graph=False, same=False, package="liger_kernel"),
-    "two products": Side(products, lambda shape: True, same=False),
 }
 
 
 def sides(shape: Shape) -> dict[str, Side]:
-    """Those that take this shape and can be imported."""
-    return {n: side for n, side in SIDES.items() if side.takes(shape) and find_spec(side.package) is not None}
+    """Those that take this shape."""
+    return {name: side for name, side in SIDES.items() if side.takes(shape)}
 
 
 def with_gradients(case: Case, run: Run) -> Tensor:

@@ -32,6 +32,9 @@ class Model:
 
 MODELS = {
     "paper": Model("U-SAM", "2505.13880", "41M", "widths of the experts, the router and the loss are not published"),
+    "paper_sparse": Model(
+        "U-SAM", "2505.13880", "", "eight experts, the best two for a clip, which is not in the paper"
+    ),
     "paper_beats": Model("U-SAM", "2505.13880", "", "BEATs in CED's place, which is not in the paper"),
     "salmonn": Model(
         "SALMONN", "2310.13289", "33M", "33.33M by its parts, of which 2.36M cannot learn and do not exist here"

@@ -72,7 +72,7 @@ def best_few(draw: Drawing) -> None:
         draw.words(7.75, row[rows[0]] + HEIGHT / 2, f"offs[{e}]", 7, ha="left")
     below = -0.95
     draw.words(2.6, below, "route: softmax, top-k,\ncounts of each tile", 8)
-    draw.words(5.5, below, "scan, place:\ncounted, not sorted", 8)
+    draw.words(5.5, below, "place:\ncounted, not sorted", 8)
     draw.words(10.3, below, "up: x is gathered as it is loaded,\nthen bias, activation and gate", 8)
     draw.words(14.6, below, "down", 8)
     draw.words(17.9, below, "combine: a frame's rows\nin the order of its choices", 8)

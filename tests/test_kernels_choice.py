@@ -1,6 +1,7 @@
 """The choice of a backend is measured once, remembered, and never made where runs must be alike."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,23 +60,52 @@ def test_buckets_are_powers_of_two(rows, size):
     assert choice.bucket(rows) == size
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sparse_experts_choose_for_themselves_with_the_same_result(dtype):
+def test_a_candidate_that_fails_is_out_of_the_race():
+    def fails():
+        raise RuntimeError("Invalid strides/sizes")
+
+    calls = []
+    assert choice.fastest("key", {"broken": fails, "whole": work(0, calls)}, CPU) == "whole"
+    assert choice.fastest("key", {"broken": fails, "whole": work(0, calls)}, CPU) == "whole"
+    with pytest.raises(RuntimeError, match="Invalid strides"):
+        choice.fastest("all fail", {"broken": fails, "too": fails}, CPU)
+    assert "all fail" not in choice._chosen
+
+
+def mixture(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(*shape, dtype=dtype, generator=generator)
 
     experts = Experts(normal(3, 16, 4), normal(3, 4), normal(3, 16, 8), normal(3, 16))
-    gates = normal(6, 2).sigmoid()
     placement = place(torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1], [3, 3], [2, 0]], dtype=torch.int32), 3)
-    x = normal(6, 8)
+    return normal(6, 8), normal(6, 2).sigmoid(), placement, experts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_experts_choose_for_themselves_with_the_same_result(dtype):
+    """On a CPU nothing is measured: the grouped product where it can, float64 by a loop."""
+    x, *rest = mixture(dtype)
     outputs = {}
     for backend in ("torch", "auto"):
         own = x.clone().requires_grad_()
-        y = sparse_experts(own, gates, placement, experts, backend)
+        y = sparse_experts(own, *rest, backend)
         y.square().sum().backward()
         outputs[backend] = y.detach(), own.grad
     torch.testing.assert_close(outputs["auto"], outputs["torch"])
-    measured = list(choice._chosen.values())  # float64 has one candidate only: nothing to measure
-    assert measured == [] if dtype == torch.float64 else set(measured) <= {"torch", "grouped_mm"} and len(measured) == 1
+    assert not choice._chosen
+
+
+def test_weights_that_stand_anywhere_are_no_reason_to_fail():
+    """Turned about or cut out of others, torch's grouped product does not take them: another backend does."""
+    x, gates, placement, experts = mixture()
+    expected = sparse_experts(x, gates, placement, experts, "torch")
+    turned = experts.down.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    wide = torch.zeros(3, 16, 9)
+    wide[..., 1:] = experts.up
+    for name, weight in (("down", turned), ("up", wide[..., 1:])):
+        moved = replace(experts, **{name: weight})
+        torch.testing.assert_close(sparse_experts(x, gates, placement, moved, "auto"), expected)
+        with pytest.raises(ValueError, match="row by row or column by column"):
+            sparse_experts(x, gates, placement, moved, "grouped_mm")

@@ -6,8 +6,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from usam.kernels import Experts, moe, route
 from usam.kernels.backends import INTERPRETED
-from usam.kernels.dense import _dense, _dense_backward, dense_experts
-from usam.kernels.linear import _linear, _linear_backward, linear_experts, merged_experts
+from usam.kernels.dense import DENSE, Dense, dense_experts, merged_experts
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 KERNELS = {"torch": False, "triton": True}
@@ -213,10 +212,9 @@ def test_all_experts_chosen_are_the_dense_mixture(backend, kind):
 def test_merged_linear_experts_are_the_mixture_of_each_sample():
     x, logits, experts, mask = make("linear", "sample")
     gates, flat = logits.softmax(-1), x.masked_fill(~mask.unsqueeze(-1), 0).flatten(0, 1)
-    found, expected = (
-        f(flat, gates, experts.down, experts.down_bias, mask=mask.flatten(), rows=x.shape[1])
-        for f in (merged_experts, linear_experts)
-    )
+    weights = None, None, experts.down, experts.down_bias
+    linear = Dense(flat, gates, *weights, mask.flatten(), "gelu", x.shape[1], kernels=False)
+    found, expected = merged_experts(linear), dense_experts(linear)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -226,9 +224,9 @@ def test_long_clips_are_merged_in_inference_alone():
     trained = moe(x, logits, experts, mask)[0].detach()
     with torch.no_grad():
         merged = moe(x, logits, experts, mask)[0]
-        apart = linear_experts(
-            x.flatten(0, 1), logits.softmax(-1), experts.down, experts.down_bias, mask=mask.flatten(), rows=60
-        )
+        flat, gates = x.flatten(0, 1), logits.softmax(-1)
+        weights = None, None, experts.down, experts.down_bias
+        apart = dense_experts(Dense(flat, gates, *weights, mask.flatten(), "gelu", 60, kernels=False))
     assert torch.equal(trained[mask], apart.view_as(trained)[mask])
     assert not torch.equal(merged, trained)
     torch.testing.assert_close(merged, trained, rtol=1e-5, atol=1e-6)
@@ -248,11 +246,8 @@ def test_only_x_gates_and_pre_activations_are_kept_for_the_gradients(backend, ki
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        if kind == "mlp":
-            weights = experts.up, experts.up_bias, experts.down, experts.down_bias
-            dense_experts(flat, gates, *weights, "gelu", kernels=KERNELS[backend])
-        else:
-            linear_experts(flat, gates, experts.down, experts.down_bias, kernels=KERNELS[backend])
+        weights = experts.up, experts.up_bias, experts.down, experts.down_bias
+        dense_experts(Dense(flat, gates, *weights, None, "gelu", 1, KERNELS[backend]))
     assert sum(kept.values()) == 40 * (12 + 3 + (3 * 20 if kind == "mlp" else 0))
 
 
@@ -284,7 +279,7 @@ def test_it_compiles_into_one_graph(backend, kind, gating, top_k):
 
     def run(mixture):
         y, routes = mixture(x, logits, experts, mask)
-        loss = y.square().sum() + routes.importance.square().sum()
+        loss = y.square().sum() + routes.probs.sum(0).square().sum()
         return y, *torch.autograd.grad(loss, leaves(x, logits, experts))
 
     def mixture(x, logits, experts, mask):
@@ -303,22 +298,23 @@ def test_the_ops_of_dense_experts_are_sound(backend, shared):
     gates = draw(4 // shared, 3, seed=8)
     weights = experts.up, experts.up_bias, experts.down, experts.down_bias
     options = "gelu", shared, KERNELS[backend]
-    torch.library.opcheck(_dense, (x, gates, *weights, mask, *options, True))
-    tensors = [t.detach() for t in (x, gates, draw(4, 9, seed=7), *weights)]
-    grad = draw(4, 2, seed=6).detach()
-    for needs in ([True] * 6, [False, True, False, True, False, False]):
-        torch.library.opcheck(_dense_backward, (grad, *tensors, mask, *options, needs))
+    torch.library.opcheck(DENSE.op, (x, gates, *weights, mask, *options, True))
+    tensors = [t.detach() for t in (x, gates, *weights)]
+    grad, pre = draw(4, 2, seed=6).detach(), draw(4, 9, seed=7).detach()
+    for needs in ([True] * 6 + [False], [False, True, False, True, False, False, False]):
+        torch.library.opcheck(DENSE.gradient, (grad, None, *tensors, mask, *options, True, pre, needs))
 
 
 @pytest.mark.parametrize("shared", [1, 2])
-def test_the_ops_of_linear_experts_are_sound(backend, shared):
+def test_the_ops_of_linear_experts_are_sound(shared):
     x, gates, mask = draw(4, 3, seed=0), draw(4 // shared, 3, seed=1), torch.ones(4, dtype=torch.bool, device=DEVICE)
     weight, bias = draw(3, 3, 2, seed=2), draw(3, 2, seed=3)
-    options = mask, shared, KERNELS[backend]
-    torch.library.opcheck(_linear, (x, gates, weight, bias, *options))
-    tensors = [t.detach() for t in (draw(4, 2, seed=4), x, gates, weight, bias)]
-    for needs in ([True] * 4, [False, False, True, True]):
-        torch.library.opcheck(_linear_backward, (*tensors, *options, needs))
+    options = mask, "gelu", shared, False, True
+    torch.library.opcheck(DENSE.op, (x, gates, None, None, weight, bias, *options))
+    grad, x, gates, weight, bias = (t.detach() for t in (draw(4, 2, seed=4), x, gates, weight, bias))
+    took = (x, gates, None, None, weight, bias, *options)
+    for needs in ([True, True, False, False, True, True, False], [False] * 4 + [True, True, False]):
+        torch.library.opcheck(DENSE.gradient, (grad, None, *took, x.new_empty(0), needs))
 
 
 def test_autocast_computes_short_and_keeps_the_gates_wide(backend, kind):

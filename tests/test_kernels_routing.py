@@ -1,6 +1,5 @@
 """Routing: its kernels and their torch twin choose, place and differentiate as a stable sort in float64 does."""
 
-import math
 import subprocess
 import sys
 
@@ -8,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from usam.kernels import Placement, place, route, usage
+from usam.kernels import Placement, place, route
 from usam.kernels.backends import INTERPRETED
-from usam.kernels.routing import _place, _route, _route_backward
+from usam.kernels.routing import ROUTE
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 KERNELS = {"torch": False, "triton": True}
@@ -57,7 +56,7 @@ def assert_placed(placement: Placement, experts, count):
 
 
 def reference(logits, mask, top_k, renormalize):
-    """What is differentiable, in float64: gates, probs, z, importance, z_squared."""
+    """What is differentiable, in float64: gates, probs, z."""
     logits = torch.where(mask.unsqueeze(-1), logits.double(), 0.0)
     probs = logits.softmax(-1) * mask.unsqueeze(-1)
     z = logits.logsumexp(-1) * mask
@@ -67,11 +66,11 @@ def reference(logits, mask, top_k, renormalize):
         gates = probs.gather(-1, order)
         if renormalize:
             gates = gates / torch.where(mask.unsqueeze(-1), gates.sum(-1, keepdim=True), 1.0)
-    return gates, probs, z, probs.sum(0), (z**2).sum()
+    return gates, probs, z
 
 
 def differentiable(routes):
-    return routes.gates, routes.probs, routes.z, routes.importance, routes.z_squared
+    return routes.gates, routes.probs, routes.z
 
 
 @pytest.mark.parametrize(("rows", "count", "top_k"), SIZES)
@@ -80,12 +79,11 @@ def test_choices_and_their_places_are_those_of_a_stable_sort(backend, rows, coun
     routes = route(logits, mask, top_k=top_k, backend=backend)
     expected = choices(logits, mask, top_k)
     assert routes.experts.tolist() == expected.tolist()
-    assert routes.load.tolist() == np.bincount(expected.ravel(), minlength=count + 1)[:count].tolist()
     assert_placed(routes.placement, expected, count)
 
 
 @pytest.mark.parametrize(("rows", "count", "top_k"), [*SIZES, (88, 3, None), (300, 64, None)])
-def test_gates_probabilities_and_sums_are_those_of_float64(backend, rows, count, top_k):
+def test_gates_and_probabilities_are_those_of_float64(backend, rows, count, top_k):
     logits, mask = sample(rows, count)
     found = differentiable(route(logits, mask, top_k=top_k, backend=backend))
     for got, expected in zip(found, reference(logits, mask, top_k, True), strict=True):
@@ -124,7 +122,7 @@ def test_where_every_row_is_masked_nothing_is_routed(backend):
     logits = torch.full((20, 3), torch.nan, device=DEVICE)
     routes = route(logits, torch.zeros(20, dtype=torch.bool, device=DEVICE), top_k=2, backend=backend)
     assert (routes.experts == 3).all()
-    assert all((t == 0).all() for t in (*differentiable(routes), routes.load, routes.placement.offs))
+    assert all((t == 0).all() for t in (*differentiable(routes), routes.placement.offs))
     assert (routes.placement.src == -1).all()
     assert (routes.placement.dst == -1).all()
 
@@ -137,10 +135,10 @@ def test_experts_without_rows_have_empty_spans(backend):
 
 
 @pytest.mark.parametrize("count", [3, 64, 130])
-def test_any_choices_can_be_placed(backend, count):
+def test_any_choices_can_be_placed(count):
     """Also a row that chooses twice the same, and many tiles of slots."""
     experts = torch.randint(0, count + 1, (700, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    assert_placed(place(experts.to(DEVICE), count, backend), experts, count)
+    assert_placed(place(experts.to(DEVICE), count), experts, count)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -150,7 +148,7 @@ def test_short_logits_are_routed_in_float32_and_get_short_gradients(backend, dty
     found, expected = (route(t, top_k=2, backend=backend) for t in (short, wide))
     assert torch.equal(found.gates, expected.gates)
     for routes in (found, expected):
-        (routes.gates[:, 0].sum() + routes.z_squared).backward()
+        (routes.gates[:, 0].sum() + routes.z.square().sum()).backward()
     assert short.grad.dtype == dtype
     torch.testing.assert_close(short.grad.float(), wide.grad, rtol=1e-2, atol=1e-3)
 
@@ -181,7 +179,7 @@ def test_two_runs_are_bit_equal(backend):
 
     def run():
         routes = route(logits, mask, top_k=2, backend=backend)
-        loss = routes.gates[:, 0].sum() + routes.importance.square().sum() + routes.z_squared
+        loss = routes.gates[:, 0].sum() + routes.probs.sum(0).square().sum() + routes.z.square().sum()
         return *differentiable(routes), routes.placement.src, torch.autograd.grad(loss, logits)[0]
 
     assert all(map(torch.equal, run(), run()))
@@ -190,43 +188,15 @@ def test_two_runs_are_bit_equal(backend):
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_the_op_of_routing_is_sound(backend, top_k):
     logits, mask = sample(5, 3)
-    torch.library.opcheck(_route, (logits.requires_grad_(), mask, top_k, True, KERNELS[backend]))
+    torch.library.opcheck(ROUTE.op, (logits.requires_grad_(), mask, top_k, True, KERNELS[backend]))
 
 
 def test_the_op_of_its_gradient_is_sound(backend):
     logits, mask = sample(5, 3)
     routes = route(logits, mask, top_k=2, backend=backend)
-    given = torch.ones_like(routes.gates), None, torch.ones_like(routes.z), torch.ones_like(routes.importance), None
-    saved = routes.experts, routes.probs, routes.z
-    torch.library.opcheck(_route_backward, (*given, *saved, torch.float32, 2, True, KERNELS[backend]))
-
-
-def test_the_op_of_placement_is_sound(backend):
-    experts = torch.tensor([[2, 0], [3, 3], [0, 1]], dtype=torch.int32, device=DEVICE)
-    torch.library.opcheck(_place, (experts, 3, KERNELS[backend]))
-
-
-def test_usage_tells_the_groups_apart():
-    """Two rows of task 0 that are sure of expert 0, one of task 1 that is not sure of anything, one of neither."""
-    logits = torch.tensor([[50.0, 0], [50, 0], [0, 0], [0, 50]], device=DEVICE)
-    found = usage(route(logits), torch.tensor([0, 0, 1, -1], device=DEVICE), 3)
-    assert found.rows.tolist() == [2, 1, 0]
-    torch.testing.assert_close(found.load.cpu(), torch.tensor([[1.0, 0], [0.5, 0.5], [0, 0]]))
-    torch.testing.assert_close(found.entropy.cpu(), torch.tensor([0.0, math.log(2), 0]))
-    torch.testing.assert_close(found.margin.cpu(), torch.tensor([1.0, 0, 0]))
-
-
-def test_usage_counts_the_gates_of_the_chosen_and_no_masked_row():
-    logits = torch.tensor([[3.0, 1, 2], [1, 3, 0], [9, 9, 9]], device=DEVICE)
-    mask = torch.tensor([True, True, False], device=DEVICE)
-    found = usage(route(logits, mask, top_k=1), torch.zeros(3, dtype=torch.int64, device=DEVICE), 1)
-    assert found.rows.tolist() == [2]
-    assert found.load.tolist() == [[0.5, 0.5, 0]]
-
-
-def test_usage_of_a_single_expert_leaves_no_doubt():
-    found = usage(route(torch.zeros(4, 1)), torch.zeros(4, dtype=torch.int32), 1)
-    assert (found.load.item(), found.entropy.item(), found.margin.item()) == (1, 0, 1)
+    given = torch.ones_like(routes.gates), None, None, torch.ones_like(routes.z), None, None, None
+    took = logits, mask, 2, True, KERNELS[backend]
+    torch.library.opcheck(ROUTE.gradient, (*given, *took, routes.experts, routes.probs, [True, False]))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.generate import Answerer
 from usam.model.checkpoint import export, load
+from usam.projectors.moe import Said
 from usam.testing import projector_promises
 from usam.training.routing import Routing
 from usam.training.run import read_run
@@ -86,6 +87,8 @@ def by_hand(module, frames, prompt):
     for b, t in frames.mask.nonzero().tolist():
         z = frames.x[b, t]
         mean = prompt.x[b][prompt.mask[b]].mean(0) if prompt is not None else None
+        if mean is not None and config.normalize_prompt:
+            mean = (mean - mean.mean()) / mean.std(correction=0)
         read = {"prompt": [mean], "audio": [z], "prompt_audio": [mean, z]}[config.router]
         weight = torch.cat([layer.weight for layer in router.reads.values()], 1)
         hidden = weight @ torch.cat(read) + next(iter(router.reads.values())).bias
@@ -248,6 +251,27 @@ def test_an_empty_prompt_counts_as_zeros():
     assert torch.equal(silent.x, zeros.x)
 
 
+@pytest.mark.parametrize("router", ["prompt", "prompt_audio"])
+@pytest.mark.parametrize(("normalize", "same"), [(True, True), (False, False)])
+def test_the_router_does_not_depend_on_the_scale_of_a_language_models_embeddings(router, normalize, same):
+    module, (frames, prompt) = moe(router=router, normalize_prompt=normalize, dtype=torch.float32), clips()
+    logits = []
+    module.router.register_forward_hook(
+        lambda _, __, found: logits.append(found[frames.mask if found.ndim > 2 else ...])
+    )
+    for scale in (0.01, 1.0, 100.0):
+        module(frames, Prompt(prompt.x * scale, prompt.mask))
+    assert all(torch.allclose(found, logits[1], atol=1e-5) for found in logits) == same
+
+
+def test_small_embeddings_still_tell_prompts_apart():
+    """As language models start: an rms of 0.02, and less once words are averaged. Random routers then differ."""
+    frames, prompt = clips()
+    small = Prompt(prompt.x * 0.02, prompt.mask)
+    spread = {n: moe(normalize_prompt=n)(frames, small).aux["router_probs"].std(0).max().item() for n in (True, False)}
+    assert spread[True] > 10 * spread[False]
+
+
 def test_a_missing_prompt_is_named():
     frames, _ = clips()
     with pytest.raises(ValueError, match="router 'prompt' reads the prompt"):
@@ -303,6 +327,42 @@ def test_the_router_tells_its_means_over_real_rows(router):
         torch.testing.assert_close(aux["router_load"][i], counts / (2 * len(rows)), **DOUBLE)
         assert aux["router_rows"][i] == len(rows)
     assert {name for name, value in aux.items() if value.requires_grad} == {"router_probs", "router_z"}
+
+
+@pytest.mark.parametrize("options", [{}, {"router": "audio", "top_k": 2}])
+def test_without_gradients_by_products_are_computed_when_they_are_read(options):
+    module, (frames, prompt) = moe(**options), clips()
+    with torch.profiler.profile() as watched, torch.no_grad():
+        aux = module(frames, prompt).aux
+    assert aux.found == {}
+    assert not {"aten::xlogy", "aten::one_hot"} & {event.key for event in watched.key_averages()}
+    expected = module(frames, prompt).aux
+    assert list(aux) == list(expected)
+    assert aux["router_probs"] is aux["router_probs"]
+    assert all(torch.equal(aux[name], value) for name, value in expected.items())
+    assert not aux["router_z"].requires_grad
+    with pytest.raises(KeyError):
+        aux["router_logits"]
+
+
+def test_a_model_without_labels_computes_none_and_evaluation_those_its_losses_read(monkeypatch):
+    model = build_model(SPEC)
+    batch = UsamProcessor.from_spec(load_spec(SPEC)).apply_chat_template(
+        [chat("What?", "ab")], tokenize=True, return_labels=True
+    )
+    computed = []
+    compute = Said._compute
+    monkeypatch.setattr(Said, "_compute", lambda self, name: computed.append(name) or compute(self, name))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        aux = model(**batch).aux
+        assert computed == []
+        assert set(aux) == {f"1.{name}" for name in Said.NAMES} | {"sample"}
+        assert aux["1.router_probs"].shape == (1, 3)
+        computed.clear()
+        out = model(**batch, labels=labels)
+    assert out.losses["load_balance"] > 0
+    assert set(computed) == {"router_rows", "router_probs", "router_load"}
 
 
 def test_a_dense_mixture_loads_experts_as_it_weighs_them():
@@ -388,6 +448,7 @@ def oracle(request):
     tensors = load_file(ORACLE / f"{request.param}.safetensors")
     experts = range(sum(name.startswith("w.enc_to_dec_proj") for name in tensors) // 2)
     options = {"experts": len(experts), "hidden": 0, "router": "prompt_audio", "router_hidden": 0}
+    options["normalize_prompt"] = False  # the original reads the language model's embeddings as they are
     module = build_projector("moe", in_dim=32, prompt_dim=24, out_dim=24, **options)
     layers = [(tensors[f"w.enc_to_dec_proj.{e}.0.weight"], tensors[f"w.enc_to_dec_proj.{e}.0.bias"]) for e in experts]
     # The original router reads [frame, fc(word)] linearly: fc and the router's second half are one map of the word.

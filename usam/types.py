@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,3 +113,35 @@ class LossOutput:
 
     value: Tensor  # scalar
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def joined(*parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """One mapping of several; a name that stands in two is the later one's."""
+    if all(isinstance(part, dict) for part in parts):
+        return {name: value for part in parts for name, value in part.items()}
+    return ChainMap({}, *reversed(cast(Any, parts)))
+
+
+def named(prefix: str, aux: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same with this before each name."""
+    if isinstance(aux, dict):
+        return {f"{prefix}{name}": value for name, value in aux.items()}
+    return Named(prefix, aux)
+
+
+class Named(Mapping[str, Tensor]):
+    """What is not computed yet, under longer names."""
+
+    def __init__(self, prefix: str, aux: Mapping[str, Tensor]) -> None:
+        self.prefix, self.aux = prefix, aux
+
+    def __getitem__(self, name: str) -> Tensor:
+        if not name.startswith(self.prefix):
+            raise KeyError(name)
+        return self.aux[name.removeprefix(self.prefix)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([f"{self.prefix}{name}" for name in self.aux])
+
+    def __len__(self) -> int:
+        return len(self.aux)

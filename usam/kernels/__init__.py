@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from usam.kernels.backends import Backend, demand_triton, runs_triton
-from usam.kernels.dense import ACTIVATIONS, dense_experts
-from usam.kernels.linear import linear_experts, merged_experts, merging_pays
+from usam.kernels.dense import (
+    ACTIVATIONS,
+    Dense,
+    dense_experts,
+    merged_experts,
+    merging_pays,
+    plain_experts,
+    plain_pays,
+)
 from usam.kernels.routing import Placement, Routes, place, route
-from usam.kernels.sparse import Sparse, sparse_experts
-from usam.kernels.telemetry import Usage, usage
+from usam.kernels.sparse import sparse_experts
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,11 +28,9 @@ __all__ = [
     "Experts",
     "Placement",
     "Routes",
-    "Usage",
     "moe",
     "place",
     "route",
-    "usage",
 ]
 
 Activation = Literal["gelu", "relu", "silu"]
@@ -105,26 +108,19 @@ def _moe(
     flat = x.flatten(0, 1)
     share = time if shared else 1
     if top_k is None:
-        y = _all_experts(flat, routes.probs, experts, real, share, name == "triton", backend)
-    else:
-        gates, placement = _spread(routes, mask, share, logits.shape[-1], backend)
-        y = sparse_experts(flat, gates, placement, experts, name)
-    return rearrange(y, "(b t) o -> b t o", b=samples, t=time), routes
-
-
-def _all_experts(
-    x: Tensor, gates: Tensor, experts: Experts, mask: Tensor | None, share: int, kernels: bool, backend: Backend
-) -> Tensor:
-    if experts.up is not None:
         weights = experts.up, experts.up_bias, experts.down, experts.down_bias
-        return dense_experts(x, gates, *weights, experts.activation, mask=mask, rows=share, kernels=kernels)
-    down, bias = experts.down, experts.down_bias
-    if backend != "triton" and merging_pays(gates, down, share):
-        return merged_experts(x, gates, down, bias, mask=mask, rows=share)
-    return linear_experts(x, gates, down, bias, mask=mask, rows=share, kernels=kernels)
+        dense = Dense(flat, routes.probs, *weights, real, experts.activation, share, name == "triton")
+        if backend != "triton" and merging_pays(dense):
+            y = merged_experts(dense)
+        else:
+            y = (plain_experts if backend == "auto" and plain_pays(dense) else dense_experts)(dense)
+    else:
+        gates, placement = _spread(routes, mask, share, logits.shape[-1])
+        y = sparse_experts(flat, gates, placement, experts, name)
+    return y.view(samples, time, y.shape[-1]), routes
 
 
-def _spread(routes: Routes, mask: Tensor | None, share: int, count: int, backend: Backend) -> tuple[Tensor, Placement]:
+def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tuple[Tensor, Placement]:
     """Gates and placement of frames, which have those of their sample when `share` frames share them."""
     assert routes.placement is not None
     if share == 1:
@@ -132,24 +128,24 @@ def _spread(routes: Routes, mask: Tensor | None, share: int, count: int, backend
     gates, experts = (t.unsqueeze(1).expand(-1, share, -1) for t in (routes.gates, routes.experts))
     if mask is not None:
         experts = experts.masked_fill(~mask.unsqueeze(-1), count)
-    return gates.flatten(0, 1), place(experts.flatten(0, 1), count, backend)
+    return gates.flatten(0, 1), place(experts.flatten(0, 1), count)
 
 
 def _cast(experts: Experts, dtype: torch.dtype) -> Experts:
-    down_bias, up, up_bias = (
-        None if t is None else t.to(dtype) for t in (experts.down_bias, experts.up, experts.up_bias)
-    )
-    return Experts(experts.down.to(dtype), down_bias, up, up_bias, experts.activation)
+    e = experts
+    down_bias, up, up_bias = (None if t is None else t.to(dtype) for t in (e.down_bias, e.up, e.up_bias))
+    return Experts(e.down.to(dtype), down_bias, up, up_bias, e.activation)
 
 
-def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Sparse:
+def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Backend:
     """What computes the experts; what is `auto` for chosen experts is measured where they are."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend='{backend}' is none of {', '.join(get_args(Backend))}")
     if backend == "auto":
-        if not x.is_cuda or x.dtype == torch.float64:  # a GPU has its own float64 products, and Triton's are slow
-            return "torch"
-        return "auto" if top_k is not None else "triton" if runs_triton(x) else "torch"
+        if top_k is not None:
+            return "auto"
+        # A GPU has its own float64 products, and Triton's are slow.
+        return "triton" if x.is_cuda and x.dtype != torch.float64 and runs_triton(x) else "torch"
     if backend == "triton":
         demand_triton(x)
     if backend == "grouped_mm" and top_k is None:
@@ -167,7 +163,8 @@ def _check(x: Tensor, logits: Tensor, experts: Experts, mask: Tensor | None) -> 
         raise TypeError(f"x must be floating, not {x.dtype}")
     count, inner, _ = experts.down.shape
     width = x.shape[-1]
-    if logits.shape not in ((x.shape[0], count), (*x.shape[:2], count)):
+    gated = x.shape[:1] if logits.ndim == 2 else x.shape[:2]
+    if logits.shape != (*gated, count):
         raise ValueError(
             f"logits must be {(x.shape[0], count)}, one gate a sample, or {(*x.shape[:2], count)} for x of "
             f"{tuple(x.shape)} and {count} experts, not {tuple(logits.shape)}"

@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from usam.kernels._triton import Example, activate, launch, slope, span, wide
+from usam.kernels._triton import activate, launch, slope, span, wide
+from usam.kernels.dense import Dense
 
 TILE = {"ROWS": 16, "COLUMNS": 256}
 OPTIONS = {"num_warps": 8}  # 16 elements a thread: more would keep too few threads at work on memory
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "SHARE"])
 def gate_act_kernel(
     pre, gates, mask, out, N, SHARE, H,
     E: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
@@ -34,7 +35,7 @@ def gate_act_kernel(
     tl.store(out + places, y.to(out.dtype.element_ty), mask=inside[:, None] & (cols < H)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "SHARE"])
 def gate_act_backward_kernel(
     d_hidden, pre, gates, mask, d_pre, hidden, d_gates, N, SHARE, H,
     E: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
@@ -66,46 +67,34 @@ def _grid(pre: Tensor, count: int) -> tuple[int, int]:
     return triton.cdiv(pre.shape[0], TILE["ROWS"]), count * triton.cdiv(pre.shape[1] // count, TILE["COLUMNS"])
 
 
-def gate_act(pre: Tensor, gates: Tensor, mask: Tensor | None, activation: str, rows: int, out: Tensor | None) -> Tensor:
+def gate_act(pre: Tensor, e: Dense, out: Tensor | None) -> Tensor:
     """Gated activations of pre (row, expert * hidden)."""
     out = torch.empty_like(pre) if out is None else out
-    count = gates.shape[1]
-    mask = None if mask is None else mask.contiguous()
+    count = e.gates.shape[1]
     with launch(pre):
         gate_act_kernel[_grid(pre, count)](
-            pre, gates.contiguous(), mask, out, pre.shape[0], rows, pre.shape[1] // count,
-            E=count, ACTIVATION=activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
+            pre, e.gates.contiguous(), _mask(e), out, pre.shape[0], e.rows, pre.shape[1] // count,
+            E=count, ACTIVATION=e.activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
         )  # fmt: skip
     return out
 
 
-def gate_act_backward(
-    d_hidden: Tensor, pre: Tensor, gates: Tensor, mask: Tensor | None, activation: str, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """d_pre (written over d_hidden), gated activations, and d_gates (row / rows, expert)."""
-    count = gates.shape[1]
+def gate_act_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Tensor, Tensor]:
+    """d_pre (written over d_hidden), gated activations, and the gradient of each row's gates (row, expert)."""
+    count = e.gates.shape[1]
     grid = _grid(pre, count)
-    mask = None if mask is None else mask.contiguous()
     hidden = torch.empty_like(pre)
     # Rows keep their parts apart, and one sum of fixed order joins them: no atomics.
-    parts = gates.new_empty(gates.shape[0], rows, count, grid[1] // count)
+    parts = e.gates.new_empty(pre.shape[0], count, grid[1] // count)
     if parts.numel() == 0:
-        return d_hidden, hidden, torch.zeros_like(gates)
+        return d_hidden, hidden, e.gates.new_zeros(pre.shape[0], count)
     with launch(pre):
         gate_act_backward_kernel[grid](
-            d_hidden, pre, gates.contiguous(), mask, d_hidden, hidden, parts, pre.shape[0], rows, pre.shape[1] // count,
-            E=count, ACTIVATION=activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
+            d_hidden, pre, e.gates.contiguous(), _mask(e), d_hidden, hidden, parts, pre.shape[0], e.rows,
+            pre.shape[1] // count, E=count, ACTIVATION=e.activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
         )  # fmt: skip
-    return d_hidden, hidden, parts.sum((1, 3))
+    return d_hidden, hidden, parts.sum(-1)
 
 
-def _example(kernel, *tensors: str) -> Example:
-    types = {"gates": "*fp32", "mask": "*i1", "d_gates": "*fp32", "N": "i32", "SHARE": "i32", "H": "i32"}
-    signature = {name: types.get(name, "*bf16") for name in (*tensors, "N", "SHARE", "H")}
-    return Example(kernel, signature, {"E": 3, "ACTIVATION": "gelu", "WIDE": tl.float32, **TILE}, OPTIONS)
-
-
-KERNELS = [
-    _example(gate_act_kernel, "pre", "gates", "mask", "out"),
-    _example(gate_act_backward_kernel, "d_hidden", "pre", "gates", "mask", "d_pre", "hidden", "d_gates"),
-]
+def _mask(e: Dense) -> Tensor | None:
+    return None if e.mask is None else e.mask.contiguous()

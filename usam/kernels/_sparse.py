@@ -6,6 +6,7 @@ A row tile finds its expert in registers, so the host never learns how many rows
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from usam.kernels._triton import INTERPRET, Example, activate, launch, operand, precision, slope, span, wide
+from usam.kernels._triton import INTERPRET, activate, launch, operand, precision, slope, span, wide
+from usam.kernels.ops import Found
+from usam.kernels.sparse import Sparse, gathered
 
 
 @triton.jit
@@ -28,6 +31,15 @@ def find(offs, tile, COUNT: tl.constexpr, POWER: tl.constexpr, BM: tl.constexpr)
     here = e == expert
     row = tl.sum(tl.where(here, first + (tile - ends + tiles) * BM, 0), 0)
     return expert.to(tl.int64), row, tl.sum(tl.where(here, end, 0), 0)
+
+
+@triton.jit
+def members(src, gates, row, end, WIDE: tl.constexpr, BM: tl.constexpr):
+    """Which rows of this tile exist, their slots, and their gates."""
+    i = tl.arange(0, BM)
+    rows = row + i < end
+    slot = tl.load(src + row + i, mask=rows, other=0)
+    return rows, slot, tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
 
 
 @triton.jit
@@ -49,13 +61,9 @@ def product(
     SIZE,
     rows,  # rows that exist
     columns,  # columns that exist
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr,
-):
+):  # fmt: skip
     """sum over k < SIZE of a[m, k] b[k, n]."""
     k = tl.arange(0, BK)
     of_a = at[:, None] + k[None, :]
@@ -77,78 +85,49 @@ def halves(x, BM: tl.constexpr, BN: tl.constexpr):
     return tl.split(tl.permute(tl.reshape(x, (BM, 2, BN // 2)), (0, 2, 1)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def up_kernel(
     x,  # token D
     gates,  # slot
-    src,
-    offs,
+    src, offs,
     up,  # expert H D
     bias,  # expert H
     hidden,  # row H: gated
     pre,  # row H: what the activation is taken of, for the backward pass
-    stride,
-    D,
-    H,
-    tiles,
-    TOP_K: tl.constexpr,
-    COUNT: tl.constexpr,
-    POWER: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BIAS: tl.constexpr,
-    SAVE: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    stride, D, H, tiles, TOP_K: tl.constexpr, COUNT: tl.constexpr, POWER: tl.constexpr, ACTIVATION: tl.constexpr,
+    SAVE: tl.constexpr, WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """hidden[r] = gate act(x[token of r] up[e]^T + bias[e])."""
     tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(H, BN), GROUP)
     expert, row, end = find(offs, tile, COUNT, POWER, BM)
     if expert < COUNT:
-        i = tl.arange(0, BM)
-        rows = row + i < end
-        slot = tl.load(src + row + i, mask=rows, other=0)
-        gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
+        rows, slot, gate = members(src, gates, row, end, WIDE, BM)
         first = column * BN
         columns = first + tl.arange(0, BN) < H
         at = (slot // TOP_K).to(tl.int64) * stride
         w = up + (expert * H + first) * D
         a = product(x, at, w, 1, D, D, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
         left, right = halves(a, BM, BN)
-        if BIAS:
+        if bias is not None:
             bias += expert * H
         hidden += row.to(tl.int64) * H
         pre += row.to(tl.int64) * H
-        gated(left, gate, bias, hidden, pre, rows, first, H, ACTIVATION, BIAS, SAVE, WIDE, BM, BN // 2)
-        gated(right, gate, bias, hidden, pre, rows, first + BN // 2, H, ACTIVATION, BIAS, SAVE, WIDE, BM, BN // 2)
+        gated(left, gate, bias, hidden, pre, rows, first, H, ACTIVATION, SAVE, WIDE, BM, BN // 2)
+        gated(right, gate, bias, hidden, pre, rows, first + BN // 2, H, ACTIVATION, SAVE, WIDE, BM, BN // 2)
 
 
 @triton.jit
 def gated(
-    a,
-    gate,
-    bias,
-    hidden,
-    pre,
-    rows,
+    a, gate, bias, hidden, pre, rows,
     first,  # column
-    H,
-    ACTIVATION: tl.constexpr,
-    BIAS: tl.constexpr,
-    SAVE: tl.constexpr,
-    WIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    H, ACTIVATION: tl.constexpr, SAVE: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """What `up_kernel` does after the product."""
     n = first + tl.arange(0, BN)
     inside = rows[:, None] & (n < H)[None, :]
     to = tl.arange(0, BM)[:, None] * H + n[None, :]
-    if BIAS:
+    if bias is not None:
         a += tl.load(bias + n, mask=n < H, other=0.0).to(WIDE)[None, :]
     if SAVE:
         tl.store(pre + to, a.to(pre.dtype.element_ty), mask=inside)
@@ -156,36 +135,20 @@ def gated(
     tl.store(hidden + to, h.to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "tiles"])
 def down_kernel(
-    x,  # row K, or token K if GATHER
+    x,  # row K, gated
     gates,  # slot
-    src,
-    dst,
-    offs,
+    src, dst, offs,
     down,  # expert K N
     bias,  # expert N
     y,  # row N, or token N if SCATTER
-    stride,
-    K,
-    N,
-    slots,
-    tiles,
-    TOP_K: tl.constexpr,
-    COUNT: tl.constexpr,
-    POWER: tl.constexpr,
-    GATHER: tl.constexpr,  # of linear experts: the gate is not in x yet
+    stride, K, N, slots, tiles, TOP_K: tl.constexpr, COUNT: tl.constexpr, POWER: tl.constexpr,
     SCATTER: tl.constexpr,  # if a token has one slot, its output goes straight to its place
-    BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """y[r] = x[r] down[e] + gate bias[e], where x is gated already; else gate (x[token of r] down[e] + bias[e])."""
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """y[r] = x[r] down[e] + gate bias[e]."""
     tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(N, BN), GROUP)
     i = tl.arange(0, BM)
     n = tl.arange(0, BN)
@@ -199,38 +162,25 @@ def down_kernel(
         tl.store(y + zero_at, zeros, mask=nowhere[:, None] & columns[None, :])
     expert, row, end = find(offs, tile, COUNT, POWER, BM)
     if expert < COUNT:
-        rows = row + i < end
-        slot = tl.load(src + row + i, mask=rows, other=0)
+        rows, slot, gate = members(src, gates, row, end, WIDE, BM)
         at = (row + i).to(tl.int64) * stride
-        if GATHER:
-            at = (slot // TOP_K).to(tl.int64) * stride
         w = down + expert * K * N + first
         a = product(x, at, w, N, 1, K, rows, columns, WIDE, OPERAND, PRECISION, BM, BN, BK)
-        if GATHER or BIAS:
-            gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
-            if GATHER:
-                a *= gate[:, None]
-            if BIAS:
-                b = tl.load(bias + expert * N + first + n, mask=columns, other=0.0).to(WIDE)
-                a += gate[:, None] * b[None, :]
+        if bias is not None:
+            a += gate[:, None] * tl.load(bias + expert * N + first + n, mask=columns, other=0.0).to(WIDE)[None, :]
         to = (row + i).to(tl.int64) * N
         if SCATTER:
             to = slot.to(tl.int64) * N
         tl.store(y + first + to[:, None] + n[None, :], a.to(y.dtype.element_ty), mask=rows[:, None] & columns[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def combine_kernel(
     x,  # row N
     dst,
     y,  # token N
-    T,
-    N,
-    TOP_K: tl.constexpr,
-    WIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    T, N, TOP_K: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """y[t] = the sum of the rows of t's slots, in their order; zeros if it has none."""
     t = span(tl.program_id(0) * BM, BM)
     n = span(tl.program_id(1) * BN, BN)
@@ -243,50 +193,29 @@ def combine_kernel(
     tl.store(y + t[:, None] * N + n[None, :], acc.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def dh_kernel(
     dy,  # token N
-    x,  # token H, of linear experts
-    pre,  # row H, of others
+    pre,  # row H: what the activation was taken of
     gates,  # slot
-    src,
-    offs,
+    src, offs,
     down,  # expert H N
     bias,  # expert N
     hidden,  # row H: gated, computed anew
     dpre,  # row H
     dgates,  # slot, column tile: parts of a sum; zero where no row is
-    dy_stride,
-    x_stride,
-    H,
-    N,
-    tiles,
-    TOP_K: tl.constexpr,
-    COUNT: tl.constexpr,
-    POWER: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    LINEAR: tl.constexpr,
-    BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    stride, H, N, tiles, TOP_K: tl.constexpr, COUNT: tl.constexpr, POWER: tl.constexpr, ACTIVATION: tl.constexpr,
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """Gradients of a row's pre-activation and, as <dy down[e]^T, act(pre)> + <dy, bias[e]>, of its gate."""
     tile, column = swizzle(tl.program_id(0), tiles, tl.cdiv(H, BN), GROUP)
     expert, row, end = find(offs, tile, COUNT, POWER, BM)
     if expert < COUNT:
-        i = tl.arange(0, BM)
-        rows = row + i < end
-        slot = tl.load(src + row + i, mask=rows, other=0)
-        token = (slot // TOP_K).to(tl.int64)
-        gate = tl.load(gates + slot, mask=rows, other=0.0).to(WIDE)
-        at = token * dy_stride
+        rows, slot, gate = members(src, gates, row, end, WIDE, BM)
+        at = (slot // TOP_K).to(tl.int64) * stride
         dgate = tl.zeros((BM,), dtype=WIDE)
-        if BIAS:  # noqa: SIM102
+        if bias is not None:  # noqa: SIM102
             if column == 0:
                 k = tl.arange(0, BK)
                 for start in range(0, N, BK):
@@ -302,14 +231,10 @@ def dh_kernel(
         left, right = halves(a, BM, BN)
         hidden += row.to(tl.int64) * H
         dpre += row.to(tl.int64) * H
-        if LINEAR:
-            at = token * x_stride
-        else:
-            x = pre + row.to(tl.int64) * H
-            at = (i * H).to(tl.int64)
-        dgate += gated_backward(left, gate, x, at, hidden, dpre, rows, first, H, ACTIVATION, LINEAR, WIDE, BM, BN // 2)
+        pre += row.to(tl.int64) * H
+        dgate += gated_backward(left, gate, pre, hidden, dpre, rows, first, H, ACTIVATION, WIDE, BM, BN // 2)
         first += BN // 2
-        dgate += gated_backward(right, gate, x, at, hidden, dpre, rows, first, H, ACTIVATION, LINEAR, WIDE, BM, BN // 2)
+        dgate += gated_backward(right, gate, pre, hidden, dpre, rows, first, H, ACTIVATION, WIDE, BM, BN // 2)
         to = slot.to(tl.int64) * tl.cdiv(H, BN) + column
         tl.store(dgates + to, dgate.to(dgates.dtype.element_ty), mask=rows)
 
@@ -317,31 +242,17 @@ def dh_kernel(
 @triton.jit
 def gated_backward(
     da,  # of the gated activation
-    gate,
-    x,  # what the activation was taken of
-    at,  # where each of its rows begins
-    hidden,
-    dpre,
-    rows,
+    gate, pre, hidden, dpre, rows,
     first,  # column
-    H,
-    ACTIVATION: tl.constexpr,
-    LINEAR: tl.constexpr,
-    WIDE: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
+    H, ACTIVATION: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     """What `dh_kernel` does after the product; gives these columns' part of the gates' gradient."""
     n = first + tl.arange(0, BN)
     inside = rows[:, None] & (n < H)[None, :]
-    a = tl.load(x + at[:, None] + n[None, :], mask=inside, other=0.0).to(WIDE)
     to = tl.arange(0, BM)[:, None] * H + n[None, :]
-    if LINEAR:
-        h = a
-        d = da * gate[:, None]
-    else:
-        h = activate(a, ACTIVATION)
-        d = da * gate[:, None] * slope(a, ACTIVATION)
+    a = tl.load(pre + to, mask=inside, other=0.0).to(WIDE)
+    h = activate(a, ACTIVATION)
+    d = da * gate[:, None] * slope(a, ACTIVATION)
     tl.store(dpre + to, d.to(dpre.dtype.element_ty), mask=inside)
     tl.store(hidden + to, (h * gate[:, None]).to(hidden.dtype.element_ty), mask=inside)
     return tl.sum(da * h, 1)
@@ -352,23 +263,14 @@ def dw_kernel(
     a,  # row M
     b,  # token N
     gates,  # slot
-    src,
-    offs,
+    src, offs,
     dw,  # expert M N
     dbias,  # expert M, the sums of a's rows; or expert N, those of b's gated rows
-    stride,
-    M,
-    N,
-    TOP_K: tl.constexpr,
+    stride, M, N, TOP_K: tl.constexpr,
     BIAS: tl.constexpr,  # "", "a", "b"
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
     """dw[e] = sum over the rows r of e of a[r]^T b[token of r]: one program walks all rows of its tile's expert."""
     tiles = tl.cdiv(M, BM)
     both = tiles * tl.cdiv(N, BN)
@@ -416,30 +318,34 @@ def dw_kernel(
             tl.store(dbias + expert * N + column * BN + n, total.to(dbias.dtype.element_ty), mask=columns)
 
 
-# The default tiles of all products, by the bytes of an element: none spills registers, 100 KB of shared memory do.
-PRODUCT = {
-    2: {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3},
+_SHORT = {"BM": 128, "BN": 128, "BK": 64, "GROUP": 8, "num_warps": 8, "num_stages": 3}
+_WIDER = {
     4: {"BM": 64, "BN": 64, "BK": 32, "GROUP": 8, "num_warps": 8, "num_stages": 2},
     8: {"BM": 32, "BN": 32, "BK": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2},
 }
+# The tiles of each product, by the bytes of an element: none spills registers, 100 KB of shared memory do.
+TILES: dict[str, dict[int, dict[str, int]]] = {
+    "up": {2: _SHORT, **_WIDER},
+    "down": {2: _SHORT, **_WIDER},
+    "dh": {2: _SHORT, **_WIDER},
+    "dw": {2: _SHORT, **_WIDER},
+}
+FEW = {"num_warps": 4}  # where a tile of rows is lower than these, because experts have few
 COMBINE = {"BM": 4, "BN": 512, "num_warps": 4}
 INTERPRETED = {"BM": 16, "BN": 32, "BK": 32, "GROUP": 2, "num_warps": 4, "num_stages": 2}  # pays by the program
 
 
-def tiles(rows: int, w: Tensor) -> dict[str, int]:
-    """The tile of a product with these weights: no higher than the rows an expert has on average."""
+def tile_of(product: str, w: Tensor, rows: int | None = None) -> dict[str, int]:
+    """The tile of a product with these weights: no higher than the `rows` an expert has on average."""
     if INTERPRET:
-        return INTERPRETED
-    tile = _tile(w)
-    height = max(16, triton.next_power_of_2(triton.cdiv(rows, len(w))))
-    return tile if height >= tile["BM"] else tile | {"BM": height, "num_warps": 4}
-
-
-def _tile(w: Tensor) -> dict[str, int]:
-    tile = PRODUCT[w.itemsize]
-    if all(width % 16 == 0 for width in w.shape[1:]):
+        return INTERPRETED if rows is not None else INTERPRETED | {"BM": 32}
+    tile = TILES[product][w.itemsize]
+    if any(width % 16 for width in w.shape[1:]):
+        tile = tile | {"BM": min(tile["BM"], 64), "BK": max(tile["BK"] // 2, 16)}  # narrow loads need more registers
+    if rows is None:
         return tile
-    return tile | {"BM": min(tile["BM"], 64), "BK": max(tile["BK"] // 2, 16)}  # narrow loads need more registers
+    height = max(16, triton.next_power_of_2(triton.cdiv(rows, w.shape[0])))
+    return tile if height >= tile["BM"] else tile | {"BM": height} | FEW
 
 
 def row_tiles(rows: int, count: int, height: int) -> int:
@@ -448,196 +354,119 @@ def row_tiles(rows: int, count: int, height: int) -> int:
     return (rows - filled) // height + filled
 
 
-def types(dtype: torch.dtype) -> dict[str, Any]:
-    return {"WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)}
-
-
-def power(count: int) -> int:
-    return max(2, int(triton.next_power_of_2(count)))
-
-
 def rowwise(x: Tensor) -> Tensor:
     """x with whole rows in memory; they may stand anywhere."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def forward(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
+def plain(s: Sparse) -> Sparse:
+    """The same with its tensors as the kernels read them."""
+    down_bias, up, up_bias = (None if w is None else w.contiguous() for w in (s.down_bias, s.up, s.up_bias))
+    s = replace(s, x=rowwise(s.x), gates=s.gates.contiguous(), down=s.down.contiguous())
+    return replace(s, down_bias=down_bias, up=up, up_bias=up_bias)
+
+
+def types(s: Sparse) -> dict[str, Any]:
+    """Constants of every product."""
+    dtype = s.x.dtype
+    return {"TOP_K": s.gates.shape[1], "WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)}
+
+
+def common(s: Sparse, w: Tensor) -> dict[str, Any]:
+    """Constants of every product by weights w."""
+    return {"COUNT": w.shape[0], "POWER": max(2, int(triton.next_power_of_2(w.shape[0]))), **types(s)}
+
+
+def forward(s: Sparse) -> tuple[Tensor, Tensor]:
     """Outputs (token, out), and pre-activations (row, hidden) if they are saved."""
-    x, gates = rowwise(x), gates.contiguous()
-    down_bias, up_bias = (None if bias is None else bias.contiguous() for bias in (down_bias, up_bias))
-    if up is None:
-        hidden, pre = x, x.new_empty(0)
-    else:
-        hidden, pre = _up(x, gates, src, offs, up.contiguous(), up_bias, activation, save)
-    return _down(hidden, gates, src, dst, offs, down.contiguous(), down_bias, gather=up is None), pre
+    s = plain(s)
+    hidden, pre = (gathered(s)[0], s.x.new_empty(0)) if s.up is None else up(s, s.up)
+    return down(s, hidden, s.down, s.down_bias), pre
 
 
-def _up(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    offs: Tensor,
-    up: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    rows, (count, size, dim) = len(src), up.shape
-    hidden = x.new_empty(rows, size)
-    pre = x.new_empty(rows, size) if save else x.new_empty(0)
-    tile = tiles(rows, up)
+def up(s: Sparse, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gated activations, and pre-activations if they are saved."""
+    rows, (count, size, dim) = s.src.shape[0], w.shape
+    hidden = s.x.new_empty(rows, size)
+    pre = s.x.new_empty(rows, size) if s.save else s.x.new_empty(0)
+    tile = tile_of("up", w, rows)
     height = row_tiles(rows, count, tile["BM"])
     if rows:
-        with launch(x):
+        with launch(s.x):
             up_kernel[(height * triton.cdiv(size, tile["BN"]),)](
-                x, gates, src, offs, up, bias, hidden, pre, x.stride(0), dim, size, height,
-                TOP_K=gates.shape[1], COUNT=count, POWER=power(count), ACTIVATION=activation, BIAS=bias is not None,
-                SAVE=save, **types(x.dtype), **tile,
+                s.x, s.gates, s.src, s.offs, w, s.up_bias, hidden, pre, s.x.stride(0), dim, size, height,
+                ACTIVATION=s.activation, SAVE=s.save, **common(s, w), **tile,
             )  # fmt: skip
     return hidden, pre
 
 
-def _down(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    bias: Tensor | None,
-    gather: bool,
-) -> Tensor:
-    rows, top_k, (count, size, dim) = len(src), gates.shape[1], down.shape
+def down(s: Sparse, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """Gated sorted rows times their experts' weights, summed by token."""
+    rows, top_k, (count, size, dim) = s.src.shape[0], s.gates.shape[1], w.shape
     y = x.new_empty(rows, dim)
-    tile = tiles(rows, down)
+    tile = tile_of("down", w, rows)
     height = row_tiles(rows, count, tile["BM"])
     if rows:
         with launch(x):
             down_kernel[(height * triton.cdiv(dim, tile["BN"]),)](
-                x, gates, src, dst, offs, down, bias, y, x.stride(0), size, dim, rows, height,
-                TOP_K=top_k, COUNT=count, POWER=power(count), GATHER=gather, SCATTER=top_k == 1, BIAS=bias is not None,
-                **types(x.dtype), **tile,
+                x, s.gates, s.src, s.dst, s.offs, w, bias, y, x.stride(0), size, dim, rows, height,
+                SCATTER=top_k == 1, **common(s, w), **tile,
             )  # fmt: skip
-    return y if top_k == 1 else _combine(y, dst, top_k)
+    return y if top_k == 1 else combine(s, y)
 
 
-def _combine(x: Tensor, dst: Tensor, top_k: int) -> Tensor:
-    tokens, dim = len(dst) // top_k, x.shape[1]
+def combine(s: Sparse, x: Tensor) -> Tensor:
+    """The sum of each token's sorted rows."""
+    (tokens, top_k), dim = s.gates.shape, x.shape[1]
     y = x.new_empty(tokens, dim)
     if tokens:
         tile = COMBINE | ({"BM": 16} if INTERPRET else {})
         grid = (triton.cdiv(tokens, tile["BM"]), triton.cdiv(dim, tile["BN"]))
         with launch(x):
-            combine_kernel[grid](x, dst, y, tokens, dim, TOP_K=top_k, WIDE=wide(x.dtype), **tile)
+            combine_kernel[grid](x, s.dst, y, tokens, dim, TOP_K=top_k, WIDE=wide(x.dtype), **tile)
     return y
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    pre: Tensor,
-    activation: str,
-    need_x: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, gates, down and its bias, up and its bias; empty where there is none, or no need of one."""
-    dy, x, gates, down = rowwise(dy), rowwise(x), gates.contiguous(), down.contiguous()
-    down_bias = None if down_bias is None else down_bias.contiguous()
-    hidden, dpre, dgates = _dh(dy, x, pre, gates, src, offs, down, down_bias, activation, linear=up is None)
-    dx, ddown, ddown_bias, dup, dup_bias = (x.new_empty(0) for _ in range(5))
-    if need_x and up is None:
-        dx = _combine(dpre, dst, gates.shape[1])
-    elif need_x and up is not None:
-        dx = _down(dpre, gates, src, dst, offs, up.contiguous(), None, gather=False)
-    if need_weights:
-        ddown, ddown_bias = _dw(hidden, dy, gates, src, offs, down, down_bias, "b")
-        if up is not None:
-            dup, dup_bias = _dw(dpre, x, gates, src, offs, up, up_bias, "a")
-    return dx, dgates, ddown, ddown_bias, dup, dup_bias
+def backward(s: Sparse, dy: Tensor, pre: Tensor, needs: Found) -> Found:
+    """Gradients, by name."""
+    s, dy = plain(s), rowwise(dy)
+    if s.up is None:  # as if they activated x, and left it as it is
+        s, pre = replace(s, activation="none"), gathered(s)[1]
+    hidden, dpre, dgates = dh(s, dy, pre)
+    found = {"gates": dgates}
+    if "x" in needs:
+        found["x"] = combine(s, dpre) if s.up is None else down(s, dpre, s.up, None)
+    if "down" in needs or "down_bias" in needs:
+        found["down"], found["down_bias"] = dw(s, hidden, dy, s.down, s.down_bias, "b")
+    if s.up is not None and ("up" in needs or "up_bias" in needs):
+        found["up"], found["up_bias"] = dw(s, dpre, s.x, s.up, s.up_bias, "a")
+    return found
 
 
-def _dh(
-    dy: Tensor,
-    x: Tensor,
-    pre: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    linear: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, (count, size, dim) = len(src), down.shape
-    hidden, dpre = x.new_empty(2, rows, size).unbind()
-    tile = tiles(rows, down)
+def dh(s: Sparse, dy: Tensor, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gated activations once more, and the gradients of pre-activations and gates."""
+    rows, (count, size, dim) = s.src.shape[0], s.down.shape
+    hidden, dpre = s.x.new_empty(2, rows, size).unbind()
+    tile = tile_of("dh", s.down, rows)
     height, columns = row_tiles(rows, count, tile["BM"]), triton.cdiv(size, tile["BN"])
-    parts = gates.new_zeros(rows, columns)
+    parts = s.gates.new_zeros(rows, columns)
     if rows:
-        with launch(x):
+        with launch(s.x):
             dh_kernel[(height * columns,)](
-                dy, x, pre, gates, src, offs, down, bias, hidden, dpre, parts, dy.stride(0), x.stride(0), size, dim,
-                height, TOP_K=gates.shape[1], COUNT=count, POWER=power(count), ACTIVATION=activation, LINEAR=linear,
-                BIAS=bias is not None, **types(x.dtype), **tile,
+                dy, pre, s.gates, s.src, s.offs, s.down, s.down_bias, hidden, dpre, parts, dy.stride(0),
+                size, dim, height, ACTIVATION=s.activation, **common(s, s.down), **tile,
             )  # fmt: skip
-    return hidden, dpre, parts.sum(-1).view_as(gates)
+    return hidden, dpre, parts.sum(-1).view_as(s.gates)
 
 
-def _dw(
-    a: Tensor, b: Tensor, gates: Tensor, src: Tensor, offs: Tensor, w: Tensor, bias: Tensor | None, sums: str
-) -> tuple[Tensor, Tensor]:
+def dw(s: Sparse, a: Tensor, b: Tensor, w: Tensor, bias: Tensor | None, sums: str) -> tuple[Tensor, Tensor]:
+    """Gradients of weights w and of their bias, from sorted rows a and tokens b."""
     count, left, right = w.shape
-    dw = torch.empty(w.shape, dtype=w.dtype, device=w.device)
-    dbias = w.new_empty(0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
-    tile = INTERPRETED | {"BM": 32} if INTERPRET else _tile(w)
+    grad, dbias = torch.empty_like(w), w.new_empty(0) if bias is None else torch.empty_like(bias)
+    tile = tile_of("dw", w)
     with launch(a):
         dw_kernel[(count * triton.cdiv(left, tile["BM"]) * triton.cdiv(right, tile["BN"]),)](
-            a, b, gates, src, offs, dw, dbias, b.stride(0), left, right,
-            TOP_K=gates.shape[1], BIAS="" if bias is None else sums, **types(a.dtype), **tile,
+            a, b, s.gates, s.src, s.offs, grad, dbias, b.stride(0), left, right,
+            BIAS="" if bias is None else sums, **types(s), **tile,
         )  # fmt: skip
-    return dw, dbias
-
-
-_TYPES = dict.fromkeys(("src", "dst", "offs"), "*i32") | dict.fromkeys(("gates", "dgates"), "*fp32")
-_TYPES |= dict.fromkeys(("stride", "dy_stride", "x_stride", "slots", "tiles", *"TDHKMN"), "i32")
-
-
-def _example(kernel: Any, tile: dict[str, int], **flags: Any) -> Example:
-    """bfloat16, two of eight experts; flags that are not named are off. Widths divide by 16."""
-    known = {"TOP_K": 2, "COUNT": 8, "POWER": 8, "ACTIVATION": "gelu", **types(torch.bfloat16), **tile, **flags}
-    signature = {name: _TYPES.get(name, "*bf16") for name in kernel.arg_names if name.islower() or name in _TYPES}
-    constexprs = {name: known.get(name, False) for name in kernel.arg_names if name not in signature}
-    return Example(kernel, signature, constexprs, {k: v for k, v in tile.items() if k.islower()})
-
-
-KERNELS = [
-    _example(up_kernel, PRODUCT[2], BIAS=True, SAVE=True),
-    _example(down_kernel, PRODUCT[2], BIAS=True),
-    _example(down_kernel, PRODUCT[2], BIAS=True, SCATTER=True, TOP_K=1),
-    _example(down_kernel, PRODUCT[2], BIAS=True, GATHER=True),
-    _example(combine_kernel, COMBINE),
-    _example(dh_kernel, PRODUCT[2], BIAS=True),
-    _example(dh_kernel, PRODUCT[2], BIAS=True, LINEAR=True),
-    _example(dw_kernel, PRODUCT[2], BIAS="a"),
-    _example(dw_kernel, PRODUCT[2], BIAS="b"),
-]
+    return grad, dbias

@@ -6,10 +6,7 @@ kernel: `import usam.kernels` costs no Triton.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -21,27 +18,16 @@ from triton.runtime.jit import JITFunction
 INTERPRET = not isinstance(tl.softmax, JITFunction)
 
 
-@contextmanager
-def launch(tensor: Tensor) -> Iterator[None]:
+def launch(tensor: Tensor) -> AbstractContextManager[object]:
     """Kernels started inside run on this tensor's device."""
-    if tensor.is_cuda and not INTERPRET:
-        with torch.cuda.device(tensor.device):
-            yield
-    elif INTERPRET:
-        yield
-    else:
+    if INTERPRET:
+        return nullcontext()
+    if not tensor.is_cuda:
         raise RuntimeError(
             f"Triton cannot run a kernel on {tensor.device}: move the tensors to a GPU, write backend='torch', or, to "
             "test on a CPU, set TRITON_INTERPRET=1 before Triton is first imported."
         )
-
-
-TYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
+    return torch.cuda.device(tensor.device)
 
 
 def wide(dtype: torch.dtype) -> tl.dtype:
@@ -51,28 +37,28 @@ def wide(dtype: torch.dtype) -> tl.dtype:
 
 def operand(dtype: torch.dtype) -> tl.dtype:
     """What both operands of `tl.dot` are cast to: their own type, but the interpreter's dot reads bf16 as integers."""
-    return tl.float32 if INTERPRET and dtype in (torch.bfloat16, torch.float16) else TYPES[dtype]
+    return tl.float32 if INTERPRET and dtype.itemsize == 2 else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of `tl.dot`: tf32 only where torch's own products may use it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not INTERPRET else "ieee"
+    return "tf32" if dtype == torch.float32 and not INTERPRET and _tf32() else "ieee"
 
 
-@dataclass(frozen=True)
-class Example:
-    """A kernel at its default tiles, enough to compile it ahead of time (`triton.compiler.ASTSource`)."""
-
-    kernel: Callable[..., Any]
-    signature: dict[str, str]  # argument: Triton's type, such as "*bf16" or "i32"; constexprs are left out
-    constexprs: dict[str, Any]
-    options: dict[str, int] = field(default_factory=dict)  # num_warps, num_stages
+def _tf32() -> bool:
+    """Whether torch may use TF32, by either of its settings: once the newer one is set, reading the older raises."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """The activation of a wide tile."""
-    if ACTIVATION == "gelu":
+    if ACTIVATION == "none":
+        y = x
+    elif ACTIVATION == "gelu":
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif ACTIVATION == "silu":
         y = x / (1.0 + tl.exp(-x))
@@ -85,7 +71,9 @@ def activate(x, ACTIVATION: tl.constexpr):
 @triton.jit
 def slope(x, ACTIVATION: tl.constexpr):
     """The derivative of `activate`."""
-    if ACTIVATION == "gelu":
+    if ACTIVATION == "none":
+        y = tl.full(x.shape, 1.0, x.dtype)
+    elif ACTIVATION == "gelu":
         y = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "silu":
         s = 1.0 / (1.0 + tl.exp(-x))

@@ -27,7 +27,8 @@ def fastest(key: Hashable, candidates: Mapping[str, Callable[[], object]], devic
         device: where it is done.
 
     Nothing is measured, and nothing remembered, under `torch.use_deterministic_algorithms`, whose runs must
-    choose alike, and while a CUDA graph is captured, when nothing may wait: run once before.
+    choose alike, and while a CUDA graph is captured, when nothing may wait: run once before. A candidate that fails is
+    not chosen; if all fail, the first one's error is raised.
     """
     first = next(iter(candidates))
     if torch.are_deterministic_algorithms_enabled() or len(candidates) == 1:
@@ -35,23 +36,24 @@ def fastest(key: Hashable, candidates: Mapping[str, Callable[[], object]], devic
     if key not in _chosen:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return first
-        seconds = {name: _seconds(run, device) for name, run in candidates.items()}
+        seconds, failed = {}, []
+        for name, run in candidates.items():
+            try:
+                seconds[name] = _seconds(run, device)
+            except Exception as error:  # one that cannot do it is out of the race
+                failed.append(error)
+        if not seconds:
+            raise failed[0]
         _chosen[key] = min(seconds, key=lambda name: seconds[name])
     return _chosen[key]
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
     found = []
-    for i in range(WARM_UP + REPEATS):
-        _wait(device)
+    for _ in range(WARM_UP + REPEATS):
         start = time.perf_counter()
         run()
-        _wait(device)
-        if i >= WARM_UP:
-            found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[WARM_UP:])

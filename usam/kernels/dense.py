@@ -1,18 +1,21 @@
 """The dense mixture: every row goes through all experts, which stand stacked as two large products.
 
 sum_e g_e (act(x U_e^T + u_e) V_e + v_e) = [g (x) act(x U^T + u)] V + g v: no expert's output ever exists. Between the
-products one kernel activates and gates; for the gradients only x, the gates and the pre-activations are kept.
+products one kernel activates and gates; for the gradients only x, the gates and the pre-activations are kept. Linear
+experts are one product whose inner axis is (expert, in), or, where clips share their gates, one merged matrix a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from usam.kernels.ops import Found, Op, trains
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # gradient, pre-activation
@@ -20,217 +23,157 @@ SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # gradient, pre-activ
     "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
     "silu": torch.ops.aten.silu_backward,
 }
+LITTLE = 2**20  # hidden units
+MERGING = 16  # joining one matrix, which waits for memory, takes as long as multiplying so many rows by it
 
 
-def dense_experts(
-    x: Tensor,
-    gates: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    *,
-    mask: Tensor | None = None,
-    rows: int = 1,
-    kernels: bool = False,
-) -> Tensor:
-    """The gated sum of all experts' outputs, (row, out).
+@dataclass(frozen=True)
+class Dense:
+    """The mixture of all experts."""
 
-    Args:
-        x: (row, in), 0 where mask is False.
-        gates: (row / rows, expert), float32 or wider: one gate for each `rows` consecutive rows.
-        up, up_bias: (expert, hidden, in) and (expert, hidden).
-        down, down_bias: (expert, hidden, out) and (expert, out).
-        activation: gelu (by erf), relu or silu.
-        mask: (row,); rows where it is False give zeros.
-        rows: how many rows share a gate.
-        kernels: whether Triton computes what lies between the products.
-    """
-    weights = (up, up_bias, down, down_bias)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gates, *weights))
-    y: Tensor = _dense(x, gates, *weights, mask, activation, rows, kernels, save)[0]
-    return y
+    x: Tensor  # row in; 0 where mask is False
+    gates: Tensor  # row/rows expert, float32 or wider: one gate for each `rows` consecutive rows
+    up: Tensor | None  # expert hidden in; None of linear experts
+    up_bias: Tensor | None  # expert hidden
+    down: Tensor  # expert hidden out; of linear experts: expert in out
+    down_bias: Tensor | None  # expert out
+    mask: Tensor | None  # row; where it is False the output is 0
+    activation: str
+    rows: int  # that share a gate
+    kernels: bool  # whether Triton computes what lies between the products
+    save: bool = False  # the pre-activations, for the gradients
 
 
-@torch.library.custom_op("usam::dense", mutates_args=())
-def _dense(
-    x: Tensor,
-    gates: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    """The output, and the pre-activations (row, expert * hidden) if they are to be saved."""
-    w = up.flatten(0, 1).mT
-    pre = x @ w if up_bias is None else torch.addmm(up_bias.flatten(), x, w)
-    hidden = gate(pre, gates, mask, activation, rows, kernels, out=None if save else pre)
-    y = hidden @ down.flatten(0, 1)
-    if down_bias is not None:
-        add_bias(y, gates, down_bias, mask, rows)
-    return y, pre if save else pre.new_empty(0)
+def dense_experts(experts: Dense) -> Tensor:
+    """The gated sum of all experts' outputs, (row, out)."""
+    e = experts
+    save = trains(e.x, e.gates, e.up, e.up_bias, e.down, e.down_bias)
+    return DENSE(replace(e, save=save))[0]
 
 
-@_dense.register_fake
-def _(
-    x: Tensor,
-    gates: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    size = (x.shape[0], up.shape[0] * up.shape[1]) if save else (0,)
-    return x.new_empty(x.shape[0], down.shape[-1]), x.new_empty(size)
+def plain_experts(experts: Dense) -> Tensor:
+    """The same by torch's own operations; autograd keeps three times as much of the hidden units."""
+    return _compute(experts)[0]
 
 
-def gate(
-    pre: Tensor, gates: Tensor, mask: Tensor | None, activation: str, rows: int, kernels: bool, out: Tensor | None
-) -> Tensor:
-    """Activated and gated, (row, expert * hidden); `out` may be `pre` itself."""
-    if kernels:
-        from usam.kernels import _dense as triton_dense
-
-        return triton_dense.gate_act(pre, gates, mask, activation, rows, out)
-    hidden = ACTIVATIONS[activation](pre)
-    by_gate(hidden, gates, rows).mul_(gates.to(pre.dtype)[:, None, :, None])
-    return hidden if mask is None else hidden.masked_fill_(~mask.unsqueeze(-1), 0)
+def plain_pays(experts: Dense) -> bool:
+    """Whether there is so little to do, on a CPU, that calling an op takes longer, and memory does not matter."""
+    width = experts.down.shape[0] * experts.down.shape[1]
+    return not experts.x.is_cuda and experts.x.shape[0] * width <= LITTLE
 
 
-def by_gate(hidden: Tensor, gates: Tensor, rows: int) -> Tensor:
-    """A view (gate row, row, expert, hidden): gates are never repeated for the rows that share them."""
-    return rearrange(hidden, "(g r) (e h) -> g r e h", g=gates.shape[0], r=rows, e=gates.shape[1])
+def merged_experts(experts: Dense) -> Tensor:
+    """The same of linear experts, from one merged matrix for each gate row."""
+    e = experts
+    w = torch.einsum("g e, e d o -> g d o", e.gates.to(e.down.dtype), e.down)
+    y = rearrange(e.x, "(g r) d -> g r d", g=e.gates.shape[0], r=e.rows) @ w
+    if e.down_bias is not None:
+        y += (e.gates.to(e.down_bias.dtype) @ e.down_bias).unsqueeze(1)
+    y = y.flatten(0, 1)
+    return y if e.mask is None else y.masked_fill(~e.mask.unsqueeze(-1), 0)
 
 
-def add_bias(y: Tensor, gates: Tensor, bias: Tensor, mask: Tensor | None, rows: int) -> None:
-    """Adds each row's gated sum of the experts' biases (expert, out) in place."""
-    if rows == 1:  # gates are 0 where a row is masked
-        y.addmm_(gates.to(y.dtype), bias)
-        return
-    added = (gates @ bias.to(gates.dtype)).to(y.dtype)[:, None]
-    shared = rearrange(y, "(g r) o -> g r o", g=gates.shape[0], r=rows)
-    if mask is None:
-        shared += added
+def merging_pays(experts: Dense) -> bool:
+    """Whether merged matrices are cheaper: without gradients, where they take no more memory than the experts."""
+    samples, count = experts.gates.shape
+    few = samples <= count and experts.rows * (count - 1) > MERGING * count
+    return experts.up is None and few and not trains(experts.gates, experts.down)
+
+
+def _compute(e: Dense) -> tuple[Tensor, Tensor]:
+    """The output, and the pre-activations (row, expert * hidden) if there are any and they are to be saved."""
+    pre = e.x.new_empty(0)
+    if e.up is None:
+        hidden = _stacked(e)
     else:
-        shared.addcmul_(rearrange(mask, "(g r) -> g r 1", g=gates.shape[0], r=rows).to(y.dtype), added)
+        w = e.up.flatten(0, 1).mT
+        pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
+        hidden = _gate(pre, e)
+    y = hidden @ e.down.flatten(0, 1)
+    if e.down_bias is not None:
+        y.addmm_(_scale(e).to(y.dtype), e.down_bias)
+    return y, pre if e.save else pre.new_empty(0)
 
 
-def bias_backward(grad: Tensor, gates: Tensor, bias: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates and the biases in `add_bias`."""
-    if rows == 1:
-        return (grad @ bias.mT).to(gates.dtype), gates.to(grad.dtype).mT @ grad
-    total = rearrange(grad, "(g r) o -> g r o", g=gates.shape[0], r=rows).sum(1, dtype=gates.dtype)
-    return total @ bias.to(gates.dtype).mT, (gates.mT @ total).to(bias.dtype)
+def _shapes(e: Dense) -> tuple[Tensor, Tensor]:
+    size = (e.x.shape[0], e.up.shape[0] * e.up.shape[1]) if e.save and e.up is not None else (0,)
+    return e.x.new_empty(e.x.shape[0], e.down.shape[-1]), e.x.new_empty(size)
 
 
-@torch.library.custom_op("usam::dense_backward", mutates_args=())
-def _dense_backward(
-    grad: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    pre: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, gates, up, up_bias, down and down_bias; empty where not needed."""
-    if mask is not None:
-        grad = grad.masked_fill(~mask.unsqueeze(-1), 0)
-    empty = x.new_empty
-    d_hidden = grad @ down.flatten(0, 1).mT
-    if kernels:
-        from usam.kernels import _dense as triton_dense
+def _scale(e: Dense) -> Tensor:
+    """What each expert counts for each row, (row, expert): 0 where the row is masked."""
+    shared = e.gates.unsqueeze(1).expand(-1, e.rows, -1).flatten(0, 1)
+    return shared if e.mask is None or e.rows == 1 else shared * e.mask.unsqueeze(-1)  # a row's own gates are 0 then
 
-        d_pre, hidden, d_gates = triton_dense.gate_act_backward(d_hidden, pre, gates, mask, activation, rows)
+
+def _stacked(e: Dense) -> Tensor:
+    """x once for each expert, scaled by its gate: (row, expert * in)."""
+    return (e.x.unsqueeze(1) * _scale(e).to(e.x.dtype).unsqueeze(-1)).flatten(1)
+
+
+def _gate(pre: Tensor, e: Dense) -> Tensor:
+    """Activated and gated, (row, expert * hidden); in place of `pre` where that is not saved."""
+    if e.kernels:
+        from usam.kernels import _dense
+
+        return _dense.gate_act(pre, e, None if e.save else pre)
+    hidden = by_expert(ACTIVATIONS[e.activation](pre), e)
+    scale = _scale(e).to(pre.dtype).unsqueeze(-1)
+    return (hidden * scale if trains(hidden, scale) else hidden.mul_(scale)).flatten(1)
+
+
+def by_expert(hidden: Tensor, e: Dense) -> Tensor:
+    """A view (row, expert, hidden)."""
+    return hidden.view(hidden.shape[0], e.gates.shape[1], hidden.shape[1] // e.gates.shape[1])
+
+
+def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needs: Found) -> Found:
+    (pre,), grad = kept, grads[0]
+    assert grad is not None
+    if e.mask is not None:
+        grad = grad.masked_fill(~e.mask.unsqueeze(-1), 0)
+    d_hidden = grad @ e.down.flatten(0, 1).mT
+    found: Found = {}
+    if e.up is None:
+        # in is the narrow side: each expert's gradient of it is small beside the outputs.
+        apart = by_expert(d_hidden, e)
+        d_scale = torch.einsum("r e d, r d -> r e", apart, e.x).to(e.gates.dtype)
+        found["x"] = torch.einsum("r e d, r e -> r d", apart, _scale(e).to(e.x.dtype))
+        hidden = _stacked(e)
     else:
-        d_pre, hidden, d_gates = _gate_backward(d_hidden, pre, gates, activation, rows)
-    d_down = hidden.mT @ grad if needs[4] else empty(0)
-    del hidden
-    d_down_bias = empty(0)
-    if down_bias is not None and (needs[1] or needs[5]):
-        d_by_bias, d_down_bias = bias_backward(grad, gates, down_bias, rows)
-        d_gates += d_by_bias
-    return (
-        d_pre @ up.flatten(0, 1) if needs[0] else empty(0),
-        d_gates,
-        (d_pre.mT @ x).view_as(up) if needs[2] else empty(0),
-        d_pre.sum(0).view_as(up_bias) if up_bias is not None and needs[3] else empty(0),
-        d_down.view_as(down) if needs[4] else d_down,
-        d_down_bias,
-    )
+        if e.kernels:
+            from usam.kernels import _dense
+
+            d_pre, hidden, d_scale = _dense.gate_act_backward(d_hidden, pre, e)
+        else:
+            d_pre, hidden, d_scale = _gate_backward(d_hidden, pre, e)
+        if "x" in needs:
+            found["x"] = d_pre @ e.up.flatten(0, 1)
+        if "up" in needs:
+            found["up"] = (d_pre.mT @ e.x).view(e.up.shape)
+        if "up_bias" in needs:
+            found["up_bias"] = d_pre.sum(0).view(needs["up_bias"].shape)
+    if "down" in needs:
+        found["down"] = (hidden.mT @ grad).view(e.down.shape)
+    if e.down_bias is not None:
+        d_scale = d_scale + grad @ e.down_bias.mT
+        found["down_bias"] = _scale(e).to(grad.dtype).mT @ grad
+    found["gates"] = rearrange(d_scale, "(g r) e -> g r e", g=e.gates.shape[0], r=e.rows).sum(1)
+    return found
 
 
-def _gate_backward(
-    d_hidden: Tensor, pre: Tensor, gates: Tensor, activation: str, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the pre-activations, the gated activations once more, and the gradient of the gates.
+def _gate_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the pre-activations, the gated activations once more, and the gradient of each row's gates.
 
-    Where a row is masked, d_hidden is 0, and so are both gradients; the activations meet a gradient of 0.
+    Where a row is masked, d_hidden is 0, and so are both gradients.
     """
-    hidden = ACTIVATIONS[activation](pre)
-    d_gates = by_gate(hidden * d_hidden, gates, rows).sum((1, 3), dtype=gates.dtype)
-    scale = gates.to(pre.dtype)[:, None, :, None]
-    by_gate(hidden, gates, rows).mul_(scale)
-    by_gate(d_hidden, gates, rows).mul_(scale)
-    return SLOPES[activation](d_hidden, pre), hidden, d_gates
+    hidden = ACTIVATIONS[e.activation](pre)
+    d_scale = by_expert(hidden * d_hidden, e).sum(-1, dtype=e.gates.dtype)
+    scale = _scale(e).to(pre.dtype).unsqueeze(-1)
+    by_expert(hidden, e).mul_(scale)
+    by_expert(d_hidden, e).mul_(scale)
+    return SLOPES[e.activation](d_hidden, pre), hidden, d_scale
 
 
-@_dense_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    pre: Tensor,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    rows: int,
-    kernels: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    made = [
-        t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
-        for t, need in zip((x, gates, up, up_bias, down, down_bias), needs, strict=True)
-    ]
-    made[1] = gates.new_empty(gates.shape)
-    if down_bias is not None and (needs[1] or needs[5]):
-        made[5] = down_bias.new_empty(down_bias.shape)
-    return made[0], made[1], made[2], made[3], made[4], made[5]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, gates, *weights, mask, activation, rows, kernels, _ = inputs
-    ctx.save_for_backward(x, gates, output[1], *weights, mask)
-    ctx.options = activation, rows, kernels
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, pre: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 11
-    needs = list(ctx.needs_input_grad[:6])
-    grads = _dense_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 5
-
-
-_dense.register_autograd(_backward, setup_context=_save)
+DENSE = Op("dense", Dense, _compute, _shapes, returns=2)
+DENSE.differentiate(_gradients, keeps=[1])

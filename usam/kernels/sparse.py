@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from usam.kernels.backends import demand_triton, runs_triton
+from usam.kernels.backends import Backend, demand_triton, runs_triton
 from usam.kernels.choice import bucket, fastest
 from usam.kernels.dense import ACTIVATIONS, SLOPES
+from usam.kernels.ops import Found, Op, trains
 from usam.kernels.routing import Placement
 
 if TYPE_CHECKING:
     from usam.kernels import Experts
 
-Sparse = Literal["auto", "torch", "grouped_mm", "triton"]
 
-
-def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Experts, backend: Sparse) -> Tensor:
+def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Experts, backend: Backend) -> Tensor:
     """The gated sum of the chosen experts' outputs; saves x, gates, placement and pre-activations for the gradients.
 
     Args:
@@ -32,301 +32,224 @@ def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Expe
             zeros, whatever stands in it.
         experts: their weights.
         backend: torch loops over the experts on the host; grouped_mm is torch's product of all groups at once, which
-            wants rows of whole 16 bytes (see `grouped_mm_takes`); triton is the kernels here; auto measures what can
-            run, once for each bucket of shapes (see `usam.kernels.choice`): it never loops where Triton runs.
+            wants rows of whole 16 bytes (see `grouped_mm_takes`); triton is the kernels here; auto takes grouped_mm on
+            a CPU where it can, and on a GPU measures what can run, once for each bucket of shapes (see
+            `usam.kernels.choice`): it never loops where Triton runs.
 
     Returns:
         (row, out) in x's dtype.
     """
-    weights = (experts.down, experts.down_bias, experts.up, experts.up_bias)
-    for weight in weights:
+    e = experts
+    for weight in (e.down, e.down_bias, e.up, e.up_bias):
         if weight is not None and weight.dtype != x.dtype:
             raise TypeError(f"The experts are {weight.dtype} and x is {x.dtype}: cast one to the other's type.")
     if backend == "triton":
         demand_triton(x)
     elif backend == "grouped_mm" and not grouped_mm_takes(x, experts):
         raise ValueError(
-            f"backend='grouped_mm' cannot multiply {x.dtype} of widths {_widths(experts.down, experts.up)}: it needs "
-            "float32, float16 or bfloat16 and widths of whole 16 bytes. Write backend='auto'."
+            f"backend='grouped_mm' cannot multiply {x.dtype} of widths {_widths(experts)}: it needs float32, float16 "
+            "or bfloat16, widths of whole 16 bytes, and weights that stand in memory row by row or column by column. "
+            "Write backend='auto'."
         )
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gates, *weights))
-    src, dst, offs = placement.src, placement.dst, placement.offs
-    y: Tensor = _experts(x, gates, src, dst, offs, *weights, experts.activation, backend, save)[0]
-    return y
+    save = trains(x, gates, e.down, e.down_bias, e.up, e.up_bias)
+    p, weights = placement, (e.down, e.down_bias, e.up, e.up_bias)
+    return SPARSE(Sparse(x, gates, p.src, p.dst, p.offs, *weights, e.activation, backend, save))[0]
 
 
-def grouped_mm_takes(x: Tensor, experts: Experts) -> bool:
-    """Whether `torch.nn.functional.grouped_mm` exists and multiplies this type and these widths."""
-    return _library_takes(x, experts.down, experts.up)
-
-
-def _library_takes(x: Tensor, down: Tensor, up: Tensor | None) -> bool:
+def grouped_mm_takes(x: Tensor, experts: Experts | Sparse) -> bool:
+    """Whether `torch.nn.functional.grouped_mm` exists and multiplies this type, these widths and strides."""
     types = (torch.float32, torch.float16, torch.bfloat16)
-    whole = all(width * x.element_size() % 16 == 0 for width in _widths(down, up))
-    return hasattr(F, "grouped_mm") and x.dtype in types and whole
+    whole = all(width * x.element_size() % 16 == 0 for width in _widths(experts))
+    weights = [w for w in (experts.up, experts.down) if w is not None]
+    return hasattr(F, "grouped_mm") and x.dtype in types and whole and all(map(_plain, weights))
 
 
-def _widths(down: Tensor, up: Tensor | None) -> list[int]:
-    shapes = [w.shape[1:] for w in (up, down) if w is not None]
+def _plain(w: Tensor) -> bool:
+    """Whether each matrix stands row by row or column by column, every one of whole 16 bytes."""
+    apart, down, right = w.stride()
+    line, width = (down, w.shape[2]) if right == 1 else (right, w.shape[1])
+    return 1 in (down, right) and line >= width and all(n * w.element_size() % 16 == 0 for n in (apart, line))
+
+
+def _widths(experts: Experts | Sparse) -> list[int]:
+    shapes = [w.shape[1:] for w in (experts.up, experts.down) if w is not None]
     return sorted({size for shape in shapes for size in shape})
 
 
-@torch.library.custom_op("usam::sparse_experts", mutates_args=())
-def _experts(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    backend: str,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    if backend == "auto":
-        backend = _auto(x, gates, src, dst, offs, down, down_bias, up, up_bias, activation, save)
+@dataclass(frozen=True)
+class Sparse:
+    """What the op takes."""
+
+    x: Tensor  # row in
+    gates: Tensor  # row k
+    src: Tensor
+    dst: Tensor
+    offs: Tensor
+    down: Tensor  # expert hidden out; of linear experts: expert in out
+    down_bias: Tensor | None  # expert out
+    up: Tensor | None  # expert hidden in
+    up_bias: Tensor | None  # expert hidden
+    activation: str
+    backend: str
+    save: bool  # the pre-activations, for the gradients
+
+
+def _compute(s: Sparse) -> tuple[Tensor, Tensor]:
+    """Outputs (row, out), and pre-activations (sorted row, hidden) if they are to be saved."""
+    backend = choose(s) if s.backend == "auto" else s.backend
     if backend == "triton":
         from usam.kernels import _sparse
 
-        return _sparse.forward(x, gates, src, dst, offs, down, down_bias, up, up_bias, activation, save)
-    groups = GROUPS[backend](offs, len(src))
-    gate, token = _sorted(gates, src, offs, x.dtype)
-    rows = x[token]
-    pre = x.new_empty(0)
-    if up is None:
+        return _sparse.forward(s)
+    groups = GROUPS[backend](s.offs, s.src.shape[0])
+    gate, token = _sorted(s)
+    rows = s.x.index_select(0, token)
+    pre = s.x.new_empty(0)
+    if s.up is None:
         hidden = rows.to(gate.dtype)
     else:
-        pre = groups.product(rows, up.mT)
-        if up_bias is not None:
-            pre = pre + up_bias[groups.expert]
-        hidden = ACTIVATIONS[activation](pre.to(gate.dtype))
-    y = groups.product((gate * hidden).to(x.dtype), down)
-    if down_bias is not None:
-        y = y + gate * down_bias[groups.expert]
-    return _combine(y, dst, gates).to(x.dtype), pre if save else x.new_empty(0)
+        pre = groups.product(rows, s.up.mT)
+        if s.up_bias is not None:
+            pre += s.up_bias.index_select(0, groups.expert)
+        hidden = ACTIVATIONS[s.activation](pre.to(gate.dtype))
+    y = groups.product((gate * hidden).to(s.x.dtype), s.down)
+    if s.down_bias is not None:
+        y = y + gate * s.down_bias.index_select(0, groups.expert)
+    return _combine(y, s).to(s.x.dtype), pre if s.save else s.x.new_empty(0)
 
 
-def _auto(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    save: bool,
-) -> Sparse:
+def _shapes(s: Sparse) -> tuple[Tensor, Tensor]:
+    pre = s.x.new_empty(0) if s.up is None or not s.save else s.x.new_empty(s.src.shape[0], s.up.shape[1])
+    return s.x.new_empty(s.x.shape[0], s.down.shape[2]), pre
+
+
+def choose(s: Sparse) -> Backend:
     """The backend for tensors like these; the gradients' is measured together with the output's."""
-    tensors = x, gates, src, dst, offs, down, down_bias, up, up_bias
+    able: list[Backend] = ["triton"] if s.x.is_cuda and runs_triton(s.x) and s.x.dtype != torch.float64 else ["torch"]
+    aligned = all(w is None or w.data_ptr() % 16 == 0 for w in (s.up, s.down))
+    if aligned and grouped_mm_takes(s.x, s) and _waits_for_nothing(s.x):
+        able.append("grouped_mm")
+    if not s.x.is_cuda:
+        return able[-1]
 
     def step(backend: str) -> None:
-        y, pre = _experts(*tensors, activation, backend, save)
-        if save:
-            _experts_backward(y, *tensors, pre, activation, backend, True, True)
+        own = replace(s, backend=backend)
+        y, pre = _compute(own)
+        if s.save:
+            tensors = {n: t for n in SPARSE.tensors if (t := getattr(s, n)) is not None and t.is_floating_point()}
+            _gradients(own, [pre], [y, None], tensors)
 
-    able: list[Sparse] = ["triton"] if x.is_cuda and runs_triton(x) and x.dtype != torch.float64 else ["torch"]
-    if _library_takes(x, down, up):
-        able.append("grouped_mm")
-    widths = tuple(down.shape), None if up is None else tuple(up.shape)
-    key = x.device, x.dtype, widths, bucket(len(x)), gates.shape[1], activation, save
-    return cast(Sparse, fastest(key, {name: partial(step, name) for name in able}, x.device))
-
-
-@_experts.register_fake
-def _(
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    activation: str,
-    backend: str,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    pre = x.new_empty(0) if up is None or not save else x.new_empty(len(src), up.shape[1])
-    return x.new_empty(len(x), down.shape[2]), pre
+    widths = tuple(s.down.shape), None if s.up is None else tuple(s.up.shape)
+    key = s.x.device, s.x.dtype, widths, bucket(s.x.shape[0]), s.gates.shape[1], s.activation, s.save
+    return cast(Backend, fastest(key, {name: partial(step, name) for name in able}, s.x.device))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:9], output[1])
-    ctx.activation, ctx.backend = inputs[9:11]
-    ctx.set_materialize_grads(False)
+def _waits_for_nothing(x: Tensor) -> bool:
+    """Whether torch's grouped product leaves the offsets on the device: on a GPU its fast path alone does."""
+    return not x.is_cuda or (x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10))
 
 
-def _backward(ctx: Any, dy: Tensor | None, dpre: None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 12
-    need = ctx.needs_input_grad
-    saved = ctx.saved_tensors
-    found = _experts_backward(dy, *saved, ctx.activation, ctx.backend, need[0], any(need[5:9]))
-    dx, dgates, ddown, ddown_bias, dup, dup_bias = (
-        grad if needed else None for grad, needed in zip(found, need[:2] + need[5:9], strict=True)
-    )
-    return dx, dgates, None, None, None, ddown, ddown_bias, dup, dup_bias, None, None, None
-
-
-_experts.register_autograd(_backward, setup_context=_save)
-
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-# What is not needed comes back empty.
-@torch.library.custom_op("usam::sparse_experts_backward", mutates_args=())
-def _experts_backward(
-    dy: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    pre: Tensor,
-    activation: str,
-    backend: str,
-    need_x: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if backend == "auto":
-        backend = _auto(x, gates, src, dst, offs, down, down_bias, up, up_bias, activation, True)
+def _gradients(s: Sparse, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needs: Found) -> Found:
+    (pre,), dy = kept, grads[0]
+    assert dy is not None
+    backend = choose(s) if s.backend == "auto" else s.backend
     if backend == "triton":
         from usam.kernels import _sparse
 
-        weights = down, down_bias, up, up_bias
-        return _sparse.backward(dy, x, gates, src, dst, offs, *weights, pre, activation, need_x, need_weights)
-    groups = GROUPS[backend](offs, len(src))
-    gate, token = _sorted(gates, src, offs, x.dtype)
-    rows, dy = x[token], dy[token]
-    dhidden = groups.product(dy, down.mT).to(gate.dtype)
-    if up is None:
+        return _sparse.backward(s, dy, pre, needs)
+    groups = GROUPS[backend](s.offs, s.src.shape[0])
+    gate, token = _sorted(s)
+    rows, dy = s.x.index_select(0, token), dy.index_select(0, token)
+    dhidden = groups.product(dy, s.down.mT).to(gate.dtype)
+    if s.up is None:
         hidden = rows.to(gate.dtype)
         dh = gate * dhidden
     else:
         wide = pre.to(gate.dtype)
-        hidden = ACTIVATIONS[activation](wide)
-        dh = SLOPES[activation](gate * dhidden, wide)
+        hidden = ACTIVATIONS[s.activation](wide)
+        dh = SLOPES[s.activation](gate * dhidden, wide)
     dgate = (dhidden * hidden).sum(-1, keepdim=True)
-    if down_bias is not None:
-        dgate = dgate + (dy * down_bias[groups.expert]).to(gate.dtype).sum(-1, keepdim=True)
-    dgates = _spread(dgate, dst).view_as(gates)
-    dh = dh.to(x.dtype)
-    dx, ddown, ddown_bias, dup, dup_bias = (x.new_empty(0) for _ in range(5))
-    if need_x:
-        dx = _combine(dh if up is None else groups.product(dh, up), dst, gates).to(x.dtype)
-    if need_weights:
-        ddown = groups.outer((gate * hidden).to(x.dtype), dy)
-        if down_bias is not None:
-            ddown_bias = groups.sums(gate * dy).to(x.dtype)
-        if up is not None:
-            dup = groups.outer(dh, rows)
-        if up_bias is not None:
-            dup_bias = groups.sums(dh.to(gate.dtype)).to(x.dtype)
-    return dx, dgates.to(gates.dtype), ddown, ddown_bias, dup, dup_bias
+    if s.down_bias is not None:
+        dgate = dgate + (dy * s.down_bias.index_select(0, groups.expert)).to(gate.dtype).sum(-1, keepdim=True)
+    found = {"gates": _spread(dgate, s.dst).view_as(s.gates).to(s.gates.dtype)}
+    narrow = dh.to(s.x.dtype)
+    if "x" in needs:
+        found["x"] = _combine(narrow if s.up is None else groups.product(narrow, s.up), s).to(s.x.dtype)
+    if "down" in needs:
+        found["down"] = groups.outer((gate * hidden).to(s.x.dtype), dy)
+    if "down_bias" in needs:
+        found["down_bias"] = groups.sums(gate * dy).to(s.x.dtype)
+    if "up" in needs:
+        found["up"] = groups.outer(narrow, rows)
+    if "up_bias" in needs:
+        found["up_bias"] = groups.sums(narrow.to(gate.dtype)).to(s.x.dtype)
+    return found
 
 
-@_experts_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    gates: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    offs: Tensor,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor | None,
-    up_bias: Tensor | None,
-    pre: Tensor,
-    activation: str,
-    backend: str,
-    need_x: bool,
-    need_weights: bool,
-) -> Gradients:
-    dx = x.new_empty(x.shape if need_x else 0)
-    weights = down, down_bias, up, up_bias
-    ddown, ddown_bias, dup, dup_bias = (x.new_empty(w.shape if need_weights and w is not None else 0) for w in weights)
-    return dx, gates.new_empty(gates.shape), ddown, ddown_bias, dup, dup_bias
+SPARSE = Op("sparse_experts", Sparse, _compute, _shapes, returns=2)
+SPARSE.differentiate(_gradients, keeps=[1])
 
 
-def _sorted(gates: Tensor, src: Tensor, offs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def gathered(s: Sparse) -> tuple[Tensor, Tensor]:
+    """x in the order of the sorted rows, gated, and as it is."""
+    gate, token = _sorted(s)
+    rows = s.x.index_select(0, token)
+    return (gate * rows).to(s.x.dtype), rows
+
+
+def _sorted(s: Sparse) -> tuple[Tensor, Tensor]:
     """Gate, wide enough to compute in, and token of each sorted row; of the first slot past the last."""
-    filled = torch.arange(len(src), device=src.device) < offs[-1]
-    slot = src.masked_fill(~filled, 0).long()
-    gate = gates.to(torch.promote_types(gates.dtype, dtype)).flatten()[slot]
-    return gate.unsqueeze(-1), slot // gates.shape[1]
+    filled = torch.arange(len(s.src), device=s.src.device) < s.offs[-1]
+    slot = s.src.masked_fill(~filled, 0).long()
+    gate = s.gates.to(torch.promote_types(s.gates.dtype, s.x.dtype)).flatten()[slot]
+    return gate.unsqueeze(-1), slot // s.gates.shape[1]
 
 
 def _spread(y: Tensor, dst: Tensor) -> Tensor:
     """Sorted rows back at their slots; zeros in slots without a row."""
     dst = dst.unsqueeze(-1)
-    return y[dst.clamp(min=0).flatten()].masked_fill(dst < 0, 0)
+    return y.index_select(0, dst.clamp(min=0).flatten()).masked_fill_(dst < 0, 0)
 
 
-def _combine(y: Tensor, dst: Tensor, gates: Tensor) -> Tensor:
+def _combine(y: Tensor, s: Sparse) -> Tensor:
     """The sum of a token's sorted rows in the order of its choices."""
-    first, *others = dst.view(gates.shape).unbind(1)
-    total = _spread(y, first).to(gates.dtype)
+    first, *others = s.dst.view(s.gates.shape).unbind(1)
+    total = _spread(y, first).to(s.gates.dtype)
     for choice in others:
         total += _spread(y, choice)
     return total
 
 
-class Groups(Protocol):
-    """Sums over the rows of each expert: `offs[e]` to `offs[e + 1]`; what follows the last may be anything."""
-
-    expert: Tensor  # of each row
-
-    def __init__(self, offs: Tensor, rows: int) -> None: ...
-
-    def product(self, a: Tensor, w: Tensor) -> Tensor:
-        """(row, k) times its expert's (k, n)."""
-        ...
-
-    def outer(self, a: Tensor, b: Tensor) -> Tensor:
-        """(expert, m, n), the sums of a[r]^T b[r]."""
-        ...
-
-    def sums(self, a: Tensor) -> Tensor:
-        """(expert, n), the sums of a[r]."""
-        ...
-
-
 class Loop:
-    """One expert after the other."""
+    """Sums over the rows of each expert, `offs[e]` to `offs[e + 1]`, one expert after the other.
+
+    What follows the last row may be anything.
+    """
 
     def __init__(self, offs: Tensor, rows: int) -> None:
-        self.expert = _expert(offs, rows)
+        self.expert = _expert(offs, rows)  # of each row
         self.parts = [slice(*pair) for pair in pairwise(offs.tolist())]
 
     def product(self, a: Tensor, w: Tensor) -> Tensor:
+        """(row, k) times its expert's (k, n)."""
         y = a.new_zeros(len(a), w.shape[2])
         for part, weight in zip(self.parts, w, strict=True):
             torch.mm(a[part], weight, out=y[part])
         return y
 
     def outer(self, a: Tensor, b: Tensor) -> Tensor:
+        """(expert, m, n), the sums of a[r]^T b[r]."""
         y = a.new_empty(len(self.parts), a.shape[1], b.shape[1])
         for part, out in zip(self.parts, y, strict=True):
             torch.mm(a[part].mT, b[part], out=out)
         return y
 
     def sums(self, a: Tensor) -> Tensor:
+        """(expert, n), the sums of a[r]."""
         return torch.stack([a[part].sum(0) for part in self.parts])
 
 
-class Library:
+class Library(Loop):
     """All experts at once, by torch's own product."""
 
     def __init__(self, offs: Tensor, rows: int) -> None:
@@ -347,7 +270,7 @@ class Library:
         return chosen.mT @ a.masked_fill(~self.filled, 0)
 
 
-GROUPS: dict[str, Callable[[Tensor, int], Groups]] = {"torch": Loop, "grouped_mm": Library}
+GROUPS: dict[str, Callable[[Tensor, int], Loop]] = {"torch": Loop, "grouped_mm": Library}
 
 
 def _expert(offs: Tensor, rows: int) -> Tensor:

@@ -24,7 +24,7 @@ from usam.model.outputs import UsamModelOutput, UsamOutput
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
 from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
-from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt
+from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt, joined
 from usam.versions.compat import CACHE, cache_argument, one_cache
 
 
@@ -203,7 +203,7 @@ class UsamModel(UsamPreTrainedModel):
         frames = self.project(fused, prompt)
         if frames.aux:  # by-products are a clip's: tell the sample of each
             taken = frames.lengths if self.cross_attention is None else torch.ones_like(frames.lengths)
-            frames = replace(frames, aux={**frames.aux, "sample": owners(slots, taken)})
+            frames = replace(frames, aux=joined(frames.aux, {"sample": owners(slots, taken)}))
         if self.cross_attention is not None:
             check_counts(slots, torch.ones_like(frames.lengths), "clips")
             return embeds, *beside(slots, frames)
@@ -336,10 +336,10 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        loss, parts, aux = None, None, dict(outputs.audio.aux) if outputs.audio is not None else {}
+        loss, parts, aux = None, None, outputs.audio.aux if outputs.audio is not None else {}
         if labels is not None:
             loss, parts, more = self._losses(hidden, labels, outputs.audio, num_items_in_batch)
-            aux |= more
+            aux = joined(aux, more)
         logits = None
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,4 +28,4 @@ class UsamOutput(CausalLMOutputWithPast):
     """
 
     losses: dict[str, Tensor] | None = None
-    aux: dict[str, Tensor] | None = None
+    aux: Mapping[str, Tensor] | None = None

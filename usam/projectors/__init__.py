@@ -11,7 +11,7 @@ from usam.clock import N
 from usam.component import Component, ComponentConfig, adapt, build, finish
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
-from usam.types import Frames, Prompt
+from usam.types import Frames, Prompt, joined, named
 
 
 class Projector(Component):
@@ -75,11 +75,11 @@ class Chain(nn.Module):
 
     def forward(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
         """All stages; `aux` gathers the by-products of each under `<index>.<name>`."""
-        aux = dict(frames.aux)
+        aux = [frames.aux]
         for i, stage in enumerate(self.stages):
             frames = stage(Frames(frames.x, frames.mask, frames.rate), prompt)
-            aux |= {f"{i}.{name}": value for name, value in frames.aux.items()}
-        return Frames(frames.x, frames.mask, frames.rate, aux)
+            aux.append(named(f"{i}.", frames.aux))
+        return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
 
 
 registry: Registry[Projector] = Registry(Projector, "usam.projectors")

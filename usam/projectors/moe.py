@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,6 +21,8 @@ from usam.types import Frames, Prompt
 # `null` removes an option, so that 0 has to say "no hidden layer" in a spec; Python may say None.
 Hidden = Annotated[int, BeforeValidator(lambda width: width or 0)]
 
+# Below what embeddings vary by, squared, in any language model; an empty prompt stays zeros.
+EPSILON = 1e-12
 READS = {"prompt": ("prompt",), "audio": ("audio",), "prompt_audio": ("prompt", "audio")}
 
 
@@ -28,7 +31,8 @@ class MoE(Projector):
 
     By-products, one a clip, over its routed rows (the clip itself, or its frames): `router_probs` (clip, expert)
     and `router_z` (clip,), the square of the logits' log-sum-exp, have gradients; `router_load` (clip, expert), the
-    share of choices, `router_entropy` (clip,) in nats, and `router_rows` (clip,), their number, have none.
+    share of choices, `router_entropy` (clip,) in nats, and `router_rows` (clip,), their number, have none. Without
+    gradients each is computed when it is first read, and so mostly never.
     """
 
     class Config(Projector.Config):
@@ -42,6 +46,9 @@ class MoE(Projector):
         """What follows the hidden layers of experts and router."""
         router: Literal["prompt", "audio", "prompt_audio"] = "prompt"
         """What the router reads: the instruction, for one gate a clip (U-SAM, eq. 3); each frame; or both."""
+        normalize_prompt: bool = True
+        """Whether the router reads the instruction's mean through a layer norm without parameters: language models
+        differ in the scale of their embeddings by a hundred times, and small ones would leave the gates even."""
         router_hidden: Hidden = Field(256, ge=0)
         """Width of the router's hidden layer; 0 for a linear router."""
         top_k: int | None = Field(None, ge=1)
@@ -78,6 +85,7 @@ class MoE(Projector):
         self.dim = out_dim or config.dim or in_dim
         self.kind, self.activation, self.backend = config.router, config.activation, config.backend
         # All experts of the best few are all experts.
+        self.normalize_prompt = config.normalize_prompt
         self.top_k = None if config.top_k == config.experts else config.top_k
         self.renormalize = config.top_k != 1 if config.renormalize is None else config.renormalize
         # Expert e is slice e of each tensor: experts share a name, and never a number.
@@ -121,7 +129,8 @@ class MoE(Projector):
         x = frames.x.masked_fill(padding, 0)
         own = x.to(self.w_down.dtype)
         if self.router is None:
-            y, aux = self._fixed(own).masked_fill(padding, 0), self._one_expert(frames.mask)
+            y = self._fixed(own).masked_fill(padding, 0)
+            aux: Mapping[str, Tensor] = self._one_expert(frames.mask)
         else:
             y, routes = moe(
                 own,
@@ -132,7 +141,9 @@ class MoE(Projector):
                 renormalize=self.renormalize,
                 backend=self.backend,
             )
-            aux = self._by_clip(routes, frames.mask)
+            said = Said(routes, frames.mask, self.kind == "prompt", self.top_k)
+            # Read later, without gradients, they would lose theirs.
+            aux = dict(said) if torch.is_grad_enabled() else said
         if self.shared is not None:
             y = y + self.shared(own).masked_fill(padding, 0)
         return Frames(y, frames.mask, frames.rate, aux)
@@ -146,32 +157,11 @@ class MoE(Projector):
             words = prompt.mask.unsqueeze(-1)
             wide = torch.promote_types(prompt.x.dtype, torch.float32)
             total = prompt.x.to(wide).masked_fill(~words, 0).sum(-2)
-            read["prompt"] = total / words.sum(-2).clamp_min(1)
+            mean = total / words.sum(-2).clamp_min(1)
+            read["prompt"] = F.layer_norm(mean, mean.shape[-1:], eps=EPSILON) if self.normalize_prompt else mean
         if self.kind != "prompt":
             read = {name: mean.unsqueeze(-2) for name, mean in read.items()} | {"audio": x}
         return read
-
-    def _by_clip(self, routes: Routes, mask: Tensor) -> dict[str, Tensor]:
-        """The router's statistics over each clip's routed rows."""
-        count = self.w_down.shape[0]
-        rows = mask.any(-1).long() if self.kind == "prompt" else mask.sum(-1)
-        shape = (mask.shape[0], 1) if self.kind == "prompt" else mask.shape
-
-        def mean(value: Tensor) -> Tensor:  # of rows that are 0 where nothing is routed
-            total = value.reshape(*shape, *value.shape[1:]).sum(1)
-            return total / rows.clamp_min(1).view(-1, *[1] * (total.ndim - 1))
-
-        probs = routes.probs.detach()
-        load = probs
-        if self.top_k is not None:  # masked choices stand at index `count`
-            load = F.one_hot(routes.experts.long(), count + 1)[..., :count].sum(-2).to(probs.dtype) / self.top_k
-        return {
-            "router_probs": mean(routes.probs),
-            "router_load": mean(load),
-            "router_rows": rows,
-            "router_z": mean(routes.z.square()),
-            "router_entropy": mean(-torch.xlogy(probs, probs).sum(-1)),
-        }
 
     def _one_expert(self, mask: Tensor) -> dict[str, Tensor]:
         """What a router would say of the only expert, so that an ablation keeps its losses; of fixed gates nothing."""
@@ -230,6 +220,52 @@ class MoE(Projector):
         tensors = {n: t for n, t in tensors.items() if not n.startswith("router.")}
         tensors |= {n: tensors[n][chosen] for n in ("w_up", "b_up", "w_down", "b_down")}
         return {**kept, "experts": len(chosen), "gates": gates.tolist(), "dim": self.dim}, tensors
+
+
+class Said(Mapping[str, Tensor]):
+    """A router's by-products over each clip's routed rows, computed once, when they are read."""
+
+    NAMES = ("router_probs", "router_load", "router_rows", "router_z", "router_entropy")
+
+    def __init__(self, routes: Routes, mask: Tensor, by_clip: bool, top_k: int | None) -> None:
+        self.routes, self.mask, self.by_clip, self.top_k = routes, mask, by_clip, top_k
+        self.found: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        if name not in self.found:
+            self.found[name] = self._compute(name)
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+    def _compute(self, name: str) -> Tensor:
+        routes, probs = self.routes, self.routes.probs.detach()
+        if name == "router_rows":
+            return self.mask.any(-1).long() if self.by_clip else self.mask.sum(-1)
+        if name == "router_probs":
+            return self._mean(routes.probs)
+        if name == "router_z":
+            return self._mean(routes.z.square())
+        if name == "router_entropy":
+            return self._mean(-torch.xlogy(probs, probs).sum(-1))
+        if self.top_k is None:  # a dense mixture sends every row everywhere
+            return self._mean(probs)
+        count = probs.shape[-1]  # where masked choices stand
+        chosen = F.one_hot(routes.experts.long(), count + 1)[..., :count]
+        return self._mean(chosen.sum(-2).to(probs.dtype) / self.top_k)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Over the rows of each clip; rows are 0 where nothing is routed."""
+        shape = (self.mask.shape[0], 1) if self.by_clip else self.mask.shape
+        total = value.reshape(*shape, *value.shape[1:]).sum(1)
+        rows = self["router_rows"].clamp_min(1)
+        return total / rows.view(-1, *[1] * (total.ndim - 1))
 
 
 class Router(nn.Module):
