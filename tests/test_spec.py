@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from usam import spec as spec_module
 from usam.registry import ComponentError
+from usam.spec import spec as spec_module
 from usam.spec.page import Places, SpecError, parse_yaml
 from usam.spec.spec import Spec, load_spec
 

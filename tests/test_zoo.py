@@ -10,7 +10,7 @@ import torch
 from conftest import noise
 
 from usam import UsamProcessor, build_model, load_spec
-from usam.cli import show
+from usam.cli.show import show
 from usam.model.summary import difference, heading
 from usam.spec.spec import SPECS, read
 
