@@ -40,7 +40,15 @@ class Drawing:
             self.words(x + width / 2, first + 17 * i, line, size=14 if bold else 13, bold=bold)
 
     def words(
-        self, x: float, y: float, text: str, size: int = 13, *, bold: bool = False, pale: bool = False, at: str = "middle"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: int = 13,
+        *,
+        bold: bool = False,
+        pale: bool = False,
+        at: str = "middle",
     ) -> None:
         """A line of text; `at` is its `start`, `middle` or `end`."""
         weight = ' font-weight="600"' if bold else ""

@@ -20,19 +20,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 SAYS = {
     "demo.py": "The paper's composition in miniature learns to listen: with the audio of another clip it fails.",
     "zoo.py": "The bundled specs have as many trainable parameters as their papers say.",
-    "front_ends.py": "Spectrograms are made in the model, in one batch, faster than transformers' extractors make them.",
+    "front_ends.py": "The model makes spectrograms of a whole batch, faster than transformers' extractors do.",
     "long_audio.py": "An hour of audio costs no more for each second than five minutes do, and memory stays bounded.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
     "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
     "takes more.",
-    "mixture_auto.py": "On a CPU `backend: auto` takes no longer than the fastest of what one writes with torch; above 1 "
-    "means that the fastest of the others takes longer.",
+    "mixture_auto.py": "On a CPU `backend: auto` takes no longer than the fastest of what one writes with torch; "
+    "above 1 means that the fastest of the others takes longer.",
     "gpu.py": "The mixture of experts on a GPU, against what one writes with torch; [kernels.md](kernels.md) explains "
     "the rows.",
     "kernels_aot.py": "Every Triton kernel compiles for two architectures without spilling a register; nothing was run "
     "on a GPU for this.",
-    "semantic_contrastive.py": "The semantic contrastive loss looks at the frames that a clip has, and costs a share of "
-    "what 1024 slots cost.",
+    "semantic_contrastive.py": "The semantic contrastive loss looks at the frames that a clip has, and costs a "
+    "share of what 1024 slots cost.",
     "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
     "1 would be a step with all logits.",
     "meta_memory.py": "Looking at a model of ten billion parameters takes no more memory than a laptop has.",
@@ -67,7 +67,7 @@ def demo() -> str:
     return "\n".join(["...", "word error rate", *lines])
 
 
-def swap(most: int = 4) -> str:
+def swap(most: int = 3) -> str:
     """The first lines of what differs between the paper's spec and one of its ablations."""
     command = [sys.executable, "-m", "usam.cli", "show", "paper", "no_moe"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
@@ -99,8 +99,8 @@ def benchmarks() -> str:
     """docs/benchmarks.md: every figure, a group a script."""
     lines = [
         "# Benchmarks",
-        "Each group is one script in `benchmarks/`, whose result lies in `benchmarks/results/` as JSON. Speed is a ratio",
-        "to a named alternative in the same run. `make bench` measures again; `make readme` writes this page.",
+        "Each group is one script in `benchmarks/`, whose result lies in `benchmarks/results/` as JSON. Speed is a",
+        "ratio to a named alternative in the same run. `make bench` measures again; `make readme` writes this page.",
     ]
     found = results()
     for script in filter(found.get, SAYS):
