@@ -465,7 +465,8 @@ def best_tiles(lines: list[dict[str, Any]]) -> Iterator[str]:
 def summary(findings: Findings, *_: str) -> None:
     """All in short, printed and written."""
     lines = findings.read()
-    said = [json.dumps(line) for line in lines if line.get("step") in ("speed", "graph", "sanitize", "routing") and "ended" not in line]
+    told = ("speed", "graph", "sanitize", "routing")
+    said = [json.dumps(line) for line in lines if line.get("step") in told and "ended" not in line]
     parts = [line for line in lines if line.get("step") == "tests"]
     failed = [name for part in parts for name in part.get("failed", [])]
     of = sum(part.get("tests", 0) for part in parts)
