@@ -312,7 +312,7 @@ def work(case: Case, kernel: str, tile: dict[str, int] | None = None) -> Callabl
         hidden, pre = x.new_empty(2, shape.routed, shape.hidden).normal_().unbind()
         dy = case.dy.flatten(0, 1)
     if tile is not None:
-        _sparse.TILES[kernel][2] = tile
+        _sparse.HOPPER[kernel] = tile
     down, up = s.down, s.up
     assert up is not None
     return {
@@ -336,7 +336,7 @@ def tiles(findings: Findings, *_: str) -> None:
         findings.add(step="tiles", row=row, kernel="combine", us=combining * 1e6)
         for kernel in KERNELS:
             width = shape.width if kernel == "up" else shape.out
-            usual = _sparse.TILES[kernel][2]
+            usual = _sparse.HOPPER[kernel]
             for tile in choices:
                 found: dict[str, Any] = {"step": "tiles", "row": row, "kernel": kernel, "tile": tile}
                 try:
@@ -348,7 +348,7 @@ def tiles(findings: Findings, *_: str) -> None:
                 except Exception as error:
                     found |= {"failed": f"{type(error).__name__}: {error}"[:300]}
                 findings.add(**found)
-            _sparse.TILES[kernel][2] = usual
+            _sparse.HOPPER[kernel] = usual
         del case
         torch.cuda.empty_cache()
 
@@ -403,7 +403,7 @@ def measured(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What was found of each row's sides, the lines of a side joined."""
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        if line.get("step") == "row":
+        if line.get("step") == "row" and "side" in line:
             side = found.setdefault(line["row"], {}).setdefault(line["side"], {})
             for key, value in line.items():
                 side[key] = side.get(key, {}) | value if isinstance(value, dict) else value
@@ -465,13 +465,14 @@ def best_tiles(lines: list[dict[str, Any]]) -> Iterator[str]:
 def summary(findings: Findings, *_: str) -> None:
     """All in short, printed and written."""
     lines = findings.read()
-    said = [json.dumps(line) for line in lines if line.get("step") in ("speed", "graph", "sanitize", "routing")]
+    told = ("speed", "graph", "sanitize", "routing")
+    said = [json.dumps(line) for line in lines if line.get("step") in told and "ended" not in line]
     parts = [line for line in lines if line.get("step") == "tests"]
     failed = [name for part in parts for name in part.get("failed", [])]
     of = sum(part.get("tests", 0) for part in parts)
     said.append(f"tests: {sum(part.get('passed', 0) for part in parts)} of {of} passed, failed: {failed}")
     said += best_tiles(lines)
-    device = next((Speed(line["copy"], line["matmul"]) for line in lines if line.get("step") == "speed"), None)
+    device = next((Speed(line["copy"], line["matmul"]) for line in lines if "copy" in line), None)
     routing = next((line for line in lines if line.get("step") == "routing"), None)
     found = measured(lines)
     for name, (step, how) in product(found, product(STEPS, ("eager", "graph"))):
@@ -497,7 +498,7 @@ def summary(findings: Findings, *_: str) -> None:
 def plot(findings: Findings, *_: str) -> None:
     """Write the figure."""
     lines = findings.read()
-    device = next(Speed(line["copy"], line["matmul"]) for line in lines if line.get("step") == "speed")
+    device = next(Speed(line["copy"], line["matmul"]) for line in lines if "copy" in line)
     figure(measured(lines), device).savefig(findings.file.parent / "gpu.png", dpi=120)
 
 
