@@ -21,7 +21,7 @@ SAYS = {
     "demo.py": "The paper's composition in miniature learns to listen: with the audio of another clip it fails.",
     "zoo.py": "The bundled specs have as many trainable parameters as their papers say.",
     "front_ends.py": "The model makes spectrograms of a whole batch, faster than transformers' extractors do.",
-    "long_audio.py": "An hour of audio costs no more for each second than five minutes do, and memory stays bounded.",
+    "long_audio.py": "A second of audio costs about as much in an hour as in five minutes, and memory stays bounded.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
     "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
     "takes more.",
@@ -35,8 +35,8 @@ SAYS = {
     "share of what 1024 slots cost.",
     "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
     "1 would be a step with all logits.",
-    "meta_memory.py": "Looking at a model of ten billion parameters takes no more memory than a laptop has.",
-    "startup.py": "The command line answers at once, however many plugins are installed.",
+    "meta_memory.py": "`usam show` builds no weights, so that a model of ten billion parameters is looked at on a laptop.",
+    "startup.py": "The command line answers in a fraction of a second, with many plugins installed.",
 }
 
 # The figures of the README: script, and what it calls them.

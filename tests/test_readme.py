@@ -1,5 +1,6 @@
 """What the README and its neighbours say is true: examples run, tables and pictures are the generated ones."""
 
+import os
 import re
 import sys
 import types
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 import readme
+import yaml
 from test_imports import ORDER, modules, room
+
+import usam
+from usam import load_spec
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,10 +46,15 @@ def test_the_readme_is_short():
 def test_the_python_example_prints_what_the_readme_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = example("In Python")
-    assert len(code.strip().splitlines()) <= 18
+    assert len(code.strip().splitlines()) <= 19
     exec(code, {})
     assert f"# {capsys.readouterr().out.strip()}\n" in code
     assert (tmp_path / "my-model" / "usam.yaml").is_file()
+
+
+def test_the_spec_is_sound_and_its_llm_can_be_patched():
+    mine = re.search(r"## A spec\n```yaml\n(.*?)```", TEXT, re.DOTALL)[1]
+    assert load_spec(load_spec(yaml.safe_load(mine)), {"llm": {"lora": None}}).llm.lora is None
 
 
 def test_the_notebook_component_runs_and_keeps_every_promise(monkeypatch):
@@ -93,16 +103,20 @@ def test_a_package_index_shows_no_link_into_the_repository_and_no_picture():
     assert ".svg" not in text
 
 
+def missing(paths):
+    """Which of them are not there; the package itself may stand elsewhere, as where a wheel is tested."""
+    roots = [ROOT, Path(usam.__file__).parents[1]]
+    return [path for path in paths if not any((root / path).exists() for root in roots)]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_into_the_repository_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)]*)\)", text) + re.findall(r'(?:src|srcset)="([^"]*)"', text)
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+    assert missing(os.path.normpath(Path(page).parent / link) for link in links) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_that_are_named_exist(page):
-    paths = re.findall(
-        r"`((?:usam|benchmarks|docs|examples|plugins|tests)/[\w./-]*)`", (ROOT / page).read_text("utf-8")
-    )
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    paths = r"`((?:usam|benchmarks|docs|examples|plugins|tests)/[\w./-]*)`"
+    assert missing(re.findall(paths, (ROOT / page).read_text(encoding="utf-8"))) == []
