@@ -35,7 +35,7 @@ SAYS = {
     "share of what 1024 slots cost.",
     "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
     "1 would be a step with all logits.",
-    "meta_memory.py": "`usam show` builds no weights, so that a model of ten billion parameters is looked at on a laptop.",
+    "meta_memory.py": "`usam show` builds no weights, so that a laptop looks at ten billion parameters.",
     "startup.py": "The command line answers in a fraction of a second, with many plugins installed.",
 }
 
