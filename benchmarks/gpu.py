@@ -192,7 +192,7 @@ def tests(findings: Findings, *_: str) -> None:
     environment = os.environ | {
         "TRITON_INTERPRET": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    files = [f"tests/test_kernels_{name}.py" for name in ("dense", "routing", "sparse")]
+    files = [f"tests/kernels/test_kernels_{name}.py" for name in ("dense", "routing", "sparse")]
     leave = "not sound and not rules and not compiles and not meta_device and not import and not interpreter"
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header"]
     listed = subprocess.run(
