@@ -79,8 +79,10 @@ format: $(STAMP)  ## Format the code
 bench: $(STAMP)  ## Run every benchmark; results go to benchmarks/results
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
-readme: $(STAMP)  ## Write the generated parts of README.md
+readme: $(STAMP)  ## Write what is generated: parts of README.md, docs/benchmarks.md, the pictures
 	$(BIN)/python tests/readme.py
+	$(BIN)/python docs/draw_model.py
+	$(BIN)/python docs/draw_house.py
 
 clean:  ## Remove caches and demo output; the environment stays
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
