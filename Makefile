@@ -51,18 +51,18 @@ test-all: lint  ## Also the slow tests
 	$(BIN)/python $(PYTEST)
 
 tested: test  ## Record the environment of constraints.txt as tested, once `make test` has passed in it
-	$(BIN)/python tests/versions.py record constraints
-	$(BIN)/python tests/versions.py table
+	$(BIN)/python tests/versions/versions.py record constraints
+	$(BIN)/python tests/versions/versions.py table
 
 test-newest test-lowest: test-%: $(STAMP)  ## The fast tests with the newest, or the lowest, version of everything
 	rm -rf $(ENVS)/$*
 	$(PYTHON) -m venv $(ENVS)/$*
-	$(BIN)/python tests/bounds.py $* > $(ENVS)/$*.txt
+	$(BIN)/python tests/versions/bounds.py $* > $(ENVS)/$*.txt
 	PIP_CONSTRAINT=$(ENVS)/$*.txt $(ENVS)/$*/bin/$(PIP) install --quiet -r $(ENVS)/$*.txt
 	$(ENVS)/$*/bin/$(PIP) install --quiet --no-deps --editable .
 	$(ENVS)/$*/bin/python $(PYTEST) -m "not slow"
-	$(ENVS)/$*/bin/python tests/versions.py record $*
-	$(ENVS)/$*/bin/python tests/versions.py table
+	$(ENVS)/$*/bin/python tests/versions/versions.py record $*
+	$(ENVS)/$*/bin/python tests/versions/versions.py table
 
 test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdist's tests, outside the repository
 	rm -rf $(WHEEL) dist

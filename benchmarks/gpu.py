@@ -8,7 +8,8 @@ product, both measured in the same visit.
 
 Every step is a process of its own with a time limit, for an error on a GPU is the end of its process; what it finds is
 appended to FOLDER/results.jsonl at once, what it says to FOLDER/log.txt. The last ones write FOLDER/summary.txt and
-FOLDER/gpu.png; `--step summary` writes the former anew without a GPU.
+FOLDER/gpu.png; `--step summary` writes the former anew without a GPU, and `--step keep` puts the figures into
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def tests(findings: Findings, *_: str) -> None:
     environment = os.environ | {
         "TRITON_INTERPRET": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    files = [f"tests/test_kernels_{name}.py" for name in ("dense", "routing", "sparse")]
+    files = [f"tests/kernels/test_kernels_{name}.py" for name in ("dense", "routing", "sparse")]
     leave = "not sound and not rules and not compiles and not meta_device and not import and not interpreter"
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header"]
     listed = subprocess.run(
@@ -493,6 +494,30 @@ def summary(findings: Findings, *_: str) -> None:
             said.append(f"{line['step']}: {line['seconds']:.0f} s, {line['ended']}")
     (findings.file.parent / "summary.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
     print("\n".join(said))
+
+
+def keep(findings: Findings, *_: str) -> None:
+    """The visit's figures among the results of the benchmarks: ratios in CUDA graphs, and the goals."""
+    lines = findings.read()
+    device = next(line for line in lines if "copy" in line)
+    found = measured(lines)
+    rows = []
+    for name, step in product(found, STEPS):
+        mine = taken(found[name], "usam, auto", step, "graph")
+        for other in ("loop", "grouped_mm"):
+            ratio = taken(found[name], other, step, "graph") / mine
+            if ratio < float("inf"):
+                what = f"row {name}, {step}, in a CUDA graph: time of {other} over that of usam"
+                rows.append({"what": what, "measured": f"{ratio:.2f}", "bound": "none", "ok": True})
+    routing = next((line for line in lines if line.get("step") == "routing" and "usam" in line), None)
+    for line in reached(found, Speed(device["copy"], device["matmul"]), routing):
+        bound = f"at least {line['least']:.2f}" + ("" if line["ok"] else ", not met")
+        rows.append(
+            {"what": f"row {line['what']}", "measured": f"{line['ratio']:.2f}", "bound": bound, "ok": line["ok"]}
+        )
+    versions = {name: device[name] for name in ("torch", "triton", "cuda")}
+    result = {"script": "gpu.py", "device": f"one {device['device']}", "versions": versions, "rows": rows, "raw": lines}
+    (ROOT / "benchmarks" / "results" / "gpu.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 def plot(findings: Findings, *_: str) -> None:
