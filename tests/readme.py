@@ -27,8 +27,8 @@ SAYS = {
     "takes more.",
     "mixture_auto.py": "On a CPU `backend: auto` takes no longer than the fastest of what one writes with torch; "
     "above 1 means that the fastest of the others takes longer.",
-    "gpu.py": "The mixture of experts on a GPU, against what one writes with torch; [kernels.md](kernels.md) explains "
-    "the rows.",
+    "gpu.py": "The mixture of experts on a GPU, against what one writes with torch: above 1 means that the other takes "
+    "longer. [kernels.md](kernels.md) has the shapes of the rows.",
     "kernels_aot.py": "Every Triton kernel compiles for two architectures without spilling a register; nothing was run "
     "on a GPU for this.",
     "semantic_contrastive.py": "The semantic contrastive loss looks at the frames that a clip has, and costs a "
@@ -107,7 +107,7 @@ def benchmarks() -> str:
         result = found[script]
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         lines += ["", f"## {script}", textwrap.fill(SAYS[script], 120), "", *table(result["rows"])]
-        lines += ["", f"On {result.get('device', result['machine'])}; {versions}."]
+        lines += ["", f"On {result.get('device') or result['machine']}; {versions}."]
     return "\n".join([*lines, ""])
 
 

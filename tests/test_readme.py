@@ -75,7 +75,7 @@ def test_what_is_generated_is_up_to_date(file):
 
 def test_a_result_names_its_own_device(monkeypatch):
     row = {"what": "a product", "measured": "2.0", "bound": "none"}
-    result = {"script": "gpu.py", "device": "a GPU", "machine": "a CPU", "versions": {"torch": "2"}, "rows": [row]}
+    result = {"script": "gpu.py", "device": "a GPU", "versions": {"torch": "2"}, "rows": [row]}
     monkeypatch.setattr(readme, "results", lambda: {"gpu.py": result})
     assert "\n\nOn a GPU; torch 2.\n" in readme.benchmarks()
 
