@@ -28,7 +28,8 @@ SAYS = {
     "mixture_auto.py": "On a CPU `backend: auto` takes no longer than the fastest of what one writes with torch; "
     "above 1 means that the fastest of the others takes longer.",
     "gpu.py": "On a GPU the mixture of experts mostly beats what one writes with torch in a CUDA graph, and often not "
-    "without one, where launches count; above 1 means that the other takes longer. [kernels.md](kernels.md) has the rows.",
+    "without one, where launches count; above 1 means that the other takes longer. [kernels.md](kernels.md) has the "
+    "rows.",
     "kernels_aot.py": "Every Triton kernel compiles for two architectures without spilling a register; nothing was run "
     "on a GPU for this.",
     "semantic_contrastive.py": "The semantic contrastive loss looks at the frames that a clip has, and costs a "
