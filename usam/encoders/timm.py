@@ -1,4 +1,4 @@
-"""Any timm backbone on a log-mel picture: ViTs such as AudioMAE's, and convolutional networks."""
+"""Any timm backbone, ViT or convolutional, on a log-mel picture."""
 
 from __future__ import annotations
 
