@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
-from usam.component import ADAPTER, is_adapter
+from usam.component import ADAPTER, drawing, is_adapter
 from usam.config import UsamConfig
 from usam.versions.compat import CACHE
 
@@ -31,6 +32,7 @@ class UsamPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = [CACHE]
     _no_split_modules: Any = None
+    seed: int | None = None  # of the weights that no source gives; None draws from the global generator
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,14 +55,17 @@ class UsamPreTrainedModel(PreTrainedModel):
 
     def initialize_weights(self) -> None:
         """Also restart LoRA as a no-op: nested models would give its matrices their own random values."""
-        fresh = [layer for layer in _lora_layers(self) if not _is_loaded(layer)]
-        super().initialize_weights()
-        for layer in fresh:
-            layer.reset_lora_parameters(ADAPTER, True)
-            if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
-                dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
-                layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
-                layer.lora_magnitude_vector[ADAPTER].to(dtype)
+        parts = list(_places(self))
+        fresh = {place: [each for each in _lora_layers(part) if not _is_loaded(each)] for place, part in parts}
+        if self.seed is not None:
+            for place, part in parts:
+                with torch.no_grad(), guard_torch_init_functions(), drawing(place, self.seed):
+                    _initialize(part, self)
+        super().initialize_weights()  # of what is left
+        for place, layers in fresh.items():
+            with drawing(f"{place}.lora", self.seed):
+                for layer in layers:
+                    _restart(layer)
 
     def train(self, mode: bool = True) -> UsamPreTrainedModel:
         """Training mode. A frozen language model keeps the flag, which gradient checkpointing needs:
@@ -85,6 +90,35 @@ def in_float32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Each part with its place in the spec, in the order of the model; the head has one of its own."""
+    inner = getattr(model, "model", model)
+    yield from ((f"encoders.{name}", encoder) for name, encoder in inner.encoders.items())
+    yield "fusion", inner.fusion
+    yield from ((f"projector.{i}", stage) for i, stage in enumerate(inner.projector.stages))
+    yield "llm", inner.language_model
+    if inner.cross_attention is not None:
+        yield "llm.injection", inner.cross_attention
+    if inner is not model:
+        yield "llm.head", model.lm_head
+        yield from ((f"losses.{name}", loss) for name, loss in model.losses.items())
+
+
+def _initialize(module: nn.Module, model: PreTrainedModel) -> None:
+    """As transformers does it: children first, and by the rules of the model they are in."""
+    for child in module.children():
+        _initialize(child, child if isinstance(child, PreTrainedModel) else model)
+    model._initialize_weights(module, model.is_custom_code())
+
+
+def _restart(layer: Any) -> None:
+    layer.reset_lora_parameters(ADAPTER, True)
+    if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
+        dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
+        layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
+        layer.lora_magnitude_vector[ADAPTER].to(dtype)
 
 
 def _lora_layers(model: nn.Module) -> list[Any]:
