@@ -60,7 +60,7 @@ class UsamPreTrainedModel(PreTrainedModel):
         if self.seed is not None:
             for place, part in parts:
                 with torch.no_grad(), guard_torch_init_functions(), drawing(place, self.seed):
-                    _initialize(part, self)
+                    _initialize(part, self, afresh=self.base_model is self)
         super().initialize_weights()  # of what is left
         for place, layers in fresh.items():
             with drawing(f"{place}.lora", self.seed):
@@ -106,10 +106,18 @@ def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield from ((f"losses.{name}", loss) for name, loss in model.losses.items())
 
 
-def _initialize(module: nn.Module, model: PreTrainedModel) -> None:
-    """As transformers does it: children first, and by the rules of the model they are in."""
+def _initialize(module: nn.Module, model: PreTrainedModel, afresh: bool) -> None:
+    """As transformers does it: children first, and by the rules of the model they are in.
+
+    Args:
+        module: a part, or what is in one.
+        model: whose rules hold.
+        afresh: also a nested model that filled itself when it was built; loaded tensors keep a mark of their own.
+    """
     for child in module.children():
-        _initialize(child, child if isinstance(child, PreTrainedModel) else model)
+        _initialize(child, child if isinstance(child, PreTrainedModel) else model, afresh)
+    if afresh:
+        cast(Any, module)._is_hf_initialized = False
     model._initialize_weights(module, model.is_custom_code())
 
 
