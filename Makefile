@@ -51,18 +51,18 @@ test-all: lint  ## Also the slow tests
 	$(BIN)/python $(PYTEST)
 
 tested: test  ## Record the environment of constraints.txt as tested, once `make test` has passed in it
-	$(BIN)/python tests/versions.py record constraints
-	$(BIN)/python tests/versions.py table
+	$(BIN)/python tests/versions/versions.py record constraints
+	$(BIN)/python tests/versions/versions.py table
 
 test-newest test-lowest: test-%: $(STAMP)  ## The fast tests with the newest, or the lowest, version of everything
 	rm -rf $(ENVS)/$*
 	$(PYTHON) -m venv $(ENVS)/$*
-	$(BIN)/python tests/bounds.py $* > $(ENVS)/$*.txt
+	$(BIN)/python tests/versions/bounds.py $* > $(ENVS)/$*.txt
 	PIP_CONSTRAINT=$(ENVS)/$*.txt $(ENVS)/$*/bin/$(PIP) install --quiet -r $(ENVS)/$*.txt
 	$(ENVS)/$*/bin/$(PIP) install --quiet --no-deps --editable .
 	$(ENVS)/$*/bin/python $(PYTEST) -m "not slow"
-	$(ENVS)/$*/bin/python tests/versions.py record $*
-	$(ENVS)/$*/bin/python tests/versions.py table
+	$(ENVS)/$*/bin/python tests/versions/versions.py record $*
+	$(ENVS)/$*/bin/python tests/versions/versions.py table
 
 test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdist's tests, outside the repository
 	rm -rf $(WHEEL) dist
@@ -79,8 +79,10 @@ format: $(STAMP)  ## Format the code
 bench: $(STAMP)  ## Run every benchmark; results go to benchmarks/results
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
-readme: $(STAMP)  ## Write the generated parts of README.md
+readme: $(STAMP)  ## Write what is generated: parts of README.md, docs/benchmarks.md, the pictures
 	$(BIN)/python tests/readme.py
+	$(BIN)/python docs/draw_model.py
+	$(BIN)/python docs/draw_house.py
 
 clean:  ## Remove caches and demo output; the environment stays
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,8 @@ product, both measured in the same visit.
 
 Every step is a process of its own with a time limit, for an error on a GPU is the end of its process; what it finds is
 appended to FOLDER/results.jsonl at once, what it says to FOLDER/log.txt. The last ones write FOLDER/summary.txt and
-FOLDER/gpu.png; `--step summary` writes the former anew without a GPU.
+FOLDER/gpu.png; `--step summary` writes the former anew without a GPU, and `--step keep` puts the figures into
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def tests(findings: Findings, *_: str) -> None:
     environment = os.environ | {
         "TRITON_INTERPRET": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    files = [f"tests/test_kernels_{name}.py" for name in ("dense", "routing", "sparse")]
+    files = [f"tests/kernels/test_kernels_{name}.py" for name in ("dense", "routing", "sparse")]
     leave = "not sound and not rules and not compiles and not meta_device and not import and not interpreter"
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header"]
     listed = subprocess.run(
@@ -312,7 +313,7 @@ def work(case: Case, kernel: str, tile: dict[str, int] | None = None) -> Callabl
         hidden, pre = x.new_empty(2, shape.routed, shape.hidden).normal_().unbind()
         dy = case.dy.flatten(0, 1)
     if tile is not None:
-        _sparse.TILES[kernel][2] = tile
+        _sparse.HOPPER[kernel] = tile
     down, up = s.down, s.up
     assert up is not None
     return {
@@ -336,7 +337,7 @@ def tiles(findings: Findings, *_: str) -> None:
         findings.add(step="tiles", row=row, kernel="combine", us=combining * 1e6)
         for kernel in KERNELS:
             width = shape.width if kernel == "up" else shape.out
-            usual = _sparse.TILES[kernel][2]
+            usual = _sparse.HOPPER[kernel]
             for tile in choices:
                 found: dict[str, Any] = {"step": "tiles", "row": row, "kernel": kernel, "tile": tile}
                 try:
@@ -348,7 +349,7 @@ def tiles(findings: Findings, *_: str) -> None:
                 except Exception as error:
                     found |= {"failed": f"{type(error).__name__}: {error}"[:300]}
                 findings.add(**found)
-            _sparse.TILES[kernel][2] = usual
+            _sparse.HOPPER[kernel] = usual
         del case
         torch.cuda.empty_cache()
 
@@ -403,7 +404,7 @@ def measured(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What was found of each row's sides, the lines of a side joined."""
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        if line.get("step") == "row":
+        if line.get("step") == "row" and "side" in line:
             side = found.setdefault(line["row"], {}).setdefault(line["side"], {})
             for key, value in line.items():
                 side[key] = side.get(key, {}) | value if isinstance(value, dict) else value
@@ -465,13 +466,14 @@ def best_tiles(lines: list[dict[str, Any]]) -> Iterator[str]:
 def summary(findings: Findings, *_: str) -> None:
     """All in short, printed and written."""
     lines = findings.read()
-    said = [json.dumps(line) for line in lines if line.get("step") in ("speed", "graph", "sanitize", "routing")]
+    told = ("speed", "graph", "sanitize", "routing")
+    said = [json.dumps(line) for line in lines if line.get("step") in told and "ended" not in line]
     parts = [line for line in lines if line.get("step") == "tests"]
     failed = [name for part in parts for name in part.get("failed", [])]
     of = sum(part.get("tests", 0) for part in parts)
     said.append(f"tests: {sum(part.get('passed', 0) for part in parts)} of {of} passed, failed: {failed}")
     said += best_tiles(lines)
-    device = next((Speed(line["copy"], line["matmul"]) for line in lines if line.get("step") == "speed"), None)
+    device = next((Speed(line["copy"], line["matmul"]) for line in lines if "copy" in line), None)
     routing = next((line for line in lines if line.get("step") == "routing"), None)
     found = measured(lines)
     for name, (step, how) in product(found, product(STEPS, ("eager", "graph"))):
@@ -494,10 +496,34 @@ def summary(findings: Findings, *_: str) -> None:
     print("\n".join(said))
 
 
+def keep(findings: Findings, *_: str) -> None:
+    """The visit's figures among the results of the benchmarks: ratios in CUDA graphs, and the goals."""
+    lines = findings.read()
+    device = next(line for line in lines if "copy" in line)
+    found = measured(lines)
+    rows = []
+    for name, step in product(found, STEPS):
+        mine = taken(found[name], "usam, auto", step, "graph")
+        for other in ("loop", "grouped_mm"):
+            ratio = taken(found[name], other, step, "graph") / mine
+            if ratio < float("inf"):
+                what = f"row {name}, {step}, in a CUDA graph: time of {other} over that of usam"
+                rows.append({"what": what, "measured": f"{ratio:.2f}", "bound": "none", "ok": True})
+    routing = next((line for line in lines if line.get("step") == "routing" and "usam" in line), None)
+    for line in reached(found, Speed(device["copy"], device["matmul"]), routing):
+        bound = f"at least {line['least']:.2f}" + ("" if line["ok"] else ", not met")
+        rows.append(
+            {"what": f"row {line['what']}", "measured": f"{line['ratio']:.2f}", "bound": bound, "ok": line["ok"]}
+        )
+    versions = {name: device[name] for name in ("torch", "triton", "cuda")}
+    result = {"script": "gpu.py", "device": f"one {device['device']}", "versions": versions, "rows": rows, "raw": lines}
+    (ROOT / "benchmarks" / "results" / "gpu.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
 def plot(findings: Findings, *_: str) -> None:
     """Write the figure."""
     lines = findings.read()
-    device = next(Speed(line["copy"], line["matmul"]) for line in lines if line.get("step") == "speed")
+    device = next(Speed(line["copy"], line["matmul"]) for line in lines if "copy" in line)
     figure(measured(lines), device).savefig(findings.file.parent / "gpu.png", dpi=120)
 
 

@@ -53,7 +53,7 @@ class Report:
     """Bytes of a program."""
 
 
-def examples() -> Iterator[Example]:
+def examples(architecture: int = 90) -> Iterator[Example]:
     """All kernels: bfloat16, float32 logits, two of eight experts or all three."""
     import triton.language as tl
 
@@ -84,7 +84,8 @@ def examples() -> Iterator[Example]:
     yield example(_dense.gate_act_backward_kernel, {"H"}, **middle)
     types = {"WIDE": tl.float32, "OPERAND": tl.bfloat16, "PRECISION": "ieee"}
     best = {"TOP_K": 2, "COUNT": 8, "POWER": 8, "ACTIVATION": "gelu", "SAVE": True, "SCATTER": False, **types}
-    tiles = {product: by_bytes[2] for product, by_bytes in _sparse.TILES.items()}
+    hopper = _sparse.HOPPER if architecture >= 90 else {}
+    tiles = {product: by_bytes[2] | hopper.get(product, {}) for product, by_bytes in _sparse.TILES.items()}
     yield example(_sparse.up_kernel, WIDTHS, **best, **tiles["up"])
     yield example(_sparse.down_kernel, WIDTHS, **best, **tiles["down"])
     yield example(_sparse.down_kernel, WIDTHS, "scatter", **best | {"SCATTER": True, "TOP_K": 1}, **tiles["down"])
@@ -104,7 +105,7 @@ def compile_all(architecture: int) -> None:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
     reports = []
-    for example in examples():
+    for example in examples(architecture):
         whole = [n for n, kind in example.signature.items() if kind.startswith("*") or n in example.widths]
         # What Triton finds out by itself when a kernel is started.
         hints = {(example.kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in whole}

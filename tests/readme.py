@@ -1,50 +1,136 @@
-"""Writes the generated parts of README.md: the table of components and the measured figures."""
+"""Writes what is generated in README.md, and docs/benchmarks.md: tables, and what commands print."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import re
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from usam.registry import FAMILIES
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+# What the figures of a script mean; docs/benchmarks.md has its groups in this order.
+SAYS = {
+    "demo.py": "The paper's composition in miniature learns to listen: with the audio of another clip it fails.",
+    "zoo.py": "The bundled specs have as many trainable parameters as their papers say.",
+    "front_ends.py": "The model makes spectrograms of a whole batch, faster than transformers' extractors do.",
+    "long_audio.py": "An hour of audio costs no more for each second than five minutes do, and memory stays bounded.",
+    "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
+    "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
+    "takes more.",
+    "mixture_auto.py": "On a CPU `backend: auto` takes no longer than the fastest of what one writes with torch; "
+    "above 1 means that the fastest of the others takes longer.",
+    "gpu.py": "The mixture of experts on a GPU, against what one writes with torch; [kernels.md](kernels.md) explains "
+    "the rows.",
+    "kernels_aot.py": "Every Triton kernel compiles for two architectures without spilling a register; nothing was run "
+    "on a GPU for this.",
+    "semantic_contrastive.py": "The semantic contrastive loss looks at the frames that a clip has, and costs a "
+    "share of what 1024 slots cost.",
+    "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
+    "1 would be a step with all logits.",
+    "meta_memory.py": "Looking at a model of ten billion parameters takes no more memory than a laptop has.",
+    "startup.py": "The command line answers at once, however many plugins are installed.",
+}
+
+# The figures of the README: script, and what it calls them.
+FIVE = [
+    ("demo.py", "`usam demo`: word error rate on unseen sentences"),
+    ("zoo.py", "trainable parameters of the spec `paper` (U-SAM)"),
+    ("front_ends.py", "Whisper's log-mel: how many times faster than transformers' extractor at batch 8"),
+    ("long_audio.py", "`whisper`: memory that one hour adds"),
+    ("window_qformer.py", "window Q-Former, forward and backward: time by the clock against BLIP-2's"),
+]
 
 
 def components() -> str:
-    """One row a built-in component, with the first sentence of its module."""
-    rows = ["| family | name | what it is |", "|---|---|---|"]
+    """One row a family, with a link to the file of each built-in component."""
+    rows = ["| family | components |", "|---|---|"]
     for group in FAMILIES:
-        registry = importlib.import_module(group).registry
-        for entry in registry.entries():
-            if entry.provider == "usam":
-                module = importlib.import_module(registry.get(entry.name).__module__)
-                rows.append(f"| {group.removeprefix('usam.')} | `{entry.name}` | {module.__doc__.splitlines()[0]} |")
+        folder = group.replace(".", "/")
+        names = [e.name for e in importlib.import_module(group).registry.entries() if e.provider == "usam"]
+        links = ", ".join(f"[`{name}`]({folder}/{name}.py)" for name in names)
+        rows.append(f"| {group.removeprefix('usam.')} | {links} |")
     return "\n".join(rows)
 
 
-def measured() -> str:
-    """One line a result of `benchmarks/`."""
-    results = [json.loads(file.read_text()) for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
-    rows = ["| what | measured | bound | script |", "|---|---|---|---|"]
-    for result in results:
-        for row in result["rows"]:
-            rows.append(f"| {row['what']} | {row['measured']} | {row['bound']} | `benchmarks/{result['script']}` |")
-    machines = sorted({result["machine"] for result in results})
-    return "\n".join([*rows, "", f"Measured on: {'; '.join(machines)}. `make bench` measures again."])
+def demo() -> str:
+    """What `make demo` prints of what was learned, from the run that is in the results."""
+    raw = results()["demo.py"]["raw"]
+    lines = [f"  {name:22} {rate:6.1%}" for name, rate in raw["word_error_rate"].items()]
+    return "\n".join(["...", "word error rate", *lines])
+
+
+def swap(most: int = 3) -> str:
+    """The first lines of what differs between the paper's spec and one of its ablations."""
+    command = [sys.executable, "-m", "usam.cli", "show", "paper", "no_moe"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    return "\n".join([*printed[:most], *["..."][: len(printed) - most]])
+
+
+def five() -> str:
+    """The few figures of the README."""
+    found = results()
+    rows = {what: row for script, what in FIVE for row in found[script]["rows"] if row["what"] == what}
+    return "\n".join(table([rows[what] for _, what in FIVE]))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Measured figures, each beside its bound."""
+    lines = [f"| {row['what']} | {row['measured']} | {row['bound']} |" for row in rows]
+    return ["| what | measured | bound |", "|---|---|---|", *lines]
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """What is in benchmarks/results, by script."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+    if unsaid := {result["script"] for result in found} - SAYS.keys():
+        raise KeyError(f"write into SAYS of tests/readme.py what the figures of {sorted(unsaid)} mean")
+    return {result["script"]: result for result in found}
+
+
+def benchmarks() -> str:
+    """docs/benchmarks.md: every figure, a group a script."""
+    lines = [
+        "# Benchmarks",
+        "Each group is one script in `benchmarks/`, whose result lies in `benchmarks/results/` as JSON. Speed is a",
+        "ratio to a named alternative in the same run. `make bench` measures again; `make readme` writes this page.",
+    ]
+    found = results()
+    for script in filter(found.get, SAYS):
+        result = found[script]
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        lines += ["", f"## {script}", textwrap.fill(SAYS[script], 120), "", *table(result["rows"])]
+        lines += ["", f"On {result.get('device', result['machine'])}; {versions}."]
+    return "\n".join([*lines, ""])
+
+
+PARTS = [  # what is written, and between which lines
+    (demo, r"\$ make demo\n", r"\$ make test\n"),
+    (swap, r"\$ usam show paper no_moe\n", "```\n"),
+    (components, r"<!-- components: [^\n]*-->\n", "<!-- /components -->"),
+    (five, r"<!-- five: [^\n]*-->\n", "<!-- /five -->"),
+]
 
 
 def written(text: str) -> str:
     """README.md with its generated parts anew."""
-    for name, content in (("components", components()), ("measured", measured())):
-        pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- /{name} -->)"
-        text = re.sub(pattern, lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)
+    for part, start, end in PARTS:
+        content = part()
+        pattern = rf"({start}).*?({end})"
+        text, count = re.subn(pattern, lambda f, new=content: f"{f[1]}{new}\n{f[2]}", text, flags=re.DOTALL)
+        assert count == 1, f"README.md has {count} places for {part.__name__!r}"
     return text
 
 
+FILES = {ROOT / "README.md": written, ROOT / "docs" / "benchmarks.md": lambda _: benchmarks()}
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.exit(0)
+    for file, write in FILES.items():
+        file.write_text(write(file.read_text(encoding="utf-8") if file.exists() else ""), encoding="utf-8")

@@ -255,9 +255,9 @@ def test_the_steps_of_a_visit_find_what_the_summary_and_the_plot_need(findings, 
 def test_every_tile_is_timed_and_the_best_told(findings):
     from usam.kernels import _sparse
 
-    before = {kernel: dict(tiles) for kernel, tiles in _sparse.TILES.items()}
+    before = {kernel: dict(tile) for kernel, tile in _sparse.HOPPER.items()}
     gpu.tiles(findings)
-    assert before == _sparse.TILES
+    assert before == _sparse.HOPPER
     lines = [line for line in findings.read() if "tile" in line]
     assert len(lines) == 4 * 4 * 2
     assert all(line["registers"] == 1 and math.isfinite(line["tflops"]) for line in lines)
@@ -328,6 +328,17 @@ def test_without_time_steps_are_left_out_but_the_last(tmp_path):
     gpu.visit(tmp_path, [gpu.Step("row", ("A",)), gpu.Step("summary")], 10, str(script))
     ended = [(line["step"], line["ended"]) for line in gpu.Findings(tmp_path).read() if "ended" in line]
     assert ended == [("row", "left out: no time"), ("summary", "done")]
+
+
+def test_how_a_step_ended_is_no_finding_of_it(findings):
+    lines = [{"step": "row", "row": "A", "side": "loop", "forward": {"eager": 1.0}}]
+    ended = [
+        {"step": step, "arguments": [], "seconds": 1.0, "ended": "failed with status 1"} for step in ("row", "speed")
+    ]
+    assert gpu.measured([*lines, *ended]) == gpu.measured(lines)
+    for line in ended:
+        findings.add(**line)
+    gpu.summary(findings)
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):

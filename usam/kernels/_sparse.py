@@ -324,13 +324,11 @@ _WIDER = {
     8: {"BM": 32, "BN": 32, "BK": 16, "GROUP": 8, "num_warps": 4, "num_stages": 2},
 }
 # The tiles of each product, by the bytes of an element: none spills registers, 100 KB of shared memory do.
-TILES: dict[str, dict[int, dict[str, int]]] = {
-    "up": {2: _SHORT, **_WIDER},
-    "down": {2: _SHORT, **_WIDER},
-    "dh": {2: _SHORT, **_WIDER},
-    "dw": {2: _SHORT, **_WIDER},
-}
-FEW = {"num_warps": 4}  # where a tile of rows is lower than these, because experts have few
+TILES: dict[str, dict[int, dict[str, int]]] = {name: {2: _SHORT, **_WIDER} for name in ("up", "down", "dh", "dw")}
+# What is faster on Hopper, where none spills either: measured on an H200 (benchmarks/gpu.py).
+HOPPER = {"up": {"maxnreg": 128}, "down": {"BN": 256}, "dh": {"num_stages": 4}, "dw": {"num_stages": 4}}
+FEW = {"num_warps": 4}  # where a tile of rows is lower than these, because experts have few; and there on Hopper:
+FEW_HOPPER = {"up": {"BN": 64}, "down": {"BN": 128, "num_stages": 4}, "dh": {}, "dw": {"num_stages": 3, **FEW}}
 COMBINE = {"BM": 4, "BN": 512, "num_warps": 4}
 INTERPRETED = {"BM": 16, "BN": 32, "BK": 32, "GROUP": 2, "num_warps": 4, "num_stages": 2}  # pays by the program
 
@@ -339,13 +337,15 @@ def tile_of(product: str, w: Tensor, rows: int | None = None) -> dict[str, int]:
     """The tile of a product with these weights: no higher than the `rows` an expert has on average."""
     if INTERPRET:
         return INTERPRETED if rows is not None else INTERPRETED | {"BM": 32}
-    tile = TILES[product][w.itemsize]
+    hopper = w.itemsize == 2 and w.is_cuda and torch.cuda.get_device_capability(w.device)[0] == 9
+    tile = TILES[product][w.itemsize] | (HOPPER[product] if hopper else {})
     if any(width % 16 for width in w.shape[1:]):
         tile = tile | {"BM": min(tile["BM"], 64), "BK": max(tile["BK"] // 2, 16)}  # narrow loads need more registers
     if rows is None:
         return tile
     height = max(16, triton.next_power_of_2(triton.cdiv(rows, w.shape[0])))
-    return tile if height >= tile["BM"] else tile | {"BM": height} | FEW
+    few = FEW_HOPPER[product] if hopper else FEW
+    return tile if height >= tile["BM"] else tile | {"BM": height} | few
 
 
 def row_tiles(rows: int, count: int, height: int) -> int:

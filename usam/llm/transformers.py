@@ -23,7 +23,7 @@ from usam.llm import LLM
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 
-# Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; tests/test_llm_types.py compares all.
+# Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; test_llm_types.py compares all.
 REFUSED: dict[str, str] = {
     name: why
     for why, names in {

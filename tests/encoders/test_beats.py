@@ -21,7 +21,7 @@ from usam.testing import encoder_promises
 from usam.types import prefix_mask
 from usam.weights import locate, read_entry
 
-ORACLE = Path(__file__).parent / "oracles" / "beats"
+ORACLE = Path(__file__).parents[1] / "oracles" / "beats"
 CHECKPOINT = str(ORACLE / "checkpoint.pt")
 CFG = json.loads((ORACLE / "config.json").read_text())
 STEP = 2560  # samples

@@ -17,7 +17,7 @@ USERS = ("demo", "triton")  # extras whose lower bounds count; developers' tools
 
 def requirements(*extras: str) -> Iterator[Requirement]:
     """What usam needs, and its extras, without those that name usam itself."""
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
     for line in [*project["dependencies"], *(line for extra in extras for line in optional[extra])]:
         if (requirement := Requirement(line)).name != "usam":

@@ -31,7 +31,7 @@ from usam.testing.projectors import CLAIMS, ProjectorCase
 from usam.testing.promises import promises
 from usam.types import Frames, prefix_mask
 
-ORACLES = Path(__file__).parent / "oracles" / "qformer"
+ORACLES = Path(__file__).parents[1] / "oracles" / "qformer"
 SMALL = {"dim": 24, "heads": 2}
 PROMISES = {
     "one query": projector_promises("window_qformer", **SMALL),

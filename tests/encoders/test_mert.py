@@ -20,7 +20,7 @@ from usam import ComponentError, SpecError, UsamForConditionalGeneration, build_
 from usam.testing import encoder_promises
 from usam.types import prefix_mask
 
-ORACLES = Path(__file__).parent / "oracles"
+ORACLES = Path(__file__).parents[1] / "oracles"
 KINDS = ["mert_95m", "mert_330m", "mert_layernorm"]
 STATES = {"mert_95m": 4, "mert_330m": 3, "mert_layernorm": 3}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

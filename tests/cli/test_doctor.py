@@ -236,4 +236,4 @@ def test_every_requirement_was_tested_somewhere():
 
 
 def test_the_table_of_versions_is_up_to_date():
-    assert script.TABLE.read_text(encoding="utf-8") == script.table(), "run `python tests/versions.py table`"
+    assert script.TABLE.read_text(encoding="utf-8") == script.table(), "run `python tests/versions/versions.py table`"

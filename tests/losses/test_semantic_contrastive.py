@@ -21,7 +21,7 @@ from usam.losses._triplet import choose, hinges
 from usam.testing import loss_promises
 from usam.types import IGNORE, Frames, LossInputs, prefix_mask
 
-ORACLES = Path(__file__).parent / "oracles" / "saclm"
+ORACLES = Path(__file__).parents[1] / "oracles" / "saclm"
 
 PROMISES = {
     "defaults": {},

@@ -14,7 +14,7 @@ from usam.cli.show import show
 from usam.model.summary import difference, heading
 from usam.spec.spec import SPECS, read
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import zoo  # noqa: E402

@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor
 from usam import ComponentError, build_encoder, build_model
 from usam.encoders.whisper import LogMel
 
-ORACLE = Path(__file__).parent / "oracles" / "whisper"
+ORACLE = Path(__file__).parents[1] / "oracles" / "whisper"
 LARGE = {
     "d_model": 1280,
     "encoder_layers": 32,

@@ -160,7 +160,8 @@ def test_logits_may_stand_anywhere_in_memory(backend):
         found, expected = (
             route(x, m, top_k=2, backend=backend) for x, m in ((logits, real), (logits.contiguous(), real.contiguous()))
         )
-        assert all(map(torch.equal, differentiable(found), differentiable(expected)))
+        # A GPU sums a row that it loads otherwise in another order: to the last digit then, not to the bit.
+        torch.testing.assert_close(differentiable(found), differentiable(expected), rtol=1e-6, atol=0)
         assert torch.equal(found.placement.src, expected.placement.src)
 
 

@@ -19,7 +19,7 @@ from usam.encoders.ced import resized
 from usam.testing import encoder_promises
 from usam.types import prefix_mask
 
-ORACLES = Path(__file__).parent / "oracles" / "ced"
+ORACLES = Path(__file__).parents[1] / "oracles" / "ced"
 CHECKPOINT = ORACLES / "checkpoint.pt"
 ARCH = json.loads((ORACLES / "config.json").read_text())
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4}

@@ -24,7 +24,7 @@ from usam.training.run import read_run
 from usam.training.trainer import UsamTrainer, train
 from usam.types import Frames, Prompt, prefix_mask
 
-ORACLE = Path(__file__).parent / "oracles" / "qformer"
+ORACLE = Path(__file__).parents[1] / "oracles" / "qformer"
 IN, OUT, WORDS = 12, 8, 10
 DOUBLE = {"rtol": 0, "atol": 1e-12}
 SMALL = {"hidden": 6, "router_hidden": 5}

@@ -1,0 +1,47 @@
+"""Draws docs/house-light.svg and docs/house-dark.svg: the rooms of usam/, and which may import which."""
+
+from __future__ import annotations
+
+from _drawing import Drawing, pictures, write
+
+TITLE = "The rooms of usam from bottom to top; a room imports those on the floors below it"
+
+# From bottom to top, as tests/test_imports.py has them; a name without a slash is a file.
+FLOORS = [
+    ("room", {"versions/": "what was tested, what differs, how usam is found"}),
+    ("room", {"registry": "names to classes", "types": "what flows", "clock": "frames and seconds"}),
+    ("green", {"spec/": "a page of YAML, read, merged, checked"}),
+    ("green", {"component": "options and adapters", "weights": "files and hashes", "kernels/": "mixture of experts"}),
+    ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),
+    ("yellow", {"config": "the spec as a transformers config"}),
+    ("yellow", {"processor/": "chats and sound in, tensors out"}),
+    ("yellow", {"model/": "the composite: built, saved, generating"}),
+    ("violet", {"data/": "manifests, collation, the spoken corpus"}),
+    ("violet", {"generate": "chats in, answers out"}),
+    ("violet", {"training/": "run files and the Trainer"}),
+    ("red", {"testing/": "what components promise", "cli/": "one file a command"}),
+]
+BESIDE = {1: "the ground", 4: "families: a file, a component", 7: "a transformers model", 11: "whoever uses it"}
+WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20
+
+
+def draw(colours: dict[str, str]) -> str:
+    """The picture in one palette."""
+    step = HIGH + GAP
+    d = Drawing(880, len(FLOORS) * step + 12, colours)
+    for floor, (colour, rooms) in enumerate(FLOORS):
+        y = d.height - 6 - HIGH - floor * step
+        width = (WIDE - GAP * (len(rooms) - 1)) / len(rooms)
+        for i, (name, what) in enumerate(rooms.items()):
+            d.box(LEFT + i * (width + GAP), y, width, HIGH, colour, name, what)
+        if floor:
+            d.arrow((LEFT + WIDE / 2, y + HIGH), (LEFT + WIDE / 2, y + step - 1))
+        if floor in BESIDE:
+            d.words(LEFT + WIDE + 16, y + HIGH / 2 + 5, BESIDE[floor], pale=True, at="start")
+    return d.svg(TITLE)
+
+
+FILES = pictures("house", draw)
+
+if __name__ == "__main__":
+    write(FILES)
