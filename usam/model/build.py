@@ -40,10 +40,10 @@ def build_model(
         overrides: patches such as `"encoders.mert=null"` or `"llm.lora.r=16"`.
         weights: False builds the structure alone, with random weights, also under `torch.device("meta")`; where the
             tokenizer is not on this machine, it does without: the placeholder is then the first id past the table.
-        seed: what no source gives (LoRA, new parts, with weights=False everything) is drawn from a generator for each
-            part, named by the seed and the part's place in the spec (`encoders.whisper`, `projector.1`, `llm`): a part
-            that two specs share at one place starts equal in both, and the global generator is left alone. None draws
-            it all from the global generator, so that a part's weights depend on the parts before it.
+        seed: draws what no source gives (LoRA, new parts, with weights=False everything) module by module, each from
+            a generator that the seed and the module's place name (`projector.1`, and what is in it): a part that two
+            specs have at one place starts equal in both, whatever else differs, and the global generator is left
+            alone. None draws it all from the global generator, where each part's weights depend on those before it.
         kwargs: options of transformers' `from_pretrained`, such as `device_map`, `dtype`.
 
     Raises:

@@ -247,7 +247,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
     Args:
         config: what to build.
         dtypes: dtype of single parameters, by name, where it is not the default.
-        seed: names, with a part's place in the spec, the generator of the weights that no source gives.
+        seed: of the weights that no source gives, drawn module by module: see `build_model`.
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}

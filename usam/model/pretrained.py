@@ -56,16 +56,19 @@ class UsamPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Also restart LoRA as a no-op: nested models would give its matrices their own random values."""
         parts = list(_places(self))
-        fresh = {place: [each for each in _lora_layers(part) if not _is_loaded(each)] for place, part in parts}
+        layers = {f"{place}.{name}": layer for place, part in parts for name, layer in _lora_layers(part).items()}
+        fresh = {name: layer for name, layer in layers.items() if not _is_loaded(layer)}
         if self.seed is not None:
             for place, part in parts:
-                with torch.no_grad(), guard_torch_init_functions(), drawing(place, self.seed):
-                    _initialize(part, self, afresh=self.base_model is self)
-        super().initialize_weights()  # of what is left
-        for place, layers in fresh.items():
-            with drawing(f"{place}.lora", self.seed):
-                for layer in layers:
-                    _restart(layer)
+                if self.base_model is self:  # also nested models that filled themselves when they were built
+                    for module in part.modules():
+                        cast(Any, module)._is_hf_initialized = False
+                with torch.no_grad(), guard_torch_init_functions():
+                    _initialize(place, part, self, self.seed)
+        super().initialize_weights()  # what is left
+        for name, layer in fresh.items():
+            with drawing(f"{name}.lora", self.seed):
+                _restart(layer)
 
     def train(self, mode: bool = True) -> UsamPreTrainedModel:
         """Training mode. A frozen language model keeps the flag, which gradient checkpointing needs:
@@ -106,19 +109,15 @@ def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield from ((f"losses.{name}", loss) for name, loss in model.losses.items())
 
 
-def _initialize(module: nn.Module, model: PreTrainedModel, afresh: bool) -> None:
-    """As transformers does it: children first, and by the rules of the model they are in.
+def _initialize(place: str, module: nn.Module, model: PreTrainedModel, seed: int) -> None:
+    """As transformers does it, children first and by the rules of the model they are in; each module draws by itself.
 
-    Args:
-        module: a part, or what is in one.
-        model: whose rules hold.
-        afresh: also a nested model that filled itself when it was built; loaded tensors keep a mark of their own.
+    By itself, so that it starts equal where its neighbours in the part have other widths.
     """
-    for child in module.children():
-        _initialize(child, child if isinstance(child, PreTrainedModel) else model, afresh)
-    if afresh:
-        cast(Any, module)._is_hf_initialized = False
-    model._initialize_weights(module, model.is_custom_code())
+    for name, child in module.named_children():
+        _initialize(f"{place}.{name}", child, child if isinstance(child, PreTrainedModel) else model, seed)
+    with drawing(place, seed):
+        model._initialize_weights(module, model.is_custom_code())
 
 
 def _restart(layer: Any) -> None:
@@ -129,10 +128,10 @@ def _restart(layer: Any) -> None:
         layer.lora_magnitude_vector[ADAPTER].to(dtype)
 
 
-def _lora_layers(model: nn.Module) -> list[Any]:
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    return [m for m in model.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A}
 
 
 def _is_loaded(layer: nn.Module) -> bool:
@@ -148,7 +147,7 @@ def check_adapter(model: Any) -> None:
         return
     probe = model.__dict__.get("_adapter_probe")
     if probe is None:
-        probe = model.__dict__["_adapter_probe"] = _lora_layers(model)[:1]
+        probe = model.__dict__["_adapter_probe"] = list(_lora_layers(model).values())[:1]
     if probe and ADAPTER not in probe[0].active_adapters:
         raise ValueError(
             f"another adapter ({', '.join(probe[0].active_adapters)}) has switched off the model's own LoRA: "
