@@ -9,7 +9,7 @@ from usam import __version__
 from usam.cli import main
 from usam.projectors import Projector, build_projector, register, registry
 from usam.projectors.linear import Linear
-from usam.registry import ComponentError, Entry, Registry, did_you_mean, faults
+from usam.registry import ComponentError, Entry, Registry, did_you_mean, faults, first_sentence
 from usam.spec.page import SpecError
 from usam.spec.spec import component_config, load_spec
 
@@ -377,6 +377,33 @@ def test_list_tells_what_is_declared_wrongly(declare, install, monkeypatch, caps
     assert "bad-package 1.0: entry_points.txt, line 2" in out
     assert "did you mean 'usam.projectors'?" in out
     assert ("FAILS: usam.projectors: 'broken' of broken-package 1.0" in out) == (status == 1)
+
+
+def test_a_plugin_is_described_by_its_package_without_being_imported(install, tmp_path, monkeypatch, capsys):
+    install("told-package", "raise ImportError('imported')")
+    install("dumb-package", "raise ImportError('imported')", mute="dumb_package:Toy")
+    with (tmp_path / "told_package-1.0.dist-info" / "METADATA").open("a") as metadata:
+        metadata.write("Summary: Ears for bats (and moths). They hear much.\n")
+    monkeypatch.setattr(sys, "argv", ["usam", "list"])
+    with pytest.raises(SystemExit):
+        main()
+    rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
+    assert ["toy", "told-package", "1.0", "Ears for bats."] in rows
+    assert ["mute", "dumb-package", "1.0"] in rows
+
+
+@pytest.mark.parametrize(
+    ("docstring", "sentence"),
+    [
+        ("CED, of any size (Dinkel et al., 2024), on audio.", "CED, of any size, on audio."),
+        ("The mean of each\nwindow. More.\n\nAnd more.", "The mean of each window."),
+        ("One line without a stop\n\nAnd more", "One line without a stop"),
+        ("At 24.5 kHz, e.g. music. No more.", "At 24.5 kHz, e.g. music."),
+        ("", ""),
+    ],
+)
+def test_the_first_sentence_of_a_docstring(docstring, sentence):
+    assert first_sentence(docstring) == sentence
 
 
 # Two of one name

@@ -6,8 +6,10 @@ source, `reset_parameters` fills what a module itself owns, `adapt` injects LoRA
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -15,9 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from usam.registry import ComponentError
+from usam.registry import ComponentError, Registry
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
+from usam.versions.tested import UnsupportedVersion
 from usam.weights import Source, locate
 
 ADAPTER = "usam"
@@ -105,6 +108,60 @@ class Component(nn.Module):
         return self
 
 
+@contextmanager
+def building(place: str, config: Any, seed: int | None = None) -> Iterator[None]:
+    """Build one part of a spec: what goes wrong names its place, and what is drawn comes from the part's own generator.
+
+    Args:
+        place: the part's key in the spec, such as `encoders.whisper`.
+        config: its config.
+        seed: see `drawing`; None draws from the global generator.
+
+    Raises:
+        SpecError, ComponentError: for any exception; the message begins with the place and names the options given.
+    """
+    try:
+        with drawing(place, seed):
+            yield
+    except (SpecError, ComponentError) as error:
+        if str(error).startswith((f"{place}:", f"{place}.")):
+            raise
+        kind = SpecError if isinstance(error, SpecError) else ComponentError
+        raise kind(f"{place}: {error}") from error
+    except (UnsupportedVersion, MemoryError, torch.OutOfMemoryError):  # not the spec's fault
+        raise
+    except Exception as error:
+        defaults = {name: field.default for name, field in type(config).model_fields.items()}
+        given = sorted(name for name in config.model_fields_set if getattr(config, name) != defaults.get(name))
+        options = " and ".join(f"{place}.{name}" for name in given if name != "type") or "its defaults"
+        said = " ".join(str(error).partition("\nException raised from")[0].split())  # torch appends its C++ frames
+        raise ComponentError(
+            f"{place}: {config.type!r} cannot be built from {options}: {type(error).__name__}: {said}"
+        ) from error
+
+
+def build_part(place: str, registry: Registry[Any], config: Any, seed: int | None, **widths: Any) -> Any:
+    """One component at its place in a model, with its adapters, and frozen where its config says so."""
+    with building(place, config, seed):
+        module = registry.get(config.type)(config, **widths)
+        return adapt(module, module.config)
+
+
+@contextmanager
+def drawing(place: str, seed: int | None) -> Iterator[None]:
+    """Draw from a generator that the place and the seed name, and leave the global one as it was; None: as ever."""
+    if seed is None:
+        yield
+        return
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    own = int.from_bytes(hashlib.sha256(f"{seed}:{place}".encode()).digest()[:7], "big")
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(own)
+        if devices:
+            torch.cuda.manual_seed_all(own)
+        yield
+
+
 def source_of(config: Any) -> Source | None:
     """The source that a config's `path` and `revision` name; None without a path."""
     path = getattr(config, "path", None)
@@ -177,6 +234,14 @@ def _inject(module: nn.Module, lora: LoRA) -> None:
         inject_adapter_in_model(LoraConfig(**lora.to_dict()), module, adapter_name=ADAPTER)
     except ValueError as error:
         raise SpecError(f"lora: {error}") from error
+    except KeyError as error:
+        if lora.target_modules is not None:
+            raise
+        layers = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+        raise SpecError(
+            "lora: PEFT chooses layers for transformers' models only; write target_modules, names such as "
+            + (", ".join(layers[:4]) or "none: it has no linear layer")
+        ) from error
 
 
 def _in_adapter(dropout: nn.Module, module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from usam.component import building
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Override, Spec, SpecSource, component_config, load_spec
@@ -38,7 +39,9 @@ class UsamConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.spec is not None and self.text_config is None:
-            self.text_config = self.llm().text_config()
+            llm = self.llm()
+            with building("llm", llm.config):
+                self.text_config = llm.text_config()
         super().__post_init__(**kwargs)
         text: Any = self.text_config
         if self.spec is not None and text._attn_implementation is None:
@@ -99,7 +102,9 @@ class UsamConfig(PreTrainedConfig):
     def llm(self) -> LLM:
         """The builder of the language model."""
         assert self.spec is not None
-        return build_llm(component_config("usam.llm", self.spec["llm"], ("llm",)))
+        config = component_config("usam.llm", self.spec["llm"], ("llm",))
+        with building("llm", config):
+            return build_llm(config)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "parsed"}
@@ -114,15 +119,16 @@ class UsamConfig(PreTrainedConfig):
 def resolve(spec: Spec) -> Spec:
     """The same spec with every component's architecture filled in from its source."""
 
-    def full(config: Any) -> Any:
-        return config.resolved() if hasattr(config, "resolved") else config
+    def full(config: Any, place: str) -> Any:
+        with building(place, config):
+            return config.resolved() if hasattr(config, "resolved") else config
 
     return spec.model_copy(
         update={
-            "encoders": {name: full(config) for name, config in spec.encoders.items()},
-            "fusion": full(spec.fusion),
-            "projector": [full(stage) for stage in spec.projector],
-            "llm": full(spec.llm),
-            "losses": {name: full(config) for name, config in spec.losses.items()},
+            "encoders": {name: full(config, f"encoders.{name}") for name, config in spec.encoders.items()},
+            "fusion": full(spec.fusion, "fusion"),
+            "projector": [full(stage, f"projector.{i}") for i, stage in enumerate(spec.projector)],
+            "llm": full(spec.llm, "llm"),
+            "losses": {name: full(config, f"losses.{name}") for name, config in spec.losses.items()},
         }
     )

@@ -7,12 +7,14 @@ name), the entry points of installed distributions (the group is the package's n
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import re
+import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -43,6 +45,7 @@ class Entry:
     version: str
     load: Callable[[], Any]
     target: str = ""  # module:class, where that is known without importing
+    describe: Callable[[], str] = str  # what it is, read without importing; empty where nothing says it
 
     def __str__(self) -> str:
         return f"{self.provider}:{self.name}"
@@ -64,15 +67,38 @@ def discover(group: str) -> Iterator[Entry]:
         raise ComponentError(f"'{group}' is no family of components; families: {', '.join(FAMILIES)}")
     for module in pkgutil.iter_modules(spec.submodule_search_locations):
         if not module.name.startswith("_"):
-            yield Entry(
-                module.name,
-                "usam",
-                __version__,
-                partial(importlib.import_module, f"{group}.{module.name}"),
-            )
+            load = partial(importlib.import_module, f"{group}.{module.name}")
+            describe = partial(_docstring, f"{getattr(module.module_finder, 'path', '')}/{module.name}")
+            yield Entry(module.name, "usam", __version__, load, describe=describe)
     for offer in _scan()[0]:
-        if offer.point.group == group:
-            yield Entry(offer.point.name, offer.package, offer.version, partial(_load, offer.point), offer.point.value)
+        if (point := offer.point).group == group:
+            describe = partial(_summary, offer.package)
+            yield Entry(point.name, offer.package, offer.version, partial(_load, point), point.value, describe)
+
+
+def first_sentence(text: str) -> str:
+    """How a docstring begins, on one line, without what stands in parentheses."""
+    paragraph = re.sub(r"\s*\([^()]*\)", "", " ".join(text.strip().partition("\n\n")[0].split()))
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", paragraph)[0]
+
+
+def _docstring(path: str) -> str:
+    """The docstring of the module at a path without its `.py`: read, not imported, and no further than its end."""
+    file = next((f for f in (Path(f"{path}.py"), Path(path, "__init__.py")) if f.is_file()), None)
+    if file is None:
+        return ""
+    blank = (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)
+    with file.open("rb") as lines:
+        token = next(token for token in tokenize.tokenize(lines.readline) if token.type not in blank)
+    return str(ast.literal_eval(token.string)) if token.type == tokenize.STRING else ""
+
+
+def _summary(package: str) -> str:
+    """What a package's metadata says it is."""
+    try:
+        return metadata.metadata(package)["Summary"] or ""
+    except Exception:  # METADATA is gone or broken
+        return ""
 
 
 @dataclass(frozen=True)
@@ -244,7 +270,7 @@ class Registry(Generic[T]):
         """Class decorator that offers a component in this process; a re-run cell replaces its own class."""
 
         def add(cls: C) -> C:
-            entry = Entry(name, cls.__module__.split(".")[0], "", partial(_itself, cls))
+            entry = _in_process(name, cls.__module__.split(".")[0], cls)
             self._checked(entry, cls)
             self._registered[entry.provider, name] = cls
             self._loaded.clear()
@@ -256,7 +282,7 @@ class Registry(Generic[T]):
         """All components, loaded or not; importing none."""
         yield from self._discovered
         for (provider, name), cls in self._registered.items():
-            yield Entry(name, provider, "", partial(_itself, cls), f"{cls.__module__}:{cls.__qualname__}")
+            yield _in_process(name, provider, cls)
 
     def names(self) -> list[str]:
         """The names in use, sorted; importing nothing."""
@@ -327,8 +353,13 @@ class Registry(Generic[T]):
         return own[0]
 
 
-def _itself(cls: Any) -> Any:
-    return cls
+def _in_process(name: str, provider: str, cls: type[Any]) -> Entry:
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    return Entry(name, provider, "", partial(_itself, cls), target, partial(_itself, cls.__doc__ or ""))
+
+
+def _itself(thing: Any) -> Any:
+    return thing
 
 
 def _package(entry: Entry) -> str:

@@ -145,3 +145,10 @@ class Named(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.aux)
+
+
+def same_dtype(streams: dict[str, Frames]) -> dict[str, Frames]:
+    """Streams as they are when they have one dtype, else all in float32."""
+    if len({frames.x.dtype for frames in streams.values()}) == 1:
+        return streams
+    return {name: Frames(f.x.float(), f.mask, f.rate, f.aux) for name, f in streams.items()}

@@ -1,6 +1,8 @@
 """The command line as its users see it."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -10,8 +12,13 @@ import soundfile
 import yaml
 from conftest import noise
 
+from usam import __version__
 from usam.cli import main
-from usam.spec.spec import SPECS
+from usam.registry import FAMILIES, discover
+from usam.spec.options import options
+from usam.spec.spec import SPECS, Config
+
+EVERY = [f"{f.removeprefix('usam.')}.{e.name}" for f in FAMILIES for e in discover(f) if e.provider == "usam"]
 
 
 @pytest.fixture
@@ -38,6 +45,25 @@ def test_list_names_every_family_and_component(usam):
         assert name in out
 
 
+def test_list_says_what_each_component_is_within_120_columns(usam):
+    _, out, _ = usam("list")
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    built_in = [line for line in lines if f" usam {__version__}" in line]
+    assert len(built_in) == len(EVERY)
+    assert all(re.search(r"usam \S+ +[A-Z].{20}", line) for line in built_in)
+    assert all(len(line) <= 120 for line in lines)
+    assert re.search(r"^  pool +usam \S+ +The mean or the maximum of each window of frames\.$", out, re.MULTILINE)
+
+
+def test_list_imports_no_component_and_no_torch():
+    code = "import sys; from usam.cli.list import list_components as go; go(); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = done.stdout.splitlines()[-1]
+    assert "'usam.registry'" in imported
+    for module in ("torch", "transformers", "pydantic", "usam.encoders", "usam.projectors.moe"):
+        assert f"'{module}'" not in imported
+
+
 def test_list_check_loads_each(usam):
     status, out, _ = usam("list", "--check")
     assert status == 0, out
@@ -59,6 +85,81 @@ def test_show_prints_what_differs(usam, tmp_path):
     assert out.splitlines() == ["- projector.0.stack = 4", "+ projector.0.stack = 5"]
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_every_component_can_be_shown_and_describes_each_option(usam, name):
+    status, out, _ = usam("show", name)
+    assert status == 0
+    head, code, *_ = out.splitlines()
+    assert head == f"{name}, of usam {__version__}"
+    assert code.startswith(f"usam.{name}.")
+    family, _, component = name.partition(".")
+    registry = importlib.import_module(f"usam.{family}").registry
+    config = registry.get(component).Config
+    for option in options(config):
+        assert f"\n  {option.name}: {option.default} " in out
+        assert option.description.strip(), f"{name}: {option.name} has no docstring below it"
+    own, shared = out.split(f"options of every component in {family}")
+    for field in config.model_fields.keys() - {"type"}:
+        assert f"\n  {field}: " in (shared if field in registry.base.Config.model_fields else own)
+
+
+def test_an_option_is_shown_with_type_bounds_and_default(usam):
+    _, out, _ = usam("show", "moe")
+    lines = [re.sub(r" {2,}", "  ", line).strip() for line in out.splitlines()]
+    assert "experts: 3  int >= 1" in lines
+    assert "top_k: null  int >= 1 | null" in lines
+    assert "jitter: 0.0  float >= 0 < 1" in lines
+    assert "gates: null  list[float >= 0] | null" in lines
+    assert "router: prompt  prompt | audio | prompt_audio" in lines
+    assert "lora.r: 8  int > 0" in lines
+    assert lines[lines.index("experts: 3  int >= 1") + 1] == "Number of experts."
+
+
+def test_a_needed_option_is_shown_as_needed():
+    class Needy(Config):
+        size: int
+        """How large."""
+
+    assert [(o.name, o.default, o.type) for o in options(Needy)] == [("size", "(needed)", "int")]
+
+
+def test_cross_attention_is_shown_inside_injection(usam):
+    _, out, _ = usam("show", "llm.tiny")
+    assert "injection.head_dim: 64" in out
+
+
+@pytest.mark.parametrize("name", ["moe", "projectors.moe", "projector.moe", "usam.projectors:moe", "usam:moe"])
+def test_a_component_has_several_names(usam, name):
+    _, out, _ = usam("show", name)
+    assert out.startswith("projectors.moe, of usam")
+
+
+def test_a_name_of_two_families_shows_both(usam):
+    _, out, _ = usam("show", "transformers")
+    assert out.startswith("'transformers' is the name of 2 components: encoders.transformers and llm.transformers\n")
+    assert "\nencoders.transformers, of usam" in out
+    assert "\nllm.transformers, of usam" in out
+    _, out, _ = usam("show", "llm.transformers")
+    assert "encoders.transformers" not in out
+
+
+def test_a_spec_goes_before_a_component_of_its_name_and_says_so(usam, tmp_path, monkeypatch):
+    _, out, _ = usam("show", "tiny")
+    assert out.startswith("#") or "encoders:" in out
+    assert out.splitlines()[-1] == "'tiny' is also a component: usam show llm.tiny"
+    (tmp_path / "moe").write_text("base: tiny\n")
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = usam("show", "moe")
+    assert "tokens a second" in out
+    assert out.splitlines()[-1] == "'moe' is also a component: usam show projectors.moe"
+
+
+def test_a_spec_given_as_text_can_be_shown(usam):
+    status, out, _ = usam("show", "{base: tiny, projector: {0: {stack: 5}}}")
+    assert status == 0
+    assert "10 tokens a second" in out
+
+
 def test_set_overrides(usam):
     _, out, _ = usam("show", "tiny", "--set", "projector.0.stack=5", "--set", "prompts.aac=Describe it.")
     assert "10 tokens a second" in out
@@ -69,6 +170,11 @@ def test_set_overrides(usam):
     ("arguments", "message"),
     [
         (["show", "tinny"], "did you mean 'tiny'"),
+        (["show", "moee"], "it is no component either: did you mean 'moe'?"),
+        (["show", "encoders.whispr"], "did you mean 'whisper'?"),
+        (["show", "moe", "--set", "experts=4"], "'moe' is a component, and --set goes with specs: `usam show moe`"),
+        (["show", "moe", "tiny"], "'moe' is a component, and a second argument goes with specs"),
+        (["show", "tiny", "moe"], "it is a component: usam show projectors.moe"),
         (["show", "tiny", "--set", "llm.dm=3"], "unknown option 'dm'; did you mean 'dim'"),
         (["check", "none.yaml"], "none.yaml: no such file"),
         (["generate", "no/such/folder"], "no/such/folder"),

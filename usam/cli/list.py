@@ -1,31 +1,42 @@
-"""`usam list`: every component that is installed."""
+"""`usam list`: every component that is installed, and what it is."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated
 
 import typer
+
+WIDTH = 120  # columns of a line
 
 
 def list_components(
     check: Annotated[bool, typer.Option("--check", help="Load each component and say which fail.")] = False,
 ) -> None:
-    """List every component that is installed; nothing is imported without --check."""
-    from usam.registry import FAMILIES, discover, faults, why_not
+    """List every component that is installed, with what it is; nothing is imported without --check."""
+    from usam.registry import FAMILIES, discover, faults, first_sentence, why_not
 
-    failed = 0
+    rows = []
     for group in FAMILIES:
-        print(group)
         entries = sorted(discover(group), key=lambda e: (e.name, e.provider))
         names = [entry.name for entry in entries]
         for entry in entries:
             name = str(entry) if names.count(entry.name) > 1 else entry.name
-            note = ""
-            if check:
-                fault = why_not(group, str(entry))
-                failed += fault is not None
-                note = "  ok" if fault is None else f"  FAILS: {fault}"
-            print(f"  {name:24} {entry.provider} {entry.version}{note}".rstrip())
+            rows.append((group, name, f"{entry.provider} {entry.version}".strip(), entry))
+    wide, wider = max(len(name) for _, name, _, _ in rows), max(len(package) for _, _, package, _ in rows)
+    room = max(30, WIDTH - wide - wider - 6)
+    failed, before = 0, ""
+    for group, name, package, entry in rows:
+        if group != before:
+            print(group)
+        before = group
+        if check:
+            fault = why_not(group, str(entry))
+            failed += fault is not None
+            note = "ok" if fault is None else f"FAILS: {fault}"
+        else:
+            note = textwrap.shorten(first_sentence(entry.describe()), room, placeholder=" ...")
+        print(f"  {name:{wide}}  {package:{wider}}  {note}".rstrip())
     if misdeclared := faults():
         print("declared wrongly")
         for each in misdeclared:

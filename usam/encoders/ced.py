@@ -22,6 +22,7 @@ from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import encode_heard
 from usam.registry import ComponentError, did_you_mean
+from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import Frames, prefix_mask
 from usam.weights import Source, locate, read, read_config
@@ -125,7 +126,7 @@ class Ced(Encoder):
             if self.arch is not None:
                 return self
             if self.path is None:
-                raise ValueError("ced needs 'path' (weights) or 'arch' (embed_dim, depth, num_heads)")
+                raise SpecError("ced needs 'path' (weights) or 'arch' (embed_dim, depth, num_heads)")
             local = Path(self.path).expanduser()
             folder = local if local.is_dir() else local.parent
             if local.exists() and not (folder / "config.json").is_file():

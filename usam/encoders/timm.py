@@ -1,4 +1,4 @@
-"""Any timm backbone on a log-mel picture: ViTs such as AudioMAE's, and convolutional networks."""
+"""Any timm backbone, ViT or convolutional, on a log-mel picture."""
 
 from __future__ import annotations
 
@@ -68,6 +68,8 @@ class Timm(Encoder):
                 return self
             if self.arch is not None:
                 arch = dict(self.arch)
+                if not isinstance(arch.get("architecture"), str):
+                    raise SpecError("timm: 'arch' needs the 'architecture' of timm, for example vit_tiny_patch16_224")
             elif self.path is not None:
                 found = read_config(self.path, self.revision)
                 if "architecture" not in found:

@@ -21,6 +21,7 @@ from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
+from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
 from usam.weights import read, read_config
 
@@ -69,7 +70,7 @@ class Whisper(Encoder):
             if self.arch is not None:
                 return self
             if self.path is None:
-                raise ValueError("whisper needs 'path' (weights) or 'arch' (options of WhisperConfig)")
+                raise SpecError("whisper needs 'path' (weights) or 'arch' (options of WhisperConfig)")
             arch = read_config(self.path, self.revision)
             return self.model_copy(update={"arch": encoder_arch(arch)})
 

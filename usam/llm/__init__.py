@@ -19,6 +19,7 @@ class CrossAttentionConfig(ComponentConfig):
     """Options of cross-attention, whose blocks train even beside a frozen language model."""
 
     type: Literal["cross_attention"] = "cross_attention"
+    """The one way that has options; `prefix` has none."""
     every: int = Field(1, ge=1)
     """A block stands before every so many-th decoder layer: the second, the fourth ... for 2."""
     heads: int = Field(8, ge=1)

@@ -1,4 +1,4 @@
-"""A small random Llama with a byte tokenizer: embedded, so that everything runs without a download."""
+"""A small random Llama over bytes: embedded, so that everything runs without a download."""
 
 from __future__ import annotations
 

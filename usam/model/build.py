@@ -30,6 +30,7 @@ def build_model(
     spec: SpecSource,
     *overrides: Override,
     weights: bool = True,
+    seed: int | None = None,
     **kwargs: Any,
 ) -> UsamForConditionalGeneration:
     """The model of a spec, with its sources' weights, in eval mode; of a saved model's folder, with that model's.
@@ -39,13 +40,17 @@ def build_model(
         overrides: patches such as `"encoders.mert=null"` or `"llm.lora.r=16"`.
         weights: False builds the structure alone, with random weights, also under `torch.device("meta")`; where the
             tokenizer is not on this machine, it does without: the placeholder is then the first id past the table.
+        seed: draws what no source gives (LoRA, new parts, with weights=False everything) module by module, each from
+            a generator that the seed and the module's place name (`projector.1`, and what is in it): a part that two
+            specs have at one place starts equal in both, whatever else differs, and the global generator is left
+            alone. None draws it all from the global generator, where each part's weights depend on those before it.
         kwargs: options of transformers' `from_pretrained`, such as `device_map`, `dtype`.
 
     Raises:
         SpecError, ComponentError: the spec, or a source, is wrong; the message says what to write.
     """
     if weights and isinstance(spec, (str, Path)) and (Path(spec) / "config.json").is_file():
-        return load(spec, *overrides, **kwargs)
+        return load(spec, *overrides, seed=seed, **kwargs)
     config = config_of(load_spec(spec, *overrides), weights)
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()
@@ -53,7 +58,7 @@ def build_model(
     if not weights:
         if kwargs:
             raise TypeError(f"with weights=False only dtype can be given, not {', '.join(sorted(kwargs))}")
-        model = UsamForConditionalGeneration(config, dtypes)
+        model = UsamForConditionalGeneration(config, dtypes, seed)
         return cast(UsamForConditionalGeneration, model.eval())
     random = [prefix for prefix, part in parts(skeleton) if part.source() is None]
     if BACKBONE in random:
@@ -62,7 +67,7 @@ def build_model(
     def may_be_missing(key: str) -> bool:
         return is_adapter(key) or key.startswith(tuple(random)) or is_own(skeleton, key)
 
-    model = assemble(skeleton, base.tensors, dtypes, may_be_missing, "the sources' weights", **kwargs)
+    model = assemble(skeleton, base.tensors, dtypes, may_be_missing, "the sources' weights", seed=seed, **kwargs)
     model.origins = base.origins
     model.sourced = frozenset(base.tensors)
     return model

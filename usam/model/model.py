@@ -14,7 +14,7 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from usam import encoders, fusions, losses
-from usam.component import adapt, is_frozen
+from usam.component import adapt, build_part, building, drawing, is_frozen
 from usam.config import UsamConfig
 from usam.llm import CrossAttentionConfig
 from usam.model.cross_attention import CrossAttention, GatedBlock, Listening, decoder_layers, hearing
@@ -24,26 +24,31 @@ from usam.model.outputs import UsamModelOutput, UsamOutput
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
 from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
-from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt, joined
+from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt, joined, same_dtype
 from usam.versions.compat import CACHE, cache_argument, one_cache
 
 
 class UsamModel(UsamPreTrainedModel):
     """waveforms -> encoders -> fusion -> projector -> language model."""
 
-    def __init__(self, config: UsamConfig) -> None:
+    def __init__(self, config: UsamConfig, seed: int | None = None) -> None:
         super().__init__(config)
+        self.seed = seed
         spec, llm = config.parsed, config.llm()
+        with building("llm", llm.config):
+            dim = llm.dim
         with in_float32():
-            built = {name: encoders.registry.get(c.type)(c) for name, c in sorted(spec.encoders.items())}
-            self.encoders = nn.ModuleDict({n: adapt(m, cast(Any, m).config) for n, m in built.items()})
+            built = {
+                n: build_part(f"encoders.{n}", encoders.registry, c, seed) for n, c in sorted(spec.encoders.items())
+            }
+            self.encoders = nn.ModuleDict(built)
             dims = {name: encoder.dim for name, encoder in built.items()}
-            fusion: Any = spec.fusion
-            self.fusion = adapt(fusions.registry.get(fusion.type)(fusion, dims=dims), fusion)
-            self.projector = Chain(spec.projector, in_dim=self.fusion.dim, prompt_dim=llm.dim, out_dim=llm.dim)
-        self.language_model: Any = llm.backbone(cast(Any, config.text_config))
+            self.fusion = build_part("fusion", fusions.registry, spec.fusion, seed, dims=dims)
+            self.projector = Chain(spec.projector, in_dim=self.fusion.dim, prompt_dim=dim, out_dim=dim, seed=seed)
+        with building("llm", llm.config, seed):
+            self.language_model: Any = llm.backbone(cast(Any, config.text_config))
         config.text_config = self.language_model.config
-        self.cross_attention = self._cross_attention(llm.config.injection, llm.dim)
+        self.cross_attention = self._cross_attention(llm.config.injection, dim)
         self._takes_cache = cache_argument(self.language_model.forward)
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
@@ -56,8 +61,8 @@ class UsamModel(UsamPreTrainedModel):
         """The blocks before the decoder layers, unless the audio comes in place of its placeholders."""
         if injection is None:
             return None
-        layers = decoder_layers(self.language_model)
-        with in_float32():
+        with in_float32(), building("llm.injection", injection, self.seed):
+            layers = decoder_layers(self.language_model)
             dim = self.language_model.config.hidden_size
             return adapt(CrossAttention(injection, dim=dim, audio_dim=audio_dim, layers=layers), injection)
 
@@ -95,7 +100,7 @@ class UsamModel(UsamPreTrainedModel):
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
-        return cast(Frames, self.fusion(_same_dtype(streams), audio))
+        return cast(Frames, self.fusion(same_dtype(streams), audio))
 
     def project(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
         """Fused frames as tokens of the language model's width; clip i hears prompt i."""
@@ -242,21 +247,24 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
     Args:
         config: what to build.
         dtypes: dtype of single parameters, by name, where it is not the default.
+        seed: of the weights that no source gives, drawn module by module: see `build_model`.
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
-    def __init__(self, config: UsamConfig, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+    def __init__(
+        self, config: UsamConfig, dtypes: Mapping[str, torch.dtype] | None = None, seed: int | None = None
+    ) -> None:
         super().__init__(config)
-        self.model = UsamModel(config)
+        self.seed = seed
+        self.model = UsamModel(config, seed)
         llm = config.llm()
-        self.lm_head = llm.head(cast(Any, config.text_config))
+        with building("llm", llm.config), drawing("llm.head", seed):  # or it would draw what the token table draws
+            self.lm_head = llm.head(cast(Any, config.text_config))
         with in_float32():
-            built = {
-                name: (losses.registry.get(c.type)(cast(Any, c), dim=llm.dim), cast(Any, c))
-                for name, c in sorted(config.parsed.losses.items())
-            }
-            self.losses = nn.ModuleDict({name: adapt(loss, c) for name, (loss, c) in built.items()})
+            parts = sorted(config.parsed.losses.items())
+            built = {n: build_part(f"losses.{n}", losses.registry, c, seed, dim=llm.dim) for n, c in parts}
+            self.losses = nn.ModuleDict(built)
         table = self.model.get_input_embeddings()
         path = next(name for name, module in self.model.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"model.{path}.weight"}
@@ -390,9 +398,3 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             aux |= {f"{name}.{key}": value for key, value in found.aux.items()}
             loss = loss + module.config.weight * found.value.float()
         return loss * share, parts, aux
-
-
-def _same_dtype(streams: dict[str, Frames]) -> dict[str, Frames]:
-    if len({frames.x.dtype for frames in streams.values()}) == 1:
-        return streams
-    return {name: Frames(f.x.float(), f.mask, f.rate, f.aux) for name, f in streams.items()}

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
-from usam.component import ADAPTER, is_adapter
+from usam.component import ADAPTER, drawing, is_adapter
 from usam.config import UsamConfig
 from usam.versions.compat import CACHE
 
@@ -31,6 +32,7 @@ class UsamPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = [CACHE]
     _no_split_modules: Any = None
+    seed: int | None = None  # of the weights that no source gives; None draws from the global generator
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,14 +55,20 @@ class UsamPreTrainedModel(PreTrainedModel):
 
     def initialize_weights(self) -> None:
         """Also restart LoRA as a no-op: nested models would give its matrices their own random values."""
-        fresh = [layer for layer in _lora_layers(self) if not _is_loaded(layer)]
-        super().initialize_weights()
-        for layer in fresh:
-            layer.reset_lora_parameters(ADAPTER, True)
-            if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
-                dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
-                layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
-                layer.lora_magnitude_vector[ADAPTER].to(dtype)
+        parts = list(_places(self))
+        layers = {f"{place}.{name}": layer for place, part in parts for name, layer in _lora_layers(part).items()}
+        fresh = {name: layer for name, layer in layers.items() if not _is_loaded(layer)}
+        if self.seed is not None:
+            for place, part in parts:
+                if self.base_model is self:  # also nested models that filled themselves when they were built
+                    for module in part.modules():
+                        cast(Any, module)._is_hf_initialized = False
+                with torch.no_grad(), guard_torch_init_functions():
+                    _initialize(place, part, self, self.seed)
+        super().initialize_weights()  # what is left
+        for name, layer in fresh.items():
+            with drawing(f"{name}.lora", self.seed):
+                _restart(layer)
 
     def train(self, mode: bool = True) -> UsamPreTrainedModel:
         """Training mode. A frozen language model keeps the flag, which gradient checkpointing needs:
@@ -87,10 +95,43 @@ def in_float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _lora_layers(model: nn.Module) -> list[Any]:
+def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Each part with its place in the spec, in the order of the model; the head has one of its own."""
+    inner = getattr(model, "model", model)
+    yield from ((f"encoders.{name}", encoder) for name, encoder in inner.encoders.items())
+    yield "fusion", inner.fusion
+    yield from ((f"projector.{i}", stage) for i, stage in enumerate(inner.projector.stages))
+    yield "llm", inner.language_model
+    if inner.cross_attention is not None:
+        yield "llm.injection", inner.cross_attention
+    if inner is not model:
+        yield "llm.head", model.lm_head
+        yield from ((f"losses.{name}", loss) for name, loss in model.losses.items())
+
+
+def _initialize(place: str, module: nn.Module, model: PreTrainedModel, seed: int) -> None:
+    """As transformers does it, children first and by the rules of the model they are in; each module draws by itself.
+
+    By itself, so that it starts equal where its neighbours in the part have other widths.
+    """
+    for name, child in module.named_children():
+        _initialize(f"{place}.{name}", child, child if isinstance(child, PreTrainedModel) else model, seed)
+    with drawing(place, seed):
+        model._initialize_weights(module, model.is_custom_code())
+
+
+def _restart(layer: Any) -> None:
+    layer.reset_lora_parameters(ADAPTER, True)
+    if ADAPTER in layer.lora_magnitude_vector:  # DoRA starts from the norms of the base weights
+        dtype = layer.lora_magnitude_vector[ADAPTER].weight.dtype
+        layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
+        layer.lora_magnitude_vector[ADAPTER].to(dtype)
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    return [m for m in model.modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A]
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.lora_A}
 
 
 def _is_loaded(layer: nn.Module) -> bool:
@@ -106,7 +147,7 @@ def check_adapter(model: Any) -> None:
         return
     probe = model.__dict__.get("_adapter_probe")
     if probe is None:
-        probe = model.__dict__["_adapter_probe"] = _lora_layers(model)[:1]
+        probe = model.__dict__["_adapter_probe"] = list(_lora_layers(model).values())[:1]
     if probe and ADAPTER not in probe[0].active_adapters:
         raise ValueError(
             f"another adapter ({', '.join(probe[0].active_adapters)}) has switched off the model's own LoRA: "

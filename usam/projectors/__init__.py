@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from usam.clock import N
-from usam.component import Component, ComponentConfig, adapt, build, finish
+from usam.component import Component, ComponentConfig, build, build_part, finish
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
 from usam.types import Frames, Prompt, joined, named
@@ -59,13 +59,16 @@ class Projector(Component):
 class Chain(nn.Module):
     """Stages in order; the last one gets the language model's width."""
 
-    def __init__(self, configs: Sequence[Any], *, in_dim: int, prompt_dim: int, out_dim: int) -> None:
+    def __init__(
+        self, configs: Sequence[Any], *, in_dim: int, prompt_dim: int, out_dim: int, seed: int | None = None
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleList()
         for i, config in enumerate(configs):
             width = out_dim if i == len(configs) - 1 else None
-            stage = registry.get(config.type)(config, in_dim=in_dim, prompt_dim=prompt_dim, out_dim=width)
-            self.stages.append(adapt(stage, config))
+            widths = {"in_dim": in_dim, "prompt_dim": prompt_dim, "out_dim": width}
+            stage = build_part(f"projector.{i}", registry, config, seed, **widths)
+            self.stages.append(stage)
             in_dim = stage.dim
 
     @property
