@@ -14,19 +14,21 @@ WHEEL ?= $(or $(TMPDIR),/tmp)/usam-wheel
 # The torch that `make lock` pins; torchvision's version belongs to it.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 PIP := pip --disable-pip-version-check
+# Also what builds the package is pinned: pip reads the first of these for it, or the second, by its version.
+PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install lock demo test test-all tested test-newest test-lowest test-wheel lint format bench readme clean
 
 help:  ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make the environment of constraints.txt (reused while it and pyproject.toml stay the same)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PINNED) $(BIN)/$(PIP) install --quiet --editable ".[dev]"
 	touch $(STAMP)
 
 lock:  ## Write constraints.txt from a fresh environment
@@ -68,7 +70,7 @@ test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdi
 	rm -rf $(WHEEL) dist
 	$(BIN)/python -m hatchling build
 	$(PYTHON) -m venv $(WHEEL)/venv
-	$(WHEEL)/venv/bin/$(PIP) install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[dev]"
+	$(PINNED) $(WHEEL)/venv/bin/$(PIP) install --quiet "$$(echo dist/*.whl)[dev]"
 	tar -xzf dist/*.tar.gz --directory $(WHEEL) && mv $(WHEEL)/usam-* $(WHEEL)/sdist && rm -r $(WHEEL)/sdist/usam
 	cd $(WHEEL)/sdist && $(WHEEL)/venv/bin/python $(PYTEST) -m "not slow"
 
