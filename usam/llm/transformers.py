@@ -33,6 +33,7 @@ REFUSED: dict[str, str] = {
         "camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert roformer "
         "xlm xlm-roberta xlm-roberta-xl xlnet xmod",
         "its head has layers of its own": "modernbert-decoder",
+        "its head scales every word by a weight of its own": "dory",
         "it reads token ids beside their embeddings": "blt cpmant deepseek_v4 gemma3n_text",
         "it scales the embeddings of token ids, but not inputs_embeds": "falcon_h1",
         "it writes into inputs_embeds": "ctrl git",
