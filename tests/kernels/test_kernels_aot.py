@@ -11,6 +11,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import kernels_aot  # noqa: E402
 
+import usam.kernels  # noqa: E402
+
 
 @pytest.mark.parametrize("architecture", kernels_aot.SHARED)
 def test_every_kernel_compiles_without_spills(architecture):
@@ -25,7 +27,7 @@ def test_every_kernel_is_compiled_with_all_its_arguments():
     for example in kernels_aot.examples():
         compiled[example.kernel.__name__] = example
         assert {*example.signature, *example.constexprs} == set(example.kernel.arg_names)
-    text = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "usam" / "kernels").glob("_*.py"))
+    text = "".join(file.read_text(encoding="utf-8") for file in Path(usam.kernels.__file__).parent.glob("_*.py"))
     started = set(re.findall(r"^ +(\w+)\[.+\]\(", text, re.MULTILINE))
     assert started & set(re.findall(r"^@triton\.jit.*\ndef (\w+)", text, re.MULTILINE)) == set(compiled)
 

@@ -16,8 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import usam
+
 ROOT = Path(__file__).parents[2]
-TESTED = ROOT / "usam" / "versions" / "tested.json"
+TESTED = Path(usam.__file__).parent / "versions" / "tested.json"
 TABLE = ROOT / "docs" / "versions.md"
 
 
