@@ -84,7 +84,11 @@ def five() -> str:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Measured figures, each beside its bound."""
-    lines = [f"| {row['what']} | {row['measured']} | {row['bound']} |" for row in rows]
+    kept = [row.get("ok", True) for row in rows]
+    bounds = [
+        row["bound"].removesuffix(", not met") + ("" if ok else ", not met") for row, ok in zip(rows, kept, strict=True)
+    ]
+    lines = [f"| {row['what']} | {row['measured']} | {bound} |" for row, bound in zip(rows, bounds, strict=True)]
     return ["| what | measured | bound |", "|---|---|---|", *lines]
 
 

@@ -169,14 +169,14 @@ def _malformed(text: str) -> str | None:
 
 
 def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
-    try:
-        if name := distribution.metadata["Name"]:
-            return name, distribution.metadata["Version"] or ""
-    except Exception:  # METADATA is gone or broken
-        pass
+    """A package's name and version; by its folder's name where METADATA is gone or broken."""
     folder = Path(str(getattr(distribution, "_path", "a package without a name")))  # name-version.dist-info
     name, _, version = folder.stem.partition("-")
-    return name.replace("_", "-"), version
+    try:
+        found = distribution.metadata
+        return found["Name"] or name.replace("_", "-"), found["Version"] or version
+    except Exception:
+        return name.replace("_", "-"), version
 
 
 def _shadowed(distribution: metadata.Distribution, text: str) -> bool:
