@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -77,23 +77,15 @@ def moe(
         ValueError, TypeError: shapes or dtypes that do not belong together.
         RuntimeError: the named backend cannot run here.
     """
-    device = x.device.type
+    device = "cpu" if x.is_cpu else x.device.type  # whose name takes a twentieth of the smallest mixture to read
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+        cast: dict[str, Any] = {name: t.to(dtype) for name, t in vars(experts).items() if isinstance(t, Tensor)}
         with torch.autocast(device, enabled=False):  # the ops choose their own types inside
-            return _moe(x.to(dtype), logits, _cast(experts, dtype), mask, top_k, renormalize, backend)
-    return _moe(x, logits, experts, mask, top_k, renormalize, backend)
-
-
-def _moe(
-    x: Tensor,
-    logits: Tensor,
-    experts: Experts,
-    mask: Tensor | None,
-    top_k: int | None,
-    renormalize: bool,
-    backend: Backend,
-) -> tuple[Tensor, Routes]:
+            return moe(
+                x.to(dtype), logits, replace(experts, **cast), mask,
+                top_k=top_k, renormalize=renormalize, backend=backend,
+            )  # fmt: skip
     _check(x, logits, experts, mask)
     name = _choose(x, top_k, backend)
     samples, time, _ = x.shape
@@ -113,7 +105,7 @@ def _moe(
         if backend != "triton" and merging_pays(dense):
             y = merged_experts(dense)
         else:
-            y = (plain_experts if backend == "auto" and plain_pays(dense) else dense_experts)(dense)
+            y = plain_experts(dense)[0] if backend == "auto" and plain_pays(dense) else dense_experts(dense)
     else:
         gates, placement = _spread(routes, mask, share, logits.shape[-1])
         y = sparse_experts(flat, gates, placement, experts, name)
@@ -129,12 +121,6 @@ def _spread(routes: Routes, mask: Tensor | None, share: int, count: int) -> tupl
     if mask is not None:
         experts = experts.masked_fill(~mask.unsqueeze(-1), count)
     return gates.flatten(0, 1), place(experts.flatten(0, 1), count)
-
-
-def _cast(experts: Experts, dtype: torch.dtype) -> Experts:
-    e = experts
-    down_bias, up, up_bias = (None if t is None else t.to(dtype) for t in (e.down_bias, e.up, e.up_bias))
-    return Experts(e.down.to(dtype), down_bias, up, up_bias, e.activation)
 
 
 def _choose(x: Tensor, top_k: int | None, backend: Backend) -> Backend:
@@ -175,7 +161,7 @@ def _check(x: Tensor, logits: Tensor, experts: Experts, mask: Tensor | None) -> 
     expected = (count, width) if experts.up is None else (count, inner, width)
     if first != expected:
         raise ValueError(f"the experts' first layer is {first}, and x of width {width} needs {expected}")
-    for name in ("down", "down_bias", "up", "up_bias"):
-        t = getattr(experts, name)
-        if t is not None and t.dtype != x.dtype:
-            raise TypeError(f"experts.{name} is {t.dtype} and x is {x.dtype}: cast one to the other's type")
+    dtype = x.dtype
+    for name, t in vars(experts).items():
+        if isinstance(t, Tensor) and t.dtype != dtype:
+            raise TypeError(f"experts.{name} is {t.dtype} and x is {dtype}: cast one to the other's type")

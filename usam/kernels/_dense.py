@@ -73,7 +73,7 @@ def gate_act(pre: Tensor, e: Dense, out: Tensor | None) -> Tensor:
     count = e.gates.shape[1]
     with launch(pre):
         gate_act_kernel[_grid(pre, count)](
-            pre, e.gates.contiguous(), _mask(e), out, pre.shape[0], e.rows, pre.shape[1] // count,
+            pre, e.gates.contiguous(), e.mask, out, pre.shape[0], e.rows, pre.shape[1] // count,
             E=count, ACTIVATION=e.activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
         )  # fmt: skip
     return out
@@ -90,7 +90,7 @@ def gate_act_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, 
         return d_hidden, hidden, e.gates.new_zeros(pre.shape[0], count)
     with launch(pre):
         gate_act_backward_kernel[grid](
-            d_hidden, pre, e.gates.contiguous(), _mask(e), d_hidden, hidden, parts, pre.shape[0], e.rows,
+            d_hidden, pre, e.gates.contiguous(), e.mask, d_hidden, hidden, parts, pre.shape[0], e.rows,
             pre.shape[1] // count, E=count, ACTIVATION=e.activation, WIDE=wide(pre.dtype), **TILE, **OPTIONS,
         )  # fmt: skip
     return d_hidden, hidden, parts.sum(-1)

@@ -6,8 +6,6 @@ added in order.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -15,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from usam.kernels._triton import launch, span, wide
-from usam.kernels.routing import SORTED, Route, dtype_of, place
+from usam.kernels.routing import SORTED, Route, place, shapes
 
 TILE = 2048  # elements (rows times experts) a program looks at
 BACKWARD = 2  # the gradient looks at so many times fewer rows: more numbers of each are at hand at once
@@ -158,25 +156,27 @@ def _span(count: int, top_k: int) -> dict[str, int]:
 def route(r: Route) -> tuple[Tensor, ...]:
     """What the op `usam::route` returns."""
     rows, count = r.logits.shape
-    dtype = dtype_of(r.logits)
-    real, whole = (partial(r.logits.new_empty, dtype=t) for t in (dtype, torch.int32))
-    gates = real((rows, r.top_k) if r.top_k else 0)
-    experts, probs, z = whole((rows, r.top_k or count)), real((rows, count)), real(rows)
-    slots = rows * r.top_k
-    src, dst, offs = whole(slots), whole(slots), whole(count + 1 if r.top_k else 0)
+    gates, experts, probs, z, src, dst, offs = shapes(r)
     padded, choices = triton.next_power_of_2(count), triton.next_power_of_2(max(1, r.top_k))
-    shape = {"E": count, "K": r.top_k, "EP": padded, "KP": choices, "RENORMALIZE": r.renormalize, "WIDE": wide(dtype)}
+    shape = {
+        "E": count,
+        "K": r.top_k,
+        "EP": padded,
+        "KP": choices,
+        "RENORMALIZE": r.renormalize,
+        "WIDE": wide(probs.dtype),
+    }
     given = r.logits, r.mask, gates, experts, probs, z
     strides = rows, *r.logits.stride(), 0 if r.mask is None else r.mask.stride(0)
     with launch(r.logits):
         tiles = max(1, triton.cdiv(rows, _rows(count)))
-        counts = whole((tiles, count))
+        counts = experts.new_empty(tiles, count)
         route_forward[(tiles,)](*given, counts, *strides, ROWS=_rows(count), **shape)
         if r.top_k > 0 and count <= SORTED:
             upto = counts.cumsum(0, dtype=torch.int32)  # of an expert, in this tile and those before it
             offs = F.pad(upto[-1].cumsum(0, dtype=torch.int32), (1, 0))
             bases = upto - counts + offs[:-1]
-            route_place[(tiles,)](experts, bases, offs, src, dst, slots, **_span(count, r.top_k))
+            route_place[(tiles,)](experts, bases, offs, src, dst, len(src), **_span(count, r.top_k))
         elif r.top_k:
             placement = place(experts, count)
             src, dst, offs = placement.src, placement.dst, placement.offs

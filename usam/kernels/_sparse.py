@@ -366,15 +366,11 @@ def plain(s: Sparse) -> Sparse:
     return replace(s, down_bias=down_bias, up=up, up_bias=up_bias)
 
 
-def types(s: Sparse) -> dict[str, Any]:
-    """Constants of every product."""
-    dtype = s.x.dtype
-    return {"TOP_K": s.gates.shape[1], "WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)}
-
-
-def common(s: Sparse, w: Tensor) -> dict[str, Any]:
-    """Constants of every product by weights w."""
-    return {"COUNT": w.shape[0], "POWER": max(2, int(triton.next_power_of_2(w.shape[0]))), **types(s)}
+def common(s: Sparse, w: Tensor | None = None) -> dict[str, Any]:
+    """Constants of every product, and of those by weights w."""
+    of_weights = {} if w is None else {"COUNT": len(w), "POWER": max(2, int(triton.next_power_of_2(len(w))))}
+    dtype, top_k = s.x.dtype, s.gates.shape[1]
+    return {"TOP_K": top_k, "WIDE": wide(dtype), "OPERAND": operand(dtype), "PRECISION": precision(dtype)} | of_weights
 
 
 def forward(s: Sparse) -> tuple[Tensor, Tensor]:
@@ -467,6 +463,6 @@ def dw(s: Sparse, a: Tensor, b: Tensor, w: Tensor, bias: Tensor | None, sums: st
     with launch(a):
         dw_kernel[(count * triton.cdiv(left, tile["BM"]) * triton.cdiv(right, tile["BN"]),)](
             a, b, s.gates, s.src, s.offs, grad, dbias, b.stride(0), left, right,
-            BIAS="" if bias is None else sums, **types(s), **tile,
+            BIAS="" if bias is None else sums, **common(s), **tile,
         )  # fmt: skip
     return grad, dbias

@@ -51,11 +51,6 @@ def dense_experts(experts: Dense) -> Tensor:
     return DENSE(replace(e, save=save))[0]
 
 
-def plain_experts(experts: Dense) -> Tensor:
-    """The same by torch's own operations; autograd keeps three times as much of the hidden units."""
-    return _compute(experts)[0]
-
-
 def plain_pays(experts: Dense) -> bool:
     """Whether there is so little to do, on a CPU, that calling an op takes longer, and memory does not matter."""
     width = experts.down.shape[0] * experts.down.shape[1]
@@ -81,18 +76,26 @@ def merging_pays(experts: Dense) -> bool:
 
 
 def _compute(e: Dense) -> tuple[Tensor, Tensor]:
-    """The output, and the pre-activations (row, expert * hidden) if there are any and they are to be saved."""
-    pre = e.x.new_empty(0)
+    """The output, and the pre-activations if there are any and they are to be saved."""
+    y, pre = plain_experts(e)
+    return y, pre if e.save and pre is not None else y.new_empty(0)
+
+
+def plain_experts(e: Dense) -> tuple[Tensor, Tensor | None]:
+    """The output by torch's own operations, and the pre-activations (row, expert * hidden).
+
+    Of whose hidden units autograd keeps three times as much as the op.
+    """
+    pre = None
     if e.up is None:
         hidden = _stacked(e)
     else:
-        w = e.up.flatten(0, 1).mT
-        pre = e.x @ w if e.up_bias is None else torch.addmm(e.up_bias.flatten(), e.x, w)
+        pre = F.linear(e.x, e.up.flatten(0, 1), None if e.up_bias is None else e.up_bias.flatten())
         hidden = _gate(pre, e)
     y = hidden @ e.down.flatten(0, 1)
     if e.down_bias is not None:
         y.addmm_(_scale(e).to(y.dtype), e.down_bias)
-    return y, pre if e.save else pre.new_empty(0)
+    return y, pre
 
 
 def _shapes(e: Dense) -> tuple[Tensor, Tensor]:
@@ -117,14 +120,10 @@ def _gate(pre: Tensor, e: Dense) -> Tensor:
         from usam.kernels import _dense
 
         return _dense.gate_act(pre, e, None if e.save else pre)
-    hidden = by_expert(ACTIVATIONS[e.activation](pre), e)
-    scale = _scale(e).to(pre.dtype).unsqueeze(-1)
-    return (hidden * scale if trains(hidden, scale) else hidden.mul_(scale)).flatten(1)
-
-
-def by_expert(hidden: Tensor, e: Dense) -> Tensor:
-    """A view (row, expert, hidden)."""
-    return hidden.view(hidden.shape[0], e.gates.shape[1], hidden.shape[1] // e.gates.shape[1])
+    hidden = ACTIVATIONS[e.activation](pre).view(e.gates.shape[0], e.rows, *e.down.shape[:2])
+    scale = e.gates.unsqueeze(1) if e.mask is None else _scale(e).view(hidden.shape[:3])
+    scale = scale.to(pre.dtype).unsqueeze(-1)
+    return (hidden * scale if trains(hidden, scale) else hidden.mul_(scale)).view(pre.shape)
 
 
 def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None], needs: Found) -> Found:
@@ -136,7 +135,7 @@ def _gradients(e: Dense, kept: Sequence[Tensor], grads: Sequence[Tensor | None],
     found: Found = {}
     if e.up is None:
         # in is the narrow side: each expert's gradient of it is small beside the outputs.
-        apart = by_expert(d_hidden, e)
+        apart = rearrange(d_hidden, "r (e d) -> r e d", e=len(e.down))
         d_scale = torch.einsum("r e d, r d -> r e", apart, e.x).to(e.gates.dtype)
         found["x"] = torch.einsum("r e d, r e -> r d", apart, _scale(e).to(e.x.dtype))
         hidden = _stacked(e)
@@ -168,10 +167,10 @@ def _gate_backward(d_hidden: Tensor, pre: Tensor, e: Dense) -> tuple[Tensor, Ten
     Where a row is masked, d_hidden is 0, and so are both gradients.
     """
     hidden = ACTIVATIONS[e.activation](pre)
-    d_scale = by_expert(hidden * d_hidden, e).sum(-1, dtype=e.gates.dtype)
+    d_scale = rearrange(hidden * d_hidden, "r (e h) -> r e h", e=len(e.down)).sum(-1, dtype=e.gates.dtype)
     scale = _scale(e).to(pre.dtype).unsqueeze(-1)
-    by_expert(hidden, e).mul_(scale)
-    by_expert(d_hidden, e).mul_(scale)
+    for t in (hidden, d_hidden):
+        rearrange(t, "r (e h) -> r e h", e=len(e.down)).mul_(scale)
     return SLOPES[e.activation](d_hidden, pre), hidden, d_scale
 
 

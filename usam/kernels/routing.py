@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,10 +29,20 @@ class Routes:
     """Where each row goes; a row without a token (mask False) goes nowhere and weighs nothing."""
 
     gates: Tensor  # row k: weight of each choice, float32 or wider; 0 where masked
-    experts: Tensor  # row k: the choice, int32; the number of experts where masked
     probs: Tensor  # row expert: the whole softmax; 0 where masked
-    z: Tensor  # row: log of the sum of exp(logits); 0 where masked
+    give_experts: Callable[[], Tensor]
+    give_z: Callable[[], Tensor]
     placement: Placement | None = None  # of the choices; None of a dense mixture
+
+    @property
+    def experts(self) -> Tensor:
+        """(row, k): the choice, int32; the number of experts where masked."""
+        return self.give_experts()
+
+    @property
+    def z(self) -> Tensor:
+        """(row,): log of the sum of exp(logits); 0 where masked."""
+        return self.give_z()
 
 
 def route(
@@ -63,11 +73,12 @@ def route(
     # Also beside torch's grouped products, which have no say in it.
     kernels = backend != "torch" and runs_triton(logits) and (logits.is_cuda or backend == "triton")
     taken = Route(logits, mask, top_k or 0, renormalize, kernels)
-    # On a CPU torch's own operations take less time than one call of an op.
-    gates, experts, probs, z, src, dst, offs = (ROUTE if logits.is_cuda or backend != "auto" else _compute)(taken)
+    if not logits.is_cuda and backend == "auto":
+        return _plain(taken)  # on a CPU torch's own operations take less time than one call of an op
+    gates, experts, probs, z, *placement = ROUTE(taken)
     if top_k is None:
-        return Routes(probs, experts, probs, z)
-    return Routes(gates, experts, probs, z, Placement(src, dst, offs))
+        return Routes(probs, probs, lambda: experts, lambda: z)
+    return Routes(gates, probs, lambda: experts, lambda: z, Placement(*placement))
 
 
 def place(experts: Tensor, count: int) -> Placement:
@@ -103,26 +114,43 @@ def _compute(r: Route) -> tuple[Tensor, ...]:
         from usam.kernels import _routing
 
         return _routing.route(r)
-    rows, count = r.logits.shape
+    routes = _plain(r)
+    if routes.placement is None:
+        nothing = [r.logits.new_empty(0, dtype=torch.int32) for _ in range(3)]
+        return routes.probs.new_empty(0), routes.experts, routes.probs, routes.z, *nothing
+    p = routes.placement
+    return routes.gates, routes.experts, routes.probs, routes.z, p.src, p.dst, p.offs
+
+
+def _plain(r: Route) -> Routes:
+    """By torch's own operations; z, and the list of all experts, when somebody reads them."""
     logits = r.logits.to(dtype_of(r.logits))
     masked = None if r.mask is None else ~r.mask.unsqueeze(-1)
     if masked is not None:
         logits = logits.masked_fill(masked, 0)
-    z, probs = logits.logsumexp(-1), logits.softmax(-1)
-    if masked is not None:
-        z, probs = z.masked_fill(masked.squeeze(-1), 0), probs.masked_fill(masked, 0)
+    count = logits.shape[1]
+    probs = _hide(logits.softmax(-1), masked, 0)
+
+    def z() -> Tensor:
+        return _hide(logits.logsumexp(-1, keepdim=True), masked, 0).squeeze(-1)
+
     if not r.top_k:
-        experts = torch.arange(count, dtype=torch.int32, device=logits.device).repeat(rows, 1)
-        experts = experts if masked is None else experts.masked_fill_(masked, count)
-        return probs.new_empty(0), experts, probs, z, *(experts.new_empty(0) for _ in range(3))
+
+        def experts() -> Tensor:
+            every = torch.arange(count, dtype=torch.int32, device=logits.device)
+            return _hide(every.repeat(len(logits), 1), masked, count)
+
+        return Routes(probs, probs, experts, z)
     order = _best(logits.detach(), r.top_k)
     gates = probs.gather(-1, order)
     if r.renormalize:
-        total = gates.sum(-1, keepdim=True)
-        gates = gates / (total if masked is None else total.masked_fill(masked, 1))
-    experts = order.int() if masked is None else order.int().masked_fill_(masked, count)
-    placement = place(experts, count)
-    return gates, experts, probs, z, placement.src, placement.dst, placement.offs
+        gates = gates / _hide(gates.sum(-1, keepdim=True), masked, 1)
+    chosen = _hide(order.int(), masked, count)
+    return Routes(gates, probs, lambda: chosen, z, place(chosen, count))
+
+
+def _hide(x: Tensor, masked: Tensor | None, value: float) -> Tensor:
+    return x if masked is None else x.masked_fill(masked, value)
 
 
 def _best(logits: Tensor, top_k: int) -> Tensor:
@@ -137,7 +165,8 @@ def _best(logits: Tensor, top_k: int) -> Tensor:
     return torch.cat([first, key.scatter(-1, first, -torch.inf).argmax(-1, keepdim=True)], -1)
 
 
-def _shapes(r: Route) -> tuple[Tensor, ...]:
+def shapes(r: Route) -> tuple[Tensor, ...]:
+    """Room for what the op returns."""
     rows, count = r.logits.shape
     real, whole = (partial(r.logits.new_empty, dtype=dtype) for dtype in (dtype_of(r.logits), torch.int32))
     slots = rows * r.top_k
@@ -170,5 +199,5 @@ def _gradients(r: Route, kept: Sequence[Tensor], grads: Sequence[Tensor | None],
     return {"logits": (grad * probs).masked_fill(masked, 0).to(r.logits.dtype)}
 
 
-ROUTE = Op("route", Route, _compute, _shapes, returns=7)
+ROUTE = Op("route", Route, _compute, shapes, returns=7)
 ROUTE.differentiate(_gradients, keeps=[1, 2])

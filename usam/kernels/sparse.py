@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from usam.kernels.backends import Backend, demand_triton, runs_triton
+from usam.kernels.backends import Backend, runs_triton
 from usam.kernels.choice import bucket, fastest
 from usam.kernels.dense import ACTIVATIONS, SLOPES
 from usam.kernels.ops import Found, Op, trains
@@ -23,37 +23,23 @@ if TYPE_CHECKING:
 
 
 def sparse_experts(x: Tensor, gates: Tensor, placement: Placement, experts: Experts, backend: Backend) -> Tensor:
-    """The gated sum of the chosen experts' outputs; saves x, gates, placement and pre-activations for the gradients.
+    """The gated sum of the chosen experts' outputs, (row, out): x (row, in), gates (row, k).
 
-    Args:
-        x: (row, in), in the experts' dtype.
-        gates: (row, k), float32 or wider.
-        placement: of the choices (row, k); those without an expert count for nothing, and a row without any gives
-            zeros, whatever stands in it.
-        experts: their weights.
-        backend: torch loops over the experts on the host; grouped_mm is torch's product of all groups at once, which
-            wants rows of whole 16 bytes (see `grouped_mm_takes`); triton is the kernels here; auto takes grouped_mm on
-            a CPU where it can, and on a GPU measures what can run, once for each bucket of shapes (see
-            `usam.kernels.choice`): it never loops where Triton runs.
-
-    Returns:
-        (row, out) in x's dtype.
+    Choices without an expert count for nothing, and a row without any gives zeros, whatever stands in it. auto takes
+    grouped_mm on a CPU where it can (see `grouped_mm_takes`), and on a GPU what is fastest: it never loops where Triton
+    runs.
     """
-    e = experts
-    for weight in (e.down, e.down_bias, e.up, e.up_bias):
-        if weight is not None and weight.dtype != x.dtype:
-            raise TypeError(f"The experts are {weight.dtype} and x is {x.dtype}: cast one to the other's type.")
-    if backend == "triton":
-        demand_triton(x)
-    elif backend == "grouped_mm" and not grouped_mm_takes(x, experts):
+    p, weights = placement, (experts.down, experts.down_bias, experts.up, experts.up_bias)
+    if other := {w.dtype for w in weights if w is not None} - {x.dtype}:
+        raise TypeError(f"The experts are {other.pop()} and x is {x.dtype}: cast one to the other's type.")
+    if backend == "grouped_mm" and not grouped_mm_takes(x, experts):
         raise ValueError(
             f"backend='grouped_mm' cannot multiply {x.dtype} of widths {_widths(experts)}: it needs float32, float16 "
             "or bfloat16, widths of whole 16 bytes, and weights that stand in memory row by row or column by column. "
             "Write backend='auto'."
         )
-    save = trains(x, gates, e.down, e.down_bias, e.up, e.up_bias)
-    p, weights = placement, (e.down, e.down_bias, e.up, e.up_bias)
-    return SPARSE(Sparse(x, gates, p.src, p.dst, p.offs, *weights, e.activation, backend, save))[0]
+    save = trains(x, gates, *weights)
+    return SPARSE(Sparse(x, gates, p.src, p.dst, p.offs, *weights, experts.activation, backend, save))[0]
 
 
 def grouped_mm_takes(x: Tensor, experts: Experts | Sparse) -> bool:
@@ -199,16 +185,18 @@ def gathered(s: Sparse) -> tuple[Tensor, Tensor]:
 
 def _sorted(s: Sparse) -> tuple[Tensor, Tensor]:
     """Gate, wide enough to compute in, and token of each sorted row; of the first slot past the last."""
-    filled = torch.arange(len(s.src), device=s.src.device) < s.offs[-1]
-    slot = s.src.masked_fill(~filled, 0).long()
+    slot = s.src.clamp(min=0).long()
     gate = s.gates.to(torch.promote_types(s.gates.dtype, s.x.dtype)).flatten()[slot]
     return gate.unsqueeze(-1), slot // s.gates.shape[1]
 
 
 def _spread(y: Tensor, dst: Tensor) -> Tensor:
     """Sorted rows back at their slots; zeros in slots without a row."""
-    dst = dst.unsqueeze(-1)
-    return y.index_select(0, dst.clamp(min=0).flatten()).masked_fill_(dst < 0, 0)
+    nowhere = dst < 0
+    spread = y.index_select(0, dst.clamp(min=0))
+    if not y.is_cuda and not nowhere.any():  # the host knows at once, and a pass less is felt
+        return spread
+    return spread.masked_fill_(nowhere.unsqueeze(-1), 0)
 
 
 def _combine(y: Tensor, s: Sparse) -> Tensor:
@@ -227,7 +215,7 @@ class Loop:
     """
 
     def __init__(self, offs: Tensor, rows: int) -> None:
-        self.expert = _expert(offs, rows)  # of each row
+        self.expert = _places(offs, rows).clamp(max=len(offs) - 2)  # of each row
         self.parts = [slice(*pair) for pair in pairwise(offs.tolist())]
 
     def product(self, a: Tensor, w: Tensor) -> Tensor:
@@ -253,10 +241,10 @@ class Library(Loop):
     """All experts at once, by torch's own product."""
 
     def __init__(self, offs: Tensor, rows: int) -> None:
-        self.expert = _expert(offs, rows)
         self.ends = offs[1:]
         self.count = len(offs) - 1
-        self.filled = (torch.arange(rows, device=offs.device) < offs[-1]).unsqueeze(-1)
+        self.place = _places(offs, rows)
+        self.expert = self.place.clamp(max=self.count - 1)
 
     def product(self, a: Tensor, w: Tensor) -> Tensor:
         return F.grouped_mm(a, w, offs=self.ends)
@@ -265,14 +253,17 @@ class Library(Loop):
         return F.grouped_mm(a.mT, b, offs=self.ends)
 
     def sums(self, a: Tensor) -> Tensor:
+        if not a.is_cuda:
+            return a.new_zeros(self.count + 1, a.shape[1]).index_add_(0, self.place, a)[: self.count]
         # A product with ones and zeros: index_add would sum in another order each time.
         chosen = F.one_hot(self.expert, self.count).to(a.dtype)
-        return chosen.mT @ a.masked_fill(~self.filled, 0)
+        return chosen.mT @ a.masked_fill(self.place.unsqueeze(-1) == self.count, 0)
 
 
 GROUPS: dict[str, Callable[[Tensor, int], Loop]] = {"torch": Loop, "grouped_mm": Library}
 
 
-def _expert(offs: Tensor, rows: int) -> Tensor:
+def _places(offs: Tensor, rows: int) -> Tensor:
+    """The expert of each row; the number of experts past the last."""
     positions = torch.arange(rows, dtype=offs.dtype, device=offs.device)
-    return torch.searchsorted(offs[1:], positions, right=True).clamp(max=len(offs) - 2)
+    return torch.searchsorted(offs[1:], positions, right=True)
