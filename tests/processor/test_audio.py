@@ -136,6 +136,20 @@ def test_channels_are_averaged_in_files_and_in_arrays():
     np.testing.assert_allclose(read_audio(left_right, 16000), 0.75 * tone(), atol=1e-7)
 
 
+@pytest.mark.parametrize("make", [lambda x: encoded(x.T), lambda x: x, torch.from_numpy])
+def test_one_channel_is_read_where_it_is_chosen(make):
+    left_right = np.stack([tone(), tone(hz=880)])
+    for i in (0, 1):
+        np.testing.assert_array_equal(read_audio(make(left_right), 16000, start=0.5, channel=i), left_right[i, 8000:])
+
+
+@pytest.mark.parametrize("channel", [2, -1, True, "left", 0.0])
+def test_a_channel_that_is_not_there(channel, tmp_path):
+    (tmp_path / "a.wav").write_bytes(encoded(np.zeros((8, 2))))
+    with pytest.raises(AudioError, match=rf"a\.wav: channel '?{channel}'?; it has 2 channels, 0 to 1"):
+        read_audio(tmp_path / "a.wav", 16000, channel=channel)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
 def test_signed_integers_are_scaled_by_their_range(dtype):
     x = np.array([np.iinfo(dtype).min, 0, 2 ** (np.iinfo(dtype).bits - 2)], dtype)
@@ -331,6 +345,18 @@ def test_a_streamed_flac_does_not_know_its_size():
 
 
 # Faults of samples
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_channels_that_cancel_each_other(format, subtype):
+    inverted = encoded(np.stack([tone(2), -0.99 * tone(2)], 1), format=format, subtype=subtype)
+    with pytest.raises(AudioError, match=r"its channels cancel each other: .* choose one with 'channel'"):
+        read_audio(inverted, 16000)
+    assert np.abs(read_audio(inverted, 16000, channel=1)).max() > 0.4
+
+
+def test_silent_channels_do_not_cancel_each_other():
+    np.testing.assert_array_equal(read_audio(np.zeros((2, 8)), 16000), np.zeros(8))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -18,8 +18,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-BLOCK = 1 << 18  # frames decoded at once, which bounds the memory that a long file takes
+BLOCK = 1 << 18  # samples decoded at once, which bounds the memory that a long file takes
 LOUDEST = 16.0  # full scale is 1, decoders overshoot it a little; beyond this, integers have lost their dtype
+CANCELLED = 3e-3  # of the channels' power: what is left of inverted channels after lossy coding
 MP3_SLACK = 0.1  # seconds: an MP3's header may count the frames in which its decoder starts up
 
 Waveform = NDArray[np.float32]
@@ -29,10 +30,12 @@ class AudioError(ValueError):
     """Sound cannot be read: the message names the file or the sample, and says what to do."""
 
 
-def read_audio(source: Any, rate: int, *, start: float = 0.0, duration: float | None = None) -> Waveform:
+def read_audio(
+    source: Any, rate: int, *, start: float = 0.0, duration: float | None = None, channel: int | None = None
+) -> Waveform:
     """One mono waveform in [-1, 1] with `ceil(n * rate / own rate)` samples; of a file, only the part wanted is read.
 
-    Channels are averaged, integers scaled by the range of their dtype, and what overshoots full scale is clipped.
+    Integers are scaled by the range of their dtype, and what overshoots full scale is clipped.
 
     Args:
         source: a path or `file://` URL, bytes, a binary file object, an array or tensor of (samples) or
@@ -41,20 +44,26 @@ def read_audio(source: Any, rate: int, *, start: float = 0.0, duration: float | 
         rate: samples per second of the result.
         start: second at which to begin.
         duration: seconds to read; None, or more than there are, reads to the end.
+        channel: the one to read, from 0; None averages all of them.
 
     Raises:
-        AudioError: missing, not audio, empty, truncated, broken, not finite, or no sound at `start`.
+        AudioError: missing, not audio, empty, truncated, broken, not finite, no sound at `start`, no such channel,
+            or channels that cancel each other when averaged.
     """
     _check_rate(rate, "rate")
     thing, name, own_rate = _unwrap(source, "", None)
     if isinstance(thing, np.ndarray):
         own_rate = own_rate or rate
         first, count = _span(thing.shape[1], own_rate, start, duration, name)
-        blocks = (_scaled(thing[:, i : min(i + BLOCK, first + count)]) for i in range(first, first + count, BLOCK))
-        return _joined(blocks, own_rate, rate, first, name)
+        _check_channel(channel, thing.shape[0], name)
+        step = _block(thing.shape[0])
+        blocks = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
+        return _joined(_mono(blocks, channel, name), own_rate, rate, first, name)
     with _opened(thing, name) as file:
         first, count = _span(file.frames, file.samplerate, start, duration, name)
-        return _joined(_decoded(file, first, count, name), file.samplerate, rate, first, name)
+        _check_channel(channel, file.channels, name)
+        blocks = _decoded(file, first, count, name)
+        return _joined(_mono(blocks, channel, name), file.samplerate, rate, first, name)
 
 
 def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | None]:
@@ -132,13 +141,42 @@ def _array(source: Any, name: str) -> NDArray[Any]:
     return x
 
 
-def _scaled(x: NDArray[Any]) -> Waveform:
-    """(channels, samples) of any dtype to a mono waveform of full scale 1."""
-    if x.dtype.kind in "iu":
-        half = 2.0 ** (8 * x.dtype.itemsize - 1)
-        return np.asarray((x.mean(0, dtype=np.float64) - (half if x.dtype.kind == "u" else 0)) / half, np.float32)
+def _scaled(x: NDArray[Any]) -> NDArray[Any]:
+    """(channels, samples) of any dtype to (samples, channels) of full scale 1."""
+    if x.dtype.kind not in "iu":
+        return x.T
+    half = 2.0 ** (8 * x.dtype.itemsize - 1)
+    return (x.T.astype(np.float64) - (half if x.dtype.kind == "u" else 0)) / half
+
+
+def _check_channel(channel: int | None, channels: int, name: str) -> None:
+    if channel is None:
+        return
+    if isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or not 0 <= channel < channels:
+        there = "1 channel, 0" if channels == 1 else f"{channels} channels, 0 to {channels - 1}"
+        raise AudioError(f"{name}: channel {channel!r}; it has {there}; None averages all")
+
+
+def _block(channels: int) -> int:
+    """Frames that are read at once."""
+    return max(1, BLOCK // channels)
+
+
+def _mono(blocks: Iterable[NDArray[Any]], channel: int | None, name: str) -> Iterator[Waveform]:
+    """One channel of blocks (samples, channels), or their mean, if that is not silence made of sound."""
+    apart = mixed = 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
-        return np.asarray(x.mean(0, dtype=np.float64), np.float32)
+        for block in blocks:
+            x = block[:, channel] if channel is not None else block.mean(1, dtype=np.float64)
+            if channel is None and block.shape[1] > 1:
+                apart += float(np.square(block, dtype=np.float64).mean(1).sum())
+                mixed += float(np.square(x).sum())
+            yield np.asarray(x, np.float32)
+    if apart > 0 and mixed < CANCELLED * apart:
+        raise AudioError(
+            f"{name}: its channels cancel each other: their mean has {mixed / apart:.2g} of their power; "
+            "choose one with 'channel', for example channel 0"
+        )
 
 
 def _check_rate(rate: Any, name: str) -> int:
@@ -293,9 +331,9 @@ def _check_last_page(handle: IO[bytes], size: int, name: str) -> None:
 
 
 def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]:
-    """`count` frames from `first` on, averaged over the channels, in blocks."""
+    """`count` frames from `first` on, in blocks (samples, channels), each good until the next."""
     rate = file.samplerate
-    buffer = np.empty((min(BLOCK, count), file.channels), np.float32)
+    buffer = np.empty((min(_block(file.channels), count), file.channels), np.float32)
     done = 0
     try:
         file.seek(first)
@@ -304,7 +342,7 @@ def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]
             if not len(block):
                 break
             done += len(block)
-            yield block.mean(1)
+            yield block
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"{name}: broken or truncated at {(first + done) / rate:.3f} s of {file.frames / rate:.3f} s "
