@@ -7,6 +7,7 @@ import math
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from numbers import Number
@@ -71,8 +72,8 @@ def read_audio(
         first, count = _span(thing.shape[1], own_rate, start, duration, max_seconds, name)
         _check_channel(channel, thing.shape[0], name)
         step = _block(thing.shape[0])
-        blocks = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
-        return _joined(_mono(blocks, channel, name), own_rate, rate, first, name)
+        parts = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
+        return _joined(_mono(parts, channel, name), own_rate, rate, first, name)
     with _opened(thing, name) as files:
         own_rate = files[0].samplerate
         first, count = _span(sum(file.frames for file in files), own_rate, start, duration, max_seconds, name)
@@ -365,9 +366,12 @@ def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]
             f"{name}: broken or truncated at {(first + done) / rate:.3f} s of {file.frames / rate:.3f} s "
             f"({error.error_string}); copy or download it again"
         ) from error
-    slack = MP3_SLACK * rate if file.format == "MP3" else 0
-    if done == 0 or count - done > slack:
-        raise AudioError(
-            f"{name}: truncated: its header declares {file.frames / rate:.3f} s, and it breaks off at "
-            f"{(first + done) / rate:.3f} s; copy or download it again"
-        )
+    if done == count:
+        return
+    short = (
+        f"its header declares {file.frames / rate:.3f} s, and it breaks off at {(first + done) / rate:.3f} s; "
+        "copy or download it again"
+    )
+    if done == 0 or file.format != "MP3" or count - done > MP3_SLACK * rate:
+        raise AudioError(f"{name}: truncated: {short}")
+    warnings.warn(f"{name}: {short}, if that matters", AudioWarning, stacklevel=2)

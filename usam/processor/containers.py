@@ -21,6 +21,10 @@ PARTS = 10_000  # chunks, or tags between frames: more than any sound file has
 
 # What stands for the size of the sound when it goes to a pipe: ffmpeg, sox, arecord; AU; CAF.
 STREAMED = (0xFFFFFFFF, 0x7FFFF000, 0x7FFFFF00, 0x80000000, -1)
+USUAL_RATES = {
+    *(8000, 10000, 11025, 12000, 16000, 20000, 22050, 24000, 32000),
+    *(44100, 48000, 88200, 96000, 176400, 192000),
+}
 # Bytes of a sample, by libsndfile's name.
 WIDTHS = {
     "PCM_S8": 1,
@@ -48,8 +52,8 @@ class Stream:
     """A file that libsndfile can believe, and what else its container says of the sound (None: nothing)."""
 
     file: IO[bytes]
-    bytes: int | None = None  # of plain samples
-    frames: int | None = None  # counted apart from `bytes`
+    length: int | None = None  # of plain samples, in bytes
+    frames: int | None = None  # counted apart from `length`
     rate: int | None = None  # said apart from the header's rate
     bare: bool = False  # nothing else in the file confirms the header's rate
     known: bool = True  # the container was taken apart
@@ -63,18 +67,18 @@ class Stream:
         if opened.frames > 1 << 48:  # libsndfile's "unknown"
             raise AudioError(f"{name}: its header does not say how long it is; {ANEW}")
         width = opened.channels * WIDTHS.get(opened.subtype, 0)
-        plain = self.bytes // width if self.bytes is not None and width else None
+        plain = self.length // width if self.length is not None and width else None
         for frames in (plain, self.frames):
             if frames is not None and frames != opened.frames:
                 raise AudioError(
                     f"{name}: its header contradicts itself: {opened.frames} samples, or {frames}; {AGAIN}, or {ANEW}"
                 )
-        if plain is not None and self.bytes - plain * width > 1:  # 1: padding that is counted
-            _warn(name, f"{self.bytes} bytes of sound are no multiple of the {width} of one sample")
+        if plain is not None and self.length - plain * width > 1:  # 1: padding that is counted
+            _warn(name, f"{self.length} bytes of sound are no multiple of the {width} of one sample")
         if self.rate not in (None, opened.samplerate):
             _warn(name, f"its header contradicts itself: {opened.samplerate} Hz, or {self.rate} Hz")
         rate = opened.samplerate
-        if self.bare and rate % 1000 and rate % 11025:  # one changed bit makes a usual rate an odd one
+        if self.bare and rate not in USUAL_RATES:  # one changed bit makes it another
             _warn(name, f"its header says {rate} Hz, an unusual rate")
         if not self.known:
             _warn(name, f"whether a file of {opened.format} is whole cannot be told")
@@ -165,7 +169,7 @@ class _Chunks:
 
     places: dict[bytes, tuple[int, int]]
     place: int  # of the sound
-    bytes: int | None  # of the sound; None: to the end of the file, which was written to a pipe
+    length: int | None  # of the sound, in bytes; None: to the end of the file, which was written to a pipe
 
     def read(self, file: IO[bytes], kind: bytes, form: str, skip: int = 0) -> tuple[Any, ...]:
         place, declared = self.places.get(kind, (0, 0))
@@ -188,7 +192,7 @@ def _chunks(
     length = struct.calcsize(head)
     end = at
     for _ in range(PARTS):
-        kind, declared = _unpack(head, _at(file, at, length))
+        kind, declared = _unpack(head, _at(file, min(at, size), length))
         declared -= own
         if at + length > size or not re.fullmatch(rb"[ -~]{4}", kind) or declared < -1:
             break
@@ -229,7 +233,7 @@ def _riff(file: IO[bytes], size: int, name: str) -> list[Stream]:
     if whole == STREAMED[0] and _at(file, 12, 4) == b"ds64":
         (whole,) = _unpack("<Q", _at(file, 20, 8))
     chunks = _chunks(file, size, name, b"data", f"{order}4sI", 12, 2, whole + 8)
-    if chunks.places[b"data"][1] == 0 and chunks.bytes is None:  # libsndfile takes the 0 at its word
+    if chunks.places[b"data"][1] == 0 and chunks.length is None:  # libsndfile takes the 0 at its word
         lie = _at(file, 0, chunks.place - 4)
         file = _pieces(file, lie + struct.pack(f"{order}I", STREAMED[0]), (chunks.place, size))
     return [_wave(file, chunks, order)]
@@ -241,13 +245,15 @@ def _wave(file: IO[bytes], chunks: _Chunks, order: str) -> Stream:
         (tag,) = chunks.read(file, b"fmt ", f"{order}H", 24)
     if tag not in (1, 3, 6, 7) or not align:  # not plain samples
         return Stream(file)
-    frames = None if chunks.bytes is None else chunks.bytes // align
-    return Stream(file, chunks.bytes, frames, per_second // align)
+    frames = None if chunks.length is None else chunks.length // align
+    return Stream(file, chunks.length, frames, per_second // align)
 
 
 def _w64(file: IO[bytes], size: int, name: str) -> list[Stream]:
     (whole,) = _unpack("<16xq", _at(file, 0, 24))
     chunks = _chunks(file, size, name, b"data", "<4s12xq", 40, 8, whole, own=24)
+    if chunks.length is not None:  # libsndfile takes what follows for sound
+        file = _pieces(file, (0, chunks.place + chunks.length))
     return [_wave(file, chunks, "<")]
 
 
@@ -255,21 +261,21 @@ def _aiff(file: IO[bytes], size: int, name: str) -> list[Stream]:
     whole, form = _unpack(">4xI4s", _at(file, 0, 12))
     sound = b"SSND" if form.startswith(b"AIF") else b"BODY"
     chunks = _chunks(file, size, name, sound, ">4sI", 12, 2, whole + 8)
-    if chunks.bytes is None:
+    if chunks.length is None:
         raise _truncated(name, f"its header declares {chunks.places[sound][1]} bytes of sound")
     if sound == b"BODY":
-        return [Stream(file, chunks.bytes, bare=True)]
+        return [Stream(file, chunks.length, bare=True)]
     (offset,) = chunks.read(file, b"SSND", ">I")
     _, frames = chunks.read(file, b"COMM", ">HI")
     (coding,) = chunks.read(file, b"COMM", ">4s", 18)
     plain = form == b"AIFF" or coding.lower() in (b"none", b"sowt", b"twos", b"fl32", b"fl64", b"in24", b"in32")
-    return [Stream(file, chunks.bytes - 8 - offset, frames if plain else None, bare=True)]
+    return [Stream(file, chunks.length - 8 - offset, frames if plain else None, bare=True)]
 
 
 def _caf(file: IO[bytes], size: int, name: str) -> list[Stream]:
     chunks = _chunks(file, size, name, b"data", ">4sq", 8, 1, None)
     coding, align = chunks.read(file, b"desc", ">4sxxxxI", 8)
-    length = None if chunks.bytes is None else chunks.bytes - 4
+    length = None if chunks.length is None else chunks.length - 4
     if coding not in (b"lpcm", b"ulaw", b"alaw"):
         (frames,) = chunks.read(file, b"pakt", ">8xq")
         return [Stream(file, None, frames or None, bare=True)]
@@ -296,7 +302,9 @@ def _nist(file: IO[bytes], size: int, name: str) -> list[Stream]:
         frames, channels, width = (int(fields[key]) for key in ("sample_count", "channel_count", "sample_n_bytes"))
     except (KeyError, ValueError) as error:
         raise AudioError(f"{name}: its header lacks sample_count, channel_count or sample_n_bytes; {AGAIN}") from error
-    return [Stream(file, _between(begin, frames * channels * width, size, name), frames, bare=True)]
+    length = frames * channels * width
+    _between(begin, length, size, name)
+    return [Stream(_pieces(file, (0, begin + length)), length, frames, bare=True)]
 
 
 def _between(begin: int, declared: int, size: int, name: str) -> int | None:
