@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 import struct
 import tracemalloc
 import wave
@@ -84,6 +85,34 @@ def test_an_array_is_already_at_the_rate(make):
     np.testing.assert_array_equal(read_audio(make(tone()), 24000), tone())
 
 
+@pytest.mark.parametrize("samples", [tone(rate=8000), tone(rate=8000).tolist(), torch.from_numpy(tone(rate=8000))])
+def test_a_pair_of_samples_and_their_rate_in_either_order(samples):
+    expected = read_audio({"array": samples, "sampling_rate": 8000}, 16000)
+    for pair in [(8000, samples), (samples, 8000), [8000, samples]]:
+        np.testing.assert_array_equal(read_audio(pair, 16000), expected)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (16000, np.zeros((800, 2), np.int16)),  # as Gradio and SciPy give it
+        (np.zeros((800, 2), np.int16), 16000),  # as soundfile does
+        (torch.zeros(2, 800), 16000),  # as torchaudio does
+    ],
+)
+def test_a_pair_with_channels(pair):
+    assert len(read_audio(pair, 16000)) == 800
+
+
+def test_a_pair_with_a_rate_that_is_no_int():
+    with pytest.raises(AudioError, match=r"the pair .* the rate: expected samples per second as an int"):
+        read_audio((16000.0, tone()), 16000)
+
+
+def test_a_pair_of_samples_is_no_pair():
+    np.testing.assert_array_equal(read_audio([0.5, -0.5], 16000), [0.5, -0.5])
+
+
 def test_a_tensor_in_bfloat16_and_in_training():
     x = torch.tensor([0.5, -0.25], dtype=torch.bfloat16, requires_grad=True)
     np.testing.assert_array_equal(read_audio(x, 16000), [0.5, -0.25])
@@ -134,6 +163,20 @@ def test_channels_are_averaged_in_files_and_in_arrays():
     left_right = np.stack([tone(), 0.5 * tone()])
     np.testing.assert_allclose(read_audio(encoded(left_right.T), 16000), 0.75 * tone(), atol=1e-7)
     np.testing.assert_allclose(read_audio(left_right, 16000), 0.75 * tone(), atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [lambda x: encoded(x.T), lambda x: x, torch.from_numpy])
+def test_one_channel_is_read_where_it_is_chosen(make):
+    left_right = np.stack([tone(), tone(hz=880)])
+    for i in (0, 1):
+        np.testing.assert_array_equal(read_audio(make(left_right), 16000, start=0.5, channel=i), left_right[i, 8000:])
+
+
+@pytest.mark.parametrize("channel", [2, -1, True, "left", 0.0])
+def test_a_channel_that_is_not_there(channel, tmp_path):
+    (tmp_path / "a.wav").write_bytes(encoded(np.zeros((8, 2))))
+    with pytest.raises(AudioError, match=rf"a\.wav: channel '?{channel}'?; it has 2 channels, 0 to 1"):
+        read_audio(tmp_path / "a.wav", 16000, channel=channel)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
@@ -190,7 +233,18 @@ def test_overshoot_is_clipped():
 
 
 @pytest.mark.parametrize(
-    ("format", "subtype"), [("FLAC", "PCM_16"), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("AIFF", "PCM_16")]
+    ("format", "subtype"),
+    [
+        ("FLAC", "PCM_16"),
+        ("MP3", None),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("AIFF", "PCM_16"),
+        ("W64", "PCM_24"),
+        ("CAF", "ALAC_16"),
+        ("AU", "FLOAT"),
+        ("NIST", "PCM_16"),
+    ],
 )
 def test_other_formats(format, subtype):
     x = read_audio(encoded(tone(2, 48000), 48000, format, subtype), 16000)
@@ -310,8 +364,8 @@ def test_a_truncated_wav_says_how_much_is_there():
 
 
 def test_a_wav_with_other_chunks_before_and_after_the_sound():
-    whole = wav(struct.pack("<2h", 16384, -16384))
     note = b"LIST" + struct.pack("<I", 3) + b"abc\0"  # chunks are padded to even sizes
+    whole = wav(struct.pack("<2h", 16384, -16384), riff=40 + 2 * len(note))
     np.testing.assert_array_equal(read_audio(whole[:12] + note + whole[12:] + note, 16000), [0.5, -0.5])
 
 
@@ -322,15 +376,90 @@ def test_a_streamed_wav_does_not_know_its_size(declared, riff):
     np.testing.assert_array_equal(x, [0.5, -0.5])
 
 
-def test_a_streamed_flac_does_not_know_its_size():
+def test_a_streamed_flac_is_read_to_its_end():
     file = bytearray(encoded(tone(), format="FLAC", subtype="PCM_16"))
     file[21] &= 0xF0  # the 36 bits of the number of samples
     file[22:26] = bytes(4)
-    with pytest.raises(AudioError, match="does not say how long it is; write it again"):
-        read_audio(bytes(file), 16000)
+    np.testing.assert_allclose(read_audio(bytes(file), 16000), tone(), atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_only_regular_files_are_opened(make, tmp_path):
+    make(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match=r"a\.wav: a device, a pipe or a socket; give a file"):
+        read_audio(tmp_path / "a.wav", 16000)
+
+
+def test_a_name_with_a_zero_in_it():
+    with pytest.raises(AudioError, match=r"'a\\x00\.wav' is no path: embedded null"):
+        read_audio("a\0.wav", 16000)
+
+
+# Bounds of memory and time
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2**31 - 1])
+def test_a_rate_that_no_sound_has(rate, tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(bytes(2000), rate=rate))
+    with pytest.raises(AudioError, match=rf"a\.wav: .*{rate} samples per second; expected 1000 to 1000000"):
+        read_audio(tmp_path / "a.wav", 16000)
+    with pytest.raises(AudioError, match=f"{rate} samples per second; expected 1000 to 1000000"):
+        read_audio({"array": np.zeros(10), "sampling_rate": rate}, 16000)
+
+
+def test_a_small_flac_that_would_become_gigabytes(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros(200_000, np.int16), 1)
+    assert (tmp_path / "a.flac").stat().st_size < 1000
+    with pytest.raises(AudioError, match=r"a\.flac: .*1 samples per second"):
+        read_audio(tmp_path / "a.flac", 16000)
+
+
+def test_a_sound_beyond_the_limit_is_refused_before_it_is_decoded(tmp_path):
+    with soundfile.SoundFile(tmp_path / "day.flac", "w", 1000, 1, "PCM_16") as file:
+        for _ in range(24):
+            file.write(np.zeros(3600 * 1000, np.int16))
+    tracemalloc.start()
+    with pytest.raises(AudioError, match=r"day\.flac: 86400.000 s long, and at most 60 s are taken \(max_seconds\)"):
+        read_audio(tmp_path / "day.flac", 16000, max_seconds=60)
+    assert len(read_audio(tmp_path / "day.flac", 16000, start=80000, duration=60, max_seconds=60)) == 60 * 16000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+def test_a_limit_holds_for_arrays_too():
+    with pytest.raises(AudioError, match=r"1.000 s long, and at most 0.5 s are taken"):
+        read_audio(tone(), 16000, max_seconds=0.5)
+
+
+@pytest.mark.parametrize("limit", [0, -1, math.nan])
+def test_a_limit_that_is_not_positive(limit):
+    with pytest.raises(AudioError, match="max_seconds: expected more than 0"):
+        read_audio(tone(), 16000, max_seconds=limit)
+
+
+def test_many_channels_are_decoded_in_blocks_of_as_many_samples(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros((100_000, 100), np.int16), 48000)
+    tracemalloc.start()
+    read_audio(tmp_path / "a.wav", 48000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 # Faults of samples
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_channels_that_cancel_each_other(format, subtype):
+    inverted = encoded(np.stack([tone(2), -0.99 * tone(2)], 1), format=format, subtype=subtype)
+    with pytest.raises(AudioError, match=r"its channels cancel each other: .* choose one with 'channel'"):
+        read_audio(inverted, 16000)
+    assert np.abs(read_audio(inverted, 16000, channel=1)).max() > 0.4
+
+
+def test_silent_channels_do_not_cancel_each_other():
+    np.testing.assert_array_equal(read_audio(np.zeros((2, 8)), 16000), np.zeros(8))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -552,6 +552,24 @@ def test_bare_arrays_are_at_the_rate_that_is_said(sound, plain):
         assert plain(text="<|audio|>", audio=audio)["input_values"].shape == (1, 2000)
 
 
+def test_pairs_of_samples_and_their_rate(plain, chatml):
+    pair = (8000, (noise(0.25, rate=8000) * 2**15).astype(np.int16))
+    for audio in (pair, [pair], [pair[::-1]]):
+        assert plain(text="<|audio|>", audio=audio)["input_values"].shape == (1, 6000)
+    chat = [user({"type": "audio", "audio": pair}, "What?")]
+    assert chatml.apply_chat_template(chat, tokenize=True)["input_values"].shape == (1, 6000)
+
+
+def test_a_limit_on_the_length_of_clips_is_kept_and_saved(make, tmp_path):
+    processor = make()
+    processor.feature_extractor.max_seconds = 0.5
+    processor.save_pretrained(tmp_path)
+    for limited in (processor, UsamProcessor.from_pretrained(tmp_path)):
+        assert limited(text="<|audio|>", audio=np.zeros(12000))["input_values"].shape == (1, 12000)
+        with pytest.raises(ValueError, match=r"at most 0\.5 s are taken"):
+            limited(text="<|audio|>", audio=np.zeros(12003))
+
+
 def test_shorter_clips_are_masked(plain):
     batch = plain(text="<|audio|><|audio|>", audio=[np.ones(2, np.float32), np.ones(3, np.float32)])
     assert batch["input_values"].tolist() == [[1, 1, 0], [1, 1, 1]]

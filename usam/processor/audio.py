@@ -6,9 +6,11 @@ import io
 import math
 import os
 import re
-import struct
+import stat
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from numbers import Number
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -18,43 +20,67 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-BLOCK = 1 << 18  # frames decoded at once, which bounds the memory that a long file takes
+from usam.processor.containers import AudioError, AudioWarning, streams
+
+__all__ = ["AudioError", "AudioWarning", "Waveform", "read_audio"]
+
+BLOCK = 1 << 18  # samples decoded at once, which bounds the memory that a long file takes
 LOUDEST = 16.0  # full scale is 1, decoders overshoot it a little; beyond this, integers have lost their dtype
+RATES = (1000, 1_000_000)  # samples per second; beyond them a short file takes all memory, or for ever
+CANCELLED = 3e-3  # of the channels' power: what is left of inverted channels after lossy coding
 MP3_SLACK = 0.1  # seconds: an MP3's header may count the frames in which its decoder starts up
 
 Waveform = NDArray[np.float32]
 
 
-class AudioError(ValueError):
-    """Sound cannot be read: the message names the file or the sample, and says what to do."""
-
-
-def read_audio(source: Any, rate: int, *, start: float = 0.0, duration: float | None = None) -> Waveform:
+def read_audio(
+    source: Any,
+    rate: int,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    channel: int | None = None,
+    max_seconds: float | None = None,
+) -> Waveform:
     """One mono waveform in [-1, 1] with `ceil(n * rate / own rate)` samples; of a file, only the part wanted is read.
 
-    Channels are averaged, integers scaled by the range of their dtype, and what overshoots full scale is clipped.
+    Integers are scaled by the range of their dtype, and what overshoots full scale is clipped.
 
     Args:
-        source: a path or `file://` URL, bytes, a binary file object, an array or tensor of (samples) or
-            (channels, samples) already at `rate`, a torchcodec decoder, or a dict that holds one of these
-            as `array` (with `sampling_rate`), `bytes`, `audio`, `path` or `url`.
+        source: a path or `file://` URL, bytes, a binary file object, an array, tensor or list of (samples) or
+            (channels, samples) already at `rate`, a pair of one and its own rate in either order, a torchcodec
+            decoder, or a dict that holds one of these as `array` (with `sampling_rate`), `bytes`, `audio`, `path`
+            or `url`.
         rate: samples per second of the result.
         start: second at which to begin.
         duration: seconds to read; None, or more than there are, reads to the end.
+        channel: the one to read, from 0; None averages all of them.
+        max_seconds: refuse, before it is decoded, what would be longer; None sets no limit. A small file can hold
+            days of silence: set it for files of strangers.
 
     Raises:
-        AudioError: missing, not audio, empty, truncated, broken, not finite, or no sound at `start`.
+        AudioError: missing, not a regular file, not audio, empty, truncated, broken, not finite, too long, no sound
+            at `start`, no such channel, or channels that cancel each other when averaged.
+
+    Warns:
+        AudioWarning: a file holds more than its header says (all of it is read), or contradicts itself.
     """
     _check_rate(rate, "rate")
     thing, name, own_rate = _unwrap(source, "", None)
     if isinstance(thing, np.ndarray):
         own_rate = own_rate or rate
-        first, count = _span(thing.shape[1], own_rate, start, duration, name)
-        blocks = (_scaled(thing[:, i : min(i + BLOCK, first + count)]) for i in range(first, first + count, BLOCK))
-        return _joined(blocks, own_rate, rate, first, name)
-    with _opened(thing, name) as file:
-        first, count = _span(file.frames, file.samplerate, start, duration, name)
-        return _joined(_decoded(file, first, count, name), file.samplerate, rate, first, name)
+        first, count = _span(thing.shape[1], own_rate, start, duration, max_seconds, name)
+        _check_channel(channel, thing.shape[0], name)
+        step = _block(thing.shape[0])
+        parts = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
+        return _joined(_mono(parts, channel, name), own_rate, rate, first, name)
+    with _opened(thing, name) as files:
+        own_rate = files[0].samplerate
+        first, count = _span(sum(file.frames for file in files), own_rate, start, duration, max_seconds, name)
+        blocks = _decoded_all(files, first, count, name)
+        for file in files:
+            _check_channel(channel, file.channels, name)
+        return _joined(_mono(blocks, channel, name), own_rate, rate, first, name)
 
 
 def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | None]:
@@ -75,8 +101,23 @@ def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | N
         return io.BytesIO(source), name or f"these {len(source)} bytes", None
     if hasattr(source, "read"):
         return source, name or f"the file object {getattr(source, 'name', type(source).__name__)}", None
+    if is_pair(source):
+        rate, source = source if isinstance(source[0], Number) else source[::-1]
+        name = name or f"the pair of a rate and a {type(source).__name__}"
+        rate = _check_rate(rate, f"{name}: the rate")
+        shape = np.shape(source)  # of arrays in pairs, soundfile's, SciPy's and Gradio's are (samples, channels)
+        source = source.T if len(shape) == 2 and shape[0] > shape[1] and hasattr(source, "T") else source
     name = name or f"the {type(source).__name__}"
     return _array(source, name), name, rate
+
+
+def is_pair(source: Any) -> bool:
+    """Whether it is (rate, samples), as Gradio gives it, or (samples, rate), as torchaudio does."""
+    if not (isinstance(source, (tuple, list)) and len(source) == 2):
+        return False
+    return sorted(isinstance(part, Number) for part in source) == [False, True] and any(
+        hasattr(part, "__array__") or isinstance(part, (list, tuple)) for part in source
+    )
 
 
 def _unwrap_dict(source: Mapping[str, Any]) -> tuple[Any, str, int | None]:
@@ -132,22 +173,57 @@ def _array(source: Any, name: str) -> NDArray[Any]:
     return x
 
 
-def _scaled(x: NDArray[Any]) -> Waveform:
-    """(channels, samples) of any dtype to a mono waveform of full scale 1."""
-    if x.dtype.kind in "iu":
-        half = 2.0 ** (8 * x.dtype.itemsize - 1)
-        return np.asarray((x.mean(0, dtype=np.float64) - (half if x.dtype.kind == "u" else 0)) / half, np.float32)
+def _scaled(x: NDArray[Any]) -> NDArray[Any]:
+    """(channels, samples) of any dtype to (samples, channels) of full scale 1."""
+    if x.dtype.kind not in "iu":
+        return x.T
+    half = 2.0 ** (8 * x.dtype.itemsize - 1)
+    return (x.T.astype(np.float64) - (half if x.dtype.kind == "u" else 0)) / half
+
+
+def _check_channel(channel: int | None, channels: int, name: str) -> None:
+    if channel is None:
+        return
+    if isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or not 0 <= channel < channels:
+        there = "1 channel, 0" if channels == 1 else f"{channels} channels, 0 to {channels - 1}"
+        raise AudioError(f"{name}: channel {channel!r}; it has {there}; None averages all")
+
+
+def _block(channels: int) -> int:
+    """Frames that are read at once."""
+    return max(1, BLOCK // channels)
+
+
+def _mono(blocks: Iterable[NDArray[Any]], channel: int | None, name: str) -> Iterator[Waveform]:
+    """One channel of blocks (samples, channels), or their mean, if that is not silence made of sound."""
+    apart = mixed = 0.0
+    n = 0
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
-        return np.asarray(x.mean(0, dtype=np.float64), np.float32)
+        for block in blocks:
+            x = block[:, channel] if channel is not None else block.mean(1, dtype=np.float64)
+            if channel is None and block.shape[1] > 1:
+                apart += float(np.square(block, dtype=np.float64).mean(1).sum())
+                mixed += float(np.square(x).sum())
+            n += len(x)
+            yield np.asarray(x, np.float32)
+    if n >= 256 and mixed < CANCELLED * apart:  # a few samples may do so by chance
+        raise AudioError(
+            f"{name}: its channels cancel each other: their mean has {mixed / apart:.2g} of their power; "
+            "choose one with 'channel', for example channel 0"
+        )
 
 
 def _check_rate(rate: Any, name: str) -> int:
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate <= 0:
         raise AudioError(f"{name}: expected samples per second as an int above 0, found {rate!r}")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise AudioError(f"{name}: {rate} samples per second; expected {RATES[0]} to {RATES[1]}")
     return int(rate)
 
 
-def _span(frames: int, rate: int, start: float, duration: float | None, name: str) -> tuple[int, int]:
+def _span(
+    frames: int, rate: int, start: float, duration: float | None, max_seconds: float | None, name: str
+) -> tuple[int, int]:
     """(first frame, number of frames) of the part that is wanted."""
     if not (math.isfinite(start) and start >= 0):
         raise AudioError(f"{name}: start {start} s; expected 0 or more")
@@ -161,6 +237,13 @@ def _span(frames: int, rate: int, start: float, duration: float | None, name: st
     count = frames - first if duration is None else min(frames - first, round(duration * rate))
     if count == 0:
         raise AudioError(f"{name}: duration {duration} s is shorter than one sample at {rate} Hz")
+    if max_seconds is not None and not max_seconds > 0:
+        raise AudioError(f"max_seconds: expected more than 0, or None for no limit, found {max_seconds!r}")
+    if max_seconds is not None and count > max_seconds * rate + 1:  # 1: resampling rounds up
+        raise AudioError(
+            f"{name}: {count / rate:.3f} s long, and at most {max_seconds:g} s are taken (max_seconds); cut it, or "
+            "give a shorter 'duration'"
+        )
     return first, count
 
 
@@ -192,28 +275,37 @@ def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:
 
 
 @contextmanager
-def _opened(source: Path | IO[bytes], name: str) -> Iterator[Any]:
-    """A soundfile.SoundFile, after the checks that libsndfile does not make."""
+def _opened(source: Path | IO[bytes], name: str) -> Iterator[list[Any]]:
+    """A soundfile.SoundFile of each of its streams, after the checks that libsndfile does not make."""
     if isinstance(source, Path):
-        with _open_path(source) as handle, _opened(handle, name) as file:
-            yield file
+        with _open_path(source) as handle, _opened(handle, name) as files:
+            yield files
         return
-    handle = _whole(source, name)
-    try:
-        file = soundfile.SoundFile(handle)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, so the rate is unknown
-        raise AudioError(
-            f"{name}: not audio that libsndfile reads ({getattr(error, 'error_string', error)}); "
-            "convert it to WAV or FLAC, for example with `ffmpeg -i in out.flac`"
-        ) from error
-    with file:
-        if file.frames > 1 << 48:  # libsndfile's "unknown", for a FLAC that was written to a pipe
-            raise AudioError(f"{name}: its header does not say how long it is; write it again, for example with ffmpeg")
-        yield file
+    with ExitStack() as stack:
+        files = []
+        for stream in streams(*_seekable(source, name), name):
+            stream.file.seek(0)
+            try:
+                file = stack.enter_context(soundfile.SoundFile(stream.file))
+            except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, so the rate is unknown
+                raise AudioError(
+                    f"{name}: not audio that libsndfile reads ({getattr(error, 'error_string', error)}); "
+                    "convert it to WAV or FLAC, for example with `ffmpeg -i in out.flac`"
+                ) from error
+            _check_rate(file.samplerate, f"{name}: its header's rate")
+            stream.check(file, name)
+            files.append(file)
+        rates = {file.samplerate for file in files}
+        if len(rates) > 1:
+            raise AudioError(f"{name}: its {len(files)} streams have different rates {sorted(rates)}; split the file")
+        yield files
 
 
 def _open_path(path: Path) -> IO[bytes]:
     try:
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would wait for ever
+            raise AudioError(f"{path}: a device, a pipe or a socket; give a file, or an open file object")
         return path.open("rb")
     except FileNotFoundError as error:
         raise AudioError(f"{path}: no such file (looked in {path.parent.resolve()})") from error
@@ -221,10 +313,12 @@ def _open_path(path: Path) -> IO[bytes]:
         raise AudioError(f"{path}: is a folder; give one file in it") from error
     except OSError as error:
         raise AudioError(f"{path}: cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a zero in it
+        raise AudioError(f"{str(path)!r} is no path: {error}") from error
 
 
-def _whole(handle: IO[bytes], name: str) -> IO[bytes]:
-    """A file object that can seek, stands at its beginning, and is as long as its header says."""
+def _seekable(handle: IO[bytes], name: str) -> tuple[IO[bytes], int]:
+    """A binary file object that can seek, and its size."""
     if not (hasattr(handle, "seekable") and handle.seekable()):
         data = handle.read()
         if not isinstance(data, bytes):
@@ -234,85 +328,50 @@ def _whole(handle: IO[bytes], name: str) -> IO[bytes]:
     if size == 0:
         raise AudioError(f"{name}: empty file (0 bytes); write or download it again")
     handle.seek(0)
-    magic = handle.read(4)
-    if not isinstance(magic, bytes):
+    if not isinstance(handle.read(1), bytes):
         raise AudioError(f"{name}: a text file; open it with mode 'rb'")
-    if magic in CHUNKED:
-        handle = _whole_chunks(handle, size, CHUNKED[magic], name)
-    elif magic == b"OggS":
-        _check_last_page(handle, size, name)
-    handle.seek(0)
-    return handle
+    return handle, size
 
 
-# Files of chunks (WAV, AIFF): byte order by magic number.
-CHUNKED = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">", b"FORM": ">"}
-# What stands for the size of the sound when WAV goes to a pipe: ffmpeg, sox, arecord.
-STREAMED = (0xFFFFFFFF, 0x7FFFF000, 0x7FFFFF00, 0x80000000)
-
-
-def _whole_chunks(handle: IO[bytes], size: int, order: str, name: str) -> IO[bytes]:
-    """The file, if its sound is as long as the header says: libsndfile would shorten it without a word."""
-    handle.seek(4)
-    outer = struct.unpack(f"{order}I", handle.read(4).ljust(4, b"\0"))[0]
-    at = 12
-    long_size = None
-    while at + 8 <= size:
-        handle.seek(at)
-        kind, declared = struct.unpack(f"{order}4sI", handle.read(8))
-        at += 8
-        if kind == b"ds64":  # RF64 keeps 64-bit sizes: of the file, then of the sound
-            long_size = struct.unpack("<Q", handle.read(16)[8:].ljust(8, b"\0"))[0]
-        if kind in (b"data", b"SSND"):
-            if declared == 0xFFFFFFFF and long_size:
-                declared = long_size
-            if kind == b"data" and declared == 0 and at < size and outer + 8 != size:
-                # Streamed too, but libsndfile takes the 0 at its word.
-                handle.seek(0)
-                data = handle.read()
-                return io.BytesIO(data[: at - 4] + struct.pack(f"{order}I", STREAMED[0]) + data[at:])
-            if declared > size - at and declared not in STREAMED:
-                raise AudioError(
-                    f"{name}: truncated: its header declares {declared} bytes of sound, and {size - at} are there; "
-                    "copy or download it again"
-                )
-            return handle
-        at += declared + declared % 2
-    return handle
-
-
-def _check_last_page(handle: IO[bytes], size: int, name: str) -> None:
-    """Refuse an Ogg file that breaks off inside a page: libsndfile would leave the page out without a word."""
-    longest = 27 + 255 + 255 * 255
-    handle.seek(max(0, size - longest))
-    tail = handle.read()
-    page = tail[tail.rfind(b"OggS") :]
-    lacing = page[27 : 27 + page[26]] if len(page) > 26 else b""
-    if len(page) < 27 or len(page) < 27 + page[26] + sum(lacing):
-        raise AudioError(f"{name}: truncated: it breaks off inside a page; copy or download it again")
+def _decoded_all(files: list[Any], first: int, count: int, name: str) -> Iterator[Waveform]:
+    """`count` frames from `first` on of files that follow one another."""
+    for file in files:
+        own = min(file.frames - first, count)
+        if own > 0:
+            yield from _decoded(file, first, own, name)
+            count -= own
+        first = max(0, first - file.frames)
 
 
 def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]:
-    """`count` frames from `first` on, averaged over the channels, in blocks."""
+    """`count` frames from `first` on, in blocks (samples, channels), each good until the next."""
     rate = file.samplerate
-    buffer = np.empty((min(BLOCK, count), file.channels), np.float32)
+    buffer = np.empty((min(_block(file.channels), count), file.channels), np.float32)
     done = 0
     try:
-        file.seek(first)
+        if file.seekable():
+            file.seek(first)
+        else:  # GSM, G.721
+            skipped = 0
+            while skipped < first and (n := len(file.read(out=buffer[: first - skipped]))):
+                skipped += n
         while done < count:
             block = file.read(out=buffer[: count - done])
             if not len(block):
                 break
             done += len(block)
-            yield block.mean(1)
+            yield block
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"{name}: broken or truncated at {(first + done) / rate:.3f} s of {file.frames / rate:.3f} s "
             f"({error.error_string}); copy or download it again"
         ) from error
-    slack = MP3_SLACK * rate if file.format == "MP3" else 0
-    if done == 0 or count - done > slack:
-        raise AudioError(
-            f"{name}: truncated: its header declares {file.frames / rate:.3f} s, and it breaks off at "
-            f"{(first + done) / rate:.3f} s; copy or download it again"
-        )
+    if done == count:
+        return
+    short = (
+        f"its header declares {file.frames / rate:.3f} s, and it breaks off at {(first + done) / rate:.3f} s; "
+        "copy or download it again"
+    )
+    if done == 0 or file.format != "MP3" or count - done > MP3_SLACK * rate:
+        raise AudioError(f"{name}: truncated: {short}")
+    warnings.warn(f"{name}: {short}, if that matters", AudioWarning, stacklevel=2)
