@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from usam.data.manifest import ManifestError, Sample
-from usam.processor.audio import AudioError, read_audio
+from usam.processor.audio import AudioError
 
 if TYPE_CHECKING:
     from usam.processor.processor import UsamProcessor
@@ -36,24 +33,8 @@ class Collator:
 
     def _render(self, sample: Sample) -> Any:
         try:
-            return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor.sampling_rate))
+            return self.processor.render(sample.messages).heard(self.processor.feature_extractor.sampling_rate)
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
-
-
-def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
-    """The same messages with every clip read into an array at `rate`."""
-    heard = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [{"type": "audio", "audio": _sound(b, rate)} if b["type"] != "text" else b for b in content]
-        heard.append({**message, "content": content})
-    return heard
-
-
-def _sound(block: Any, rate: int) -> NDArray[np.float32]:
-    source = next(block[key] for key in ("audio", "path", "url", "audio_url") if key in block)
-    return read_audio(source, rate, start=block.get("start", 0.0), duration=block.get("duration"))

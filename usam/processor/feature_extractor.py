@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.processor.audio import read_audio
+from usam.processor.clip import Clip
 from usam.spec.spec import Spec
 
 
@@ -50,9 +51,10 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         """
         if isinstance(audio, (list, tuple)) and not is_array(audio):
             return [self.fetch_audio(clip, sampling_rate) for clip in audio]
-        if is_array(audio) and sampling_rate not in (None, self.sampling_rate):
-            audio = {"array": audio, "sampling_rate": sampling_rate}
-        return read_audio(audio, self.sampling_rate)
+        clip = Clip.of(audio)
+        if is_array(clip.source) and sampling_rate not in (None, self.sampling_rate):
+            clip = replace(clip, source={"array": clip.source, "sampling_rate": sampling_rate})
+        return clip.read(self.sampling_rate)
 
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
