@@ -178,7 +178,7 @@ def _located(text: str, folder: str | os.PathLike[str] | None) -> Any:
     if "$" in text and not os.path.exists(os.path.join(folder or "", text)):
         text = os.path.expandvars(text)
         if (missing := _VARIABLE.search(text)) is not None:
-            raise ValueError(f"{text}: the environment variable {missing[0]} is not set")
+            raise ValueError(f"{text}: no such file, and the environment variable {missing[0]} is not set")
     if text.startswith("~"):
         text = os.path.expanduser(text)
     return text if folder is None else os.path.join(folder, text)
