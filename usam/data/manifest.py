@@ -17,10 +17,12 @@ from torch.utils.data import Dataset
 
 from usam.config import AUDIO_TOKEN
 from usam.processor.chat import blocks, flatten, proper
+from usam.processor.clip import KEYS as CLIP_KEYS
 from usam.processor.clip import RANGE, Clip, is_free, known_keys, names_source
 from usam.registry import did_you_mean
 
 KEYS = ("audio", "audios", "prompt", "task", "answer", "messages", "id", *RANGE)
+ASKING = ("audio", "audios", "prompt", "task", "messages")  # one of them at least
 ROLES = ("system", "user", "assistant")
 TAG = re.compile(r"<\|?audio\|?>", re.IGNORECASE)
 LISTED = 10  # wrong rows that an error tells in full
@@ -174,7 +176,7 @@ def _utf8(line: str, origin: str) -> str:
 
 def _row(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_once)
+        row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         hint = "; one JSON map a line is expected, not one array" if line.strip() == "[" else ""
         raise ValueError(f"not JSON: {error}{hint}") from error
@@ -194,8 +196,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _sample(row: dict[str, Any], origin: str, folder: str, prompts: Mapping[str, str], need_answer: bool) -> Sample:
-    if not any(key in row for key in ("audio", "audios", "prompt", "task", "messages")):
+    if row.keys().isdisjoint(ASKING):
         raise ValueError(f"no 'audio', 'prompt', 'task' or 'messages'; {_hint(row)}")
     known_keys(row, KEYS, "a row")
     task = row.get("task")
@@ -229,7 +234,9 @@ def _clips(row: Mapping[str, Any]) -> list[Any]:
         return []
     given = row[named[0]]
     if given is None or given == []:
-        raise ValueError(f"'{named[0]}' is {json.dumps(given)}: name a clip, or leave the key out of a row without sound")
+        raise ValueError(
+            f"'{named[0]}' is {json.dumps(given)}: name a clip, or leave the key out of a row without sound"
+        )
     return list(given) if isinstance(given, list) else [given]
 
 
@@ -305,8 +312,9 @@ def _turn(message: Any, clips: list[Any]) -> dict[str, Any]:
         elif part["type"] == "audio" and clips:
             split.append({"type": "audio", "audio": {**part, "audio": clips.pop(0)}})
         else:
+            known_keys(part, CLIP_KEYS, "a clip")
             raise ValueError(
-                f"a block names no clip, and 'audio' has none left for it: {part!r:.120}; write 'path', 'url' or 'audio'"
+                f"a block names no source ('path', 'url', 'audio') and 'audio' has no clip left: {part!r:.120}"
             )
     return {"role": role, "content": split}
 
@@ -340,7 +348,9 @@ def _placed(turns: list[dict[str, Any]], row: Mapping[str, Any], folder: str) ->
     for turn in turns:
         if isinstance(turn["content"], list):
             turn["content"] = [
-                Clip.of({"audio": block["audio"], **part}, folder).block() if block["type"] == "audio" else block
+                Clip.of({"audio": block["audio"], **part} if part else block["audio"], folder).block()
+                if block["type"] == "audio"
+                else block
                 for block in turn["content"]
             ]
     return tuple(turns)

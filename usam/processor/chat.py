@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from usam.config import AUDIO_TOKEN
-from usam.processor.clip import KINDS, Clip, known_keys, names_source
+from usam.processor.clip import KINDS, Clip, check_without_source, known_keys, names_source
 
 Span = tuple[int, int]
 
@@ -35,8 +35,10 @@ def flatten(message: Mapping[str, Any]) -> tuple[str, list[Clip]]:
             text.append(block["text"])
             continue
         text.append(AUDIO_TOKEN)
-        if names_source(block) or block["type"] != "audio":  # else its clip is given beside the messages
+        if names_source(block) or block["type"] != "audio":
             clips.append(Clip.of(block))
+        else:  # its clip is given beside the messages
+            check_without_source(block)
     return "".join(text), clips
 
 

@@ -75,6 +75,14 @@ def names_source(block: Mapping[str, Any]) -> bool:
     return any(block.get(key) is not None for key in SOURCES)
 
 
+def check_without_source(block: Mapping[str, Any]) -> None:
+    """Raise ValueError when a block that names no source says more than that a clip stands there."""
+    known_keys(block, KEYS, "a clip")
+    said = [key for key in KEYS if key != "type" and block.get(key) is not None]
+    if said:
+        raise ValueError(f"'{said[0]}' stands in a block without a source: {_short(block)}; say it where the clip is")
+
+
 def is_free(key: str) -> bool:
     """Whether a key is the user's own, and no concern of ours."""
     return key == "meta" or key.startswith("x_")
@@ -85,8 +93,8 @@ def known_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> N
     for key in given:
         if key not in known and not (isinstance(key, str) and is_free(key)):
             raise ValueError(
-                f"{what} has no key '{key}'; {did_you_mean(str(key), known)} Columns of your own begin with 'x_', or "
-                "stand in 'meta'"
+                f"{what} has no key '{key}' (your own begin with 'x_', or stand in 'meta'); "
+                f"{did_you_mean(str(key), known)}"
             )
 
 
