@@ -33,7 +33,7 @@ class Collator:
 
     def _render(self, sample: Sample) -> Any:
         try:
-            return self.processor.render(sample.messages).heard(self.processor.feature_extractor.sampling_rate)
+            return self.processor.render(sample.messages).heard(self.processor.feature_extractor.fetch_audio)
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:

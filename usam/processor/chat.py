@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +22,9 @@ class Rendered:
     instruction: tuple[Span, ...] | None = None  # None: everything but special tokens
     answers: tuple[Span, ...] = ()
 
-    def heard(self, rate: int) -> Rendered:
-        """The same with each clip as its waveform at `rate`; AudioError when one cannot be read."""
-        return replace(self, audio=tuple(Clip.of(clip).read(rate) for clip in self.audio))
+    def heard(self, read: Callable[[Any], Any]) -> Rendered:
+        """The same with each clip as `read` gives it, such as a feature extractor's `fetch_audio`."""
+        return replace(self, audio=tuple(map(read, self.audio)))
 
 
 def flatten(message: Mapping[str, Any]) -> tuple[str, list[Clip]]:

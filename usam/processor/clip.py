@@ -60,9 +60,16 @@ class Clip:
             duration = said["end"] - start
         return cls(source, start, duration, said.get("channel"))
 
-    def read(self, rate: int) -> Waveform:
-        """The waveform at `rate` samples a second; AudioError when it cannot be read."""
-        return read_audio(self.source, rate, start=self.start, duration=self.duration, channel=self.channel)
+    def read(self, rate: int, *, max_seconds: float | None = None) -> Waveform:
+        """The waveform at `rate` samples a second; AudioError when it cannot be read, or is longer than the limit."""
+        return read_audio(
+            self.source,
+            rate,
+            start=self.start,
+            duration=self.duration,
+            channel=self.channel,
+            max_seconds=max_seconds,
+        )
 
     def block(self) -> dict[str, Any]:
         """The clip as a block of a message."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from usam.processor.audio import is_pair
 from usam.processor.clip import Clip
 from usam.spec.spec import Spec
 
@@ -20,13 +22,16 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
 
     Args:
         spec: the model's spec as plain data, which says how many tokens a clip becomes.
+        max_seconds: longest clip that is read; a longer one is an AudioError. None, the default, sets no limit:
+            set one where strangers give the files, for a small file can hold days of silence.
     """
 
     model_input_names = ["input_values", "input_values_mask"]
 
-    def __init__(self, spec: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, spec: Mapping[str, Any] | None = None, max_seconds: float | None = None, **kwargs: Any) -> None:
         kwargs.pop("sampling_rate", None)
         super().__init__(**kwargs)
+        self.max_seconds = max_seconds
         self.spec = dict(spec or {})
         self._parsed = Spec.from_tree(self.spec) if spec else None
         self.sampling_rate = self._parsed.sample_rate if self._parsed else 16000
@@ -49,12 +54,13 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         Raises:
             AudioError: it cannot be read; the message names the file.
         """
-        if isinstance(audio, (list, tuple)) and not is_array(audio):
+        if not is_clip(audio):
             return [self.fetch_audio(clip, sampling_rate) for clip in audio]
         clip = Clip.of(audio)
-        if is_array(clip.source) and sampling_rate not in (None, self.sampling_rate):
-            clip = replace(clip, source={"array": clip.source, "sampling_rate": sampling_rate})
-        return clip.read(self.sampling_rate)
+        x = clip.source
+        if isinstance(x, (np.ndarray, Tensor, list, tuple)) and sampling_rate is not None and not is_pair(x):
+            clip = replace(clip, source={"array": x, "sampling_rate": sampling_rate})
+        return clip.read(self.sampling_rate, max_seconds=self.max_seconds)
 
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
@@ -82,12 +88,12 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         return data
 
 
-def is_array(audio: Any) -> bool:
-    """Whether it is one clip's samples, and not a list of clips."""
-    return isinstance(audio, (np.ndarray, Tensor)) or (
-        isinstance(audio, (list, tuple)) and len(audio) > 0 and isinstance(audio[0], (int, float))
-    )
+def is_clip(audio: Any) -> bool:
+    """Whether it is one clip, and not a list of them."""
+    if not isinstance(audio, (list, tuple)):
+        return True
+    return is_pair(audio) or (len(audio) > 0 and isinstance(audio[0], Number))
 
 
 def clips_of(audio: Any) -> list[Any]:
-    return list(audio) if isinstance(audio, (list, tuple)) and not is_array(audio) else [audio]
+    return [audio] if is_clip(audio) else list(audio)

@@ -373,8 +373,6 @@ class UsamProcessor(ProcessorMixin):
                 text += turn["content"] + "\n"
             elif turn["role"] == "user":
                 text += fill_template(head, turn["content"])
-            elif turn["role"] != "assistant":
-                raise ValueError(f"a plain template knows no role '{turn['role']}': write system, user or assistant")
             else:
                 last = i == len(turns) - 1
                 text += turn["content"] + ("" if follow and last else f"{self.tokenizer.eos_token}{tail}")
