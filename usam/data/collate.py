@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from usam.data.manifest import ManifestError, Sample
@@ -33,7 +34,8 @@ class Collator:
 
     def _render(self, sample: Sample) -> Any:
         try:
-            return self.processor.render(sample.messages).heard(self.processor.feature_extractor.fetch_audio)
+            rendered = self.processor.render(sample.messages)
+            return replace(rendered, audio=tuple(map(self.processor.feature_extractor.fetch_audio, rendered.audio)))
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:

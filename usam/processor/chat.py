@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from usam.config import AUDIO_TOKEN
@@ -21,10 +21,6 @@ class Rendered:
     audio: tuple[Any, ...] = ()
     instruction: tuple[Span, ...] | None = None  # None: everything but special tokens
     answers: tuple[Span, ...] = ()
-
-    def heard(self, read: Callable[[Any], Any]) -> Rendered:
-        """The same with each clip as `read` gives it, such as a feature extractor's `fetch_audio`."""
-        return replace(self, audio=tuple(map(read, self.audio)))
 
 
 def flatten(message: Mapping[str, Any]) -> tuple[str, list[Clip]]:
