@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import random
 import tracemalloc
 
 import numpy as np
@@ -241,6 +242,7 @@ def test_an_answer_that_cannot_be_learned(manifest, answer, message):
         ({"audio": ["a.wav", "b.wav"], "task": "asr", "start": 1}, "'start' is said of the row, which has 2 clips"),
         ({"prompt": "x", "duration": 1}, "'duration' is said of the row, which has 0 clips"),
         ({"audio": "https://example.org/a.wav", "task": "asr"}, "nothing is fetched from a network"),
+        ({"audio": "\ud83d.wav", "task": "asr"}, "a path to a file was expected, found"),
         ({"audio": "$NOWHERE/a.wav", "task": "asr"}, r"the environment variable \$NOWHERE is not set"),
         ({"audio": "data:audio/wav;base64,?", "task": "asr"}, "not base64"),
         ({"prompt": "<audio>What?", "answer": "x"}, "more <.audio.> tags in 'prompt' than clips"),
@@ -269,6 +271,7 @@ def test_a_clip_that_is_none(manifest, row, message):
         ([{"role": ["user"], "content": "hi"}], "a message has 'role' .system, user, assistant."),
         ([{"role": "user"}], "a message has 'role' .system, user, assistant. and 'content'"),
         ([{"role": "user", "content": None}], "a message's 'content' is text or a list of blocks, found None"),
+        ([{"role": "user", "content": []}], r"a message's 'content' is text or a list of blocks, found \[\]"),
         ([{"role": "user", "content": ["hi"]}], "a content block has type 'text' or 'audio', found 'hi'"),
         ([{"role": "user", "content": [{"text": "hi"}]}], "a content block has type 'text' or 'audio', found"),
         ([{"role": "user", "content": [{"type": "text"}]}], "'text' is text, found None"),
@@ -301,6 +304,75 @@ def test_every_row_is_checked_and_the_first_faults_are_listed(manifest):
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("rows.jsonl: 12 rows are wrong; the first 10:")
     assert [line.partition(": ")[0].rpartition(":")[2] for line in lines[1:]] == [str(i) for i in range(2, 12)]
+
+
+THINGS = [
+    None,
+    True,
+    -1,
+    0.5,
+    float("nan"),
+    "",
+    "a.wav",
+    "\ud83d",
+    "<|audio|>",
+    [],
+    {},
+    ["a.wav"],
+    [[1]],
+    {"url": 1},
+    "$X",
+]
+NAMES = [
+    "audio",
+    "prompt",
+    "task",
+    "answer",
+    "messages",
+    "id",
+    "start",
+    "end",
+    "channel",
+    "type",
+    "data",
+    "url",
+    "content",
+]
+
+
+def changed(thing, draw):
+    """JSON with one thing in it replaced, left out, or put beside it under another name."""
+    if draw.random() < 0.2 or not isinstance(thing, (dict, list)) or not thing:
+        return draw.choice(THINGS)
+    thing = dict(enumerate(thing)) if (is_list := isinstance(thing, list)) else dict(thing)
+    key = draw.choice(list(thing))
+    how = draw.random()
+    if how < 0.2:
+        del thing[key]
+    elif how < 0.4 and not is_list:
+        thing[draw.choice(NAMES)] = draw.choice(THINGS)
+    else:
+        thing[key] = changed(thing[key], draw)
+    return list(thing.values()) if is_list else thing
+
+
+def test_whatever_a_row_holds_is_taken_or_named(manifest):
+    rows = [
+        {"audio": [{"path": "a.wav", "start": 1, "end": 2}, "b.wav"], "task": "asr", "answer": ["x", "y"], "id": 1},
+        asked(CLIP, {"type": "audio"}, {"type": "text", "text": "?"}, audio="b.wav"),
+        asked({"type": "input_audio", "input_audio": {"data": DATA, "format": "wav"}}, start=1, x_a=0),
+    ]
+    draw = random.Random(0)
+    answers, faults = [], []
+    for _ in range(600):
+        try:
+            (sample,) = manifest(json.dumps(changed(draw.choice(rows), draw)), need_answer=True)
+            answers += sample.references
+        except ManifestError as error:
+            faults.append(str(error))
+    assert all(isinstance(answer, str) for answer in answers)
+    assert all("rows.jsonl:1: " in fault for fault in faults)
+    assert min(len(answers), len(faults)) > 100
 
 
 # Files

@@ -50,7 +50,7 @@ def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     content = message.get("content")
     if isinstance(content, str):
         return [{"type": "text", "text": proper(content, "content")}]
-    if not isinstance(content, (list, tuple)):
+    if not isinstance(content, (list, tuple)) or not content:
         raise ValueError(f"a message's 'content' is text or a list of blocks, found {content!r:.120}")
     for block in content:
         kind = block.get("type") if isinstance(block, Mapping) else None

@@ -19,6 +19,7 @@ KINDS = ("audio", "audio_url", "input_audio")  # of blocks in a message
 SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "data", "array", "bytes")
 RANGE = ("start", "offset", "duration", "end", "channel")
 ALIASES = {"offset": "start"}
+LONGEST_PATH = 4096  # characters; Linux takes no longer one
 KEYS = (*SOURCES, *RANGE, "sampling_rate", "format", "type")
 
 
@@ -108,11 +109,11 @@ def known_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> N
 def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, Any]) -> Any:
     """Where the sound is; what is said beside it (range, channel, rate) goes into `said`."""
     if isinstance(given, (str, os.PathLike)):
-        return _located(os.fspath(given), folder)
+        return _located(os.fsdecode(given), folder)
     if not isinstance(given, Mapping):
         if given is None or isinstance(given, (bool, Real)):
             raise ValueError(f"a clip is a path, sound, or a map that names one; found {given!r}")
-        if isinstance(given, (list, tuple)) and any(isinstance(item, (str, Mapping)) for item in given):
+        if isinstance(given, (list, tuple)) and not _holds_samples(given):
             raise ValueError(f"one clip was expected, found a list: {given!r:.120}")
         return given
     known_keys(given, KEYS, "a clip")
@@ -135,8 +136,8 @@ def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, A
         )
     (key,) = named
     value = given[key]
-    if "format" in given and key != "data":
-        raise ValueError("'format' goes with 'data'; a file or an array says its format itself")
+    if "format" in given and (key != "data" or not isinstance(given["format"], str)):
+        raise ValueError("'format' is text and goes with 'data'; a file or an array says its format itself")
     if key == "data":
         return _decoded(value)
     if key == "bytes" and not isinstance(value, (bytes, bytearray, memoryview)):
@@ -154,6 +155,13 @@ def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, A
             return {"bytes": source, "path": path}
         return {"array": source, "sampling_rate": rate, **({"path": path} if path is not None else {})}
     return source
+
+
+def _holds_samples(given: Any, depth: int = 2) -> bool:
+    """Whether a list holds numbers, or lists of numbers, or arrays; and not clips."""
+    if isinstance(given, (list, tuple)):
+        return depth > 0 and len(given) > 0 and all(_holds_samples(item, depth - 1) for item in given)
+    return hasattr(given, "__array__") or (isinstance(given, Real) and not isinstance(given, bool))
 
 
 def _say(said: dict[str, Any], key: str, value: Any) -> None:
@@ -179,7 +187,9 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
 def _located(text: str, folder: str | os.PathLike[str] | None) -> Any:
     """A path as it can be opened, a `file://` URL as it is, the bytes of a `data:` URI."""
-    if not text.strip() or "\0" in text:
+    if len(text) > LONGEST_PATH and not text.startswith("data:"):
+        raise ValueError(f"{text[:40]!r}... of {len(text):,} characters is no path; base64 text goes under 'data'")
+    if not text.strip() or "\0" in text or _encoded(text) is None:
         raise ValueError(f"a path to a file was expected, found {text!r:.80}")
     if text.startswith("data:"):
         head, comma, data = text.partition(",")
@@ -197,6 +207,14 @@ def _located(text: str, folder: str | os.PathLike[str] | None) -> Any:
     if text.startswith("~"):
         text = os.path.expanduser(text)
     return text if folder is None else os.path.join(folder, text)
+
+
+def _encoded(text: str) -> bytes | None:
+    """A path as the file system has it; None for one that no file can have, such as half a character."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return None
 
 
 def _decoded(data: Any) -> bytes:
