@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from usam.data.collate import with_sound
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.processor import UsamProcessor, answers
 
@@ -62,7 +63,8 @@ class Answerer:
 
     @torch.inference_mode()
     def _answer(self, chats: Sequence[Chat], kwargs: Mapping[str, Any]) -> list[str]:
-        rendered = [self.processor.render(chat, add_generation_prompt=True) for chat in chats]
+        rate = self.processor.feature_extractor.sampling_rate
+        rendered = [self.processor.render(with_sound(chat, rate), add_generation_prompt=True) for chat in chats]
         batch = self.processor.encode(rendered).to(self.model.device)
         options = {"do_sample": False, "max_new_tokens": 256, **kwargs}
         generated = self.model.generate(**batch, **options)

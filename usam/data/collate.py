@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from usam.data.manifest import ManifestError, Sample
 from usam.processor.audio import AudioError
+from usam.processor.chat import blocks
+from usam.processor.clip import Clip, names_source
 
 if TYPE_CHECKING:
     from usam.processor.processor import UsamProcessor
@@ -40,3 +42,17 @@ class Collator:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
+
+
+def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
+    """The same messages with every clip that they name read into an array at `rate`."""
+    heard = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                Clip(Clip.of(block).read(rate)).block() if block["type"] != "text" and names_source(block) else block
+                for block in blocks(message)
+            ]
+        heard.append({**message, "content": content})
+    return heard
