@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from usam.data.manifest import ManifestError, Sample
@@ -36,8 +35,7 @@ class Collator:
 
     def _render(self, sample: Sample) -> Any:
         try:
-            rendered = self.processor.render(sample.messages)
-            return replace(rendered, audio=tuple(map(self.processor.feature_extractor.fetch_audio, rendered.audio)))
+            return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor.sampling_rate))
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
