@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from usam import UsamProcessor
-from usam.data.collate import Collator
+from usam.data.collate import Collator, with_sound
 from usam.data.manifest import Sample
 from usam.processor.clip import Clip
 
@@ -221,6 +221,13 @@ def test_a_chat_keeps_to_the_range(block, steps, processor):
 def test_training_keeps_to_the_range(block, steps, processor):
     chat = ({"role": "user", "content": [block, WORD]}, {"role": "assistant", "content": "3"})
     np.testing.assert_array_equal(Collator(processor)([Sample("rows:1", chat)])["input_values"], THIRD[None])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_generation_keeps_to_the_range(block, steps):
+    (message,) = with_sound([{"role": "user", "content": [block, WORD]}], RATE)
+    np.testing.assert_array_equal(message["content"][0]["audio"], THIRD)
+    assert message["content"][1] == WORD
 
 
 def test_a_chat_refuses_a_misspelt_range(steps, processor):

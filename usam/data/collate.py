@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from usam.data.manifest import ManifestError, Sample
 from usam.processor.audio import AudioError
 from usam.processor.chat import blocks
-from usam.processor.clip import Clip, names_source
+from usam.processor.clip import KINDS, Clip, names_source
 
 if TYPE_CHECKING:
     from usam.processor.processor import UsamProcessor
@@ -46,11 +46,11 @@ def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
     """The same messages with every clip that they name read into an array at `rate`."""
     heard = []
     for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [
-                Clip(Clip.of(block).read(rate)).block() if block["type"] != "text" and names_source(block) else block
-                for block in blocks(message)
+        parts = blocks(message)
+        if not isinstance(message["content"], str):
+            parts = [
+                Clip(Clip.of(b).read(rate)).block() if b["type"] in KINDS and names_source(b) else b for b in parts
             ]
-        heard.append({**message, "content": content})
+            message = {**message, "content": parts}
+        heard.append(message)
     return heard
