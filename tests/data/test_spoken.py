@@ -99,7 +99,7 @@ def test_a_manifest_has_a_row_a_clip(made: dict[str, Path]):
     assert {name: len(rows(path)) for name, path in made.items()} == SIZES
     for path in made.values():
         for row in rows(path):
-            assert set(row) == {"audio", "task", "answer", "voice", "seconds"}
+            assert set(row) == {"audio", "task", "answer", "meta"}
             assert row["task"] == "asr"
             assert set(row["answer"].split()) <= set(WORDS)
 
@@ -109,7 +109,7 @@ def test_files_are_16_khz_mono_and_as_long_as_their_rows_say(made: dict[str, Pat
         for row in rows(path):
             info = soundfile.info(path.parent / row["audio"])
             assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
-            assert info.frames / 16000 == pytest.approx(row["seconds"], abs=1e-3)
+            assert info.frames / 16000 == pytest.approx(row["meta"]["seconds"], abs=1e-3)
 
 
 def test_clips_begin_and_end_with_sound(made: dict[str, Path]):
@@ -126,7 +126,7 @@ def test_test_sentences_are_never_trained_on(made: dict[str, Path]):
 
 
 def test_unseen_voices_are_never_trained_on(made: dict[str, Path]):
-    heard = {name: {row["voice"] for row in rows(path)} for name, path in made.items()}
+    heard = {name: {row["meta"]["voice"] for row in rows(path)} for name, path in made.items()}
     assert heard["unseen_sentences"] <= set(VOICES)
     assert not heard["unseen_voices"] & (heard["train"] | set(VOICES))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from usam.data.manifest import ManifestError, Sample
-from usam.processor.audio import AudioError, read_audio
+from usam.processor.audio import AudioError
+from usam.processor.chat import blocks
+from usam.processor.clip import KINDS, Clip, names_source
 
 if TYPE_CHECKING:
     from usam.processor.processor import UsamProcessor
@@ -44,16 +43,14 @@ class Collator:
 
 
 def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
-    """The same messages with every clip read into an array at `rate`."""
+    """The same messages with every clip that they name read into an array at `rate`."""
     heard = []
     for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [{"type": "audio", "audio": _sound(b, rate)} if b["type"] != "text" else b for b in content]
-        heard.append({**message, "content": content})
+        parts = blocks(message)
+        if not isinstance(message["content"], str):
+            parts = [
+                Clip(Clip.of(b).read(rate)).block() if b["type"] in KINDS and names_source(b) else b for b in parts
+            ]
+            message = {**message, "content": parts}
+        heard.append(message)
     return heard
-
-
-def _sound(block: Any, rate: int) -> NDArray[np.float32]:
-    source = next(block[key] for key in ("audio", "path", "url", "audio_url") if key in block)
-    return read_audio(source, rate, start=block.get("start", 0.0), duration=block.get("duration"))

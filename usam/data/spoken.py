@@ -91,8 +91,8 @@ def write_corpus(
         progress: called with the number of clips written so far.
 
     Returns:
-        The manifests by name. Their rows have `audio` (a path relative to the manifest), `task`, `answer`,
-        `voice` and `seconds`.
+        The manifests by name. Their rows have `audio` (a path relative to the manifest), `task`, `answer`, and
+        in `meta` the `voice` and the `seconds`.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -138,11 +138,11 @@ class Clip:
     pitch: int
 
     def write(self, file: Path) -> dict[str, Any]:
-        """Speak it into a 16-bit WAV file; its answer, voice and seconds."""
+        """Speak it into a 16-bit WAV file; its answer, and beside it voice and seconds."""
         wave, rate = speak(self.text, voice=self.voice, rate=self.rate, pitch=self.pitch)
         wave = soxr.resample(_trimmed(wave, rate), rate, SAMPLE_RATE)
         soundfile.write(file, wave, SAMPLE_RATE, subtype="PCM_16")
-        return {"answer": self.text, "voice": self.voice, "seconds": round(len(wave) / SAMPLE_RATE, 3)}
+        return {"answer": self.text, "meta": {"voice": self.voice, "seconds": round(len(wave) / SAMPLE_RATE, 3)}}
 
 
 def _clips(train: int, test: int, seed: int) -> dict[str, list[Clip]]:
@@ -196,6 +196,7 @@ def _recipe(train: int, test: int, seed: int) -> dict[str, Any]:
         "quiet": QUIET,
         "margin": MARGIN,
         "sample_rate": SAMPLE_RATE,
+        "columns": ["audio", "task", "answer", "meta"],
         "espeak": version,
     }
 

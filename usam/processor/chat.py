@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from usam.config import AUDIO_TOKEN
+from usam.processor.clip import KINDS, Clip, check_without_source, known_keys, names_source
 
 Span = tuple[int, int]
 
@@ -23,44 +23,57 @@ class Rendered:
     answers: tuple[Span, ...] = ()
 
 
-def flatten(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """A message's text with a placeholder for each clip, and the clips."""
-    content = message.get("content", "")
-    if isinstance(content, str):
-        return content, []
+def flatten(message: Mapping[str, Any]) -> tuple[str, list[Clip]]:
+    """A message's text with a placeholder for each clip, and the clips that it holds itself."""
     text, clips = [], []
-    for block in content:
-        kind = block.get("type") if isinstance(block, Mapping) else None
-        if kind == "text":
-            text.append(str(block["text"]))
-        elif kind in ("audio", "audio_url", "input_audio"):
-            text.append(AUDIO_TOKEN)
-            clips += _clip(block)
-        else:
-            raise ValueError(f"a content block has type 'text' or 'audio', found {block!r:.120}")
+    for block in blocks(message):
+        if block["type"] == "text":
+            text.append(block["text"])
+            continue
+        text.append(AUDIO_TOKEN)
+        if names_source(block) or block["type"] != "audio":
+            clips.append(Clip.of(block))
+        else:  # its clip is given beside the messages
+            check_without_source(block)
     return "".join(text), clips
 
 
-SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "array", "bytes")
+def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A message's content as blocks, checked but for their clips.
+
+    Raises:
+        ValueError: no role, content that is neither text nor a list of blocks, or a block without a known type, or
+            without its text.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError(f"a message has 'role' and 'content', found {message!r:.120}")
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": proper(content, "content")}]
+    if not isinstance(content, (list, tuple)) or not content:
+        raise ValueError(f"a message's 'content' is text or a list of blocks, found {content!r:.120}")
+    for block in content:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "text":
+            known_keys(block, ("type", "text"), "a block of text")
+            proper(block.get("text"), "text")
+        elif kind not in KINDS:
+            raise ValueError(f"a content block has type 'text' or 'audio', found {block!r:.120}")
+    return list(content)
 
 
-def _clip(block: Mapping[str, Any]) -> list[Any]:
-    """The clip of an audio block; none when it is given beside the messages."""
-    found = [block[key] for key in SOURCES if block.get(key) is not None]
-    if not found and block["type"] == "audio":
-        return []
-    if len(found) != 1:
-        raise ValueError(f"an audio block names one source ('audio', 'path' or 'url'), found {block!r:.120}")
-    (clip,) = found
-    if isinstance(clip, Mapping) and "url" in clip:
-        clip = clip["url"]
-    elif isinstance(clip, Mapping) and "data" in clip:
-        clip = base64.b64decode(clip["data"])
-    if isinstance(clip, str) and clip.startswith("data:"):  # a server passes on what it was sent
-        clip = base64.b64decode(clip.partition(",")[2])
-    if block.get("sampling_rate") is not None:
-        clip = {"array": clip, "sampling_rate": block["sampling_rate"]}
-    return [clip]
+def proper(text: Any, key: str) -> str:
+    """The text itself, or ValueError when it is none that a tokenizer takes."""
+    if not isinstance(text, str):
+        raise ValueError(f"'{key}' is text, found {text!r:.120}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"'{key}' holds half a character ({text[error.start]!r}, a lone surrogate) at position {error.start}; "
+            "write the text again as UTF-8"
+        ) from error
+    return text
 
 
 def fill_template(template: str, content: str) -> str:

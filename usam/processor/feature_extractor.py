@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Number
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.processor.audio import is_pair, read_audio
+from usam.processor.audio import is_pair
+from usam.processor.clip import Clip
 from usam.spec.spec import Spec
 
 
@@ -54,9 +56,11 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         """
         if not is_clip(audio):
             return [self.fetch_audio(clip, sampling_rate) for clip in audio]
-        if isinstance(audio, (np.ndarray, Tensor, list, tuple)) and sampling_rate is not None and not is_pair(audio):
-            audio = {"array": audio, "sampling_rate": sampling_rate}
-        return read_audio(audio, self.sampling_rate, max_seconds=self.max_seconds)
+        clip = Clip.of(audio)
+        x = clip.source
+        if isinstance(x, (np.ndarray, Tensor, list, tuple)) and sampling_rate is not None and not is_pair(x):
+            clip = replace(clip, source={"array": x, "sampling_rate": sampling_rate})
+        return clip.read(self.sampling_rate, max_seconds=self.max_seconds)
 
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
