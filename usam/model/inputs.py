@@ -64,8 +64,8 @@ def check_shapes(
         raise ValueError("input_ids and inputs_embeds are two ways to say the same: give one of the two")
     if inputs_embeds is not None and input_values is not None:
         raise ValueError(
-            "inputs_embeds do not say where the clips stand, and hold their audio already (as those do that this "
-            "model returns); to have input_values put in place, give input_ids"
+            "inputs_embeds do not say where the clips stand: give input_ids with input_values, or leave input_values "
+            "out where the embeddings hold the audio already"
         )
     which = "input_ids" if input_ids is not None else "inputs_embeds"
     tokens: Any = input_ids if input_ids is not None else inputs_embeds
