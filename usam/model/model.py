@@ -15,10 +15,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from usam import encoders, fusions, losses
-from usam.component import adapt, build_part, building, drawing, is_frozen
+from usam.component import build_part, building, drawing, is_frozen
 from usam.config import UsamConfig
-from usam.llm import CrossAttentionConfig
-from usam.model.cross_attention import CrossAttention, GatedBlock, Listening, decoder_layers, hearing
+from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
 from usam.model.inputs import check_heard, check_names, check_shapes, names_of
@@ -51,7 +50,7 @@ class UsamModel(UsamPreTrainedModel):
         with building("llm", llm.config, seed):
             self.language_model: Any = llm.backbone(cast(Any, config.text_config))
         config.text_config = self.language_model.config
-        self.cross_attention = self._cross_attention(llm.config.injection, dim)
+        self.cross_attention = blocks_before(self.language_model, llm.config.injection, dim, seed)
         self._takes_cache = cache_argument(self.language_model.forward)
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self._known = names_of(self.forward, self.language_model.forward)
@@ -61,19 +60,18 @@ class UsamModel(UsamPreTrainedModel):
         for module in self.encoders.modules():
             self._no_split_modules |= set(getattr(module, "_no_split_modules", None) or ())
 
-    def _cross_attention(self, injection: CrossAttentionConfig | None, audio_dim: int) -> CrossAttention | None:
-        """The blocks before the decoder layers, unless the audio comes in place of its placeholders."""
-        if injection is None:
-            return None
-        with in_float32(), building("llm.injection", injection, self.seed):
-            layers = decoder_layers(self.language_model)
-            dim = self.language_model.config.hidden_size
-            return adapt(CrossAttention(injection, dim=dim, audio_dim=audio_dim, layers=layers), injection)
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """A saved model without its head."""
-        return UsamForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs).model
+        """A saved model without its head; takes transformers' options."""
+        from usam.model.checkpoint import load_body
+
+        return load_body(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write config.json and every tensor, those of sources too; the head is not among them."""
+        from usam.model.checkpoint import save_body
+
+        save_body(self, save_directory, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token table."""
