@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,8 +46,17 @@ class Source:
         }
 
 
-def locate(path: str, revision: str | None = None) -> Source:
+def locate(
+    path: str, revision: str | None = None, *, variant: str | None = None, subfolder: str = "", **hub: Any
+) -> Source:
     """Find the weight files of a file, a folder or a hub id (downloaded when it is not in the cache).
+
+    Args:
+        path: the file, folder or hub id.
+        revision: of a hub id.
+        variant: which of several sets of files, as `fp16` in `model.fp16.safetensors`.
+        subfolder: where in the folder.
+        hub: options of the download, such as `token` and `cache_dir`.
 
     Raises:
         ComponentError: no such file or folder, no weights in it, or the hub cannot be reached.
@@ -55,11 +65,12 @@ def locate(path: str, revision: str | None = None) -> Source:
     if local.is_file():
         return Source(path, None, local.parent, (local,))
     if local.is_dir():
-        return Source(path, None, local, _weight_files(local, path))
-    folder = _download(path, revision, [*SMALL_FILES, "*.safetensors"])
+        return Source(path, None, local / subfolder, _weight_files(local / subfolder, path, variant))
+    root = _download(path, revision, [*SMALL_FILES, "*.safetensors"], **hub)
+    folder = root / subfolder
     if not any(folder.glob("*.safetensors")):
-        folder = _download(path, revision, [*SMALL_FILES, "*.bin"])
-    return Source(path, folder.name, folder, _weight_files(folder, path))
+        root = _download(path, revision, [*SMALL_FILES, "*.bin"], **hub)
+    return Source(path, root.name, folder, _weight_files(folder, path, variant))
 
 
 def read_config(path: str, revision: str | None = None, name: str = "config.json") -> dict[str, Any]:
@@ -143,28 +154,42 @@ def _load(file: Path) -> dict[Any, Any]:
     return found
 
 
-def _weight_files(folder: Path, path: str) -> tuple[Path, ...]:
-    for name in INDEXES:
+def _weight_files(folder: Path, path: str, variant: str | None = None) -> tuple[Path, ...]:
+    for name in [_of_variant(name, variant) for name in INDEXES]:
         if not (folder / name).is_file():
             continue
         names: Iterable[str] = [name]
-        if name.endswith(".index.json"):
+        if name.endswith(".json"):
             names = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
         missing = [shard for shard in names if not (folder / shard).is_file()]
         if missing:
             raise ComponentError(f"{path}: {name} names files that are not there: {', '.join(missing)}")
         return tuple(folder / shard for shard in names)
-    if len(single := sorted(folder.glob("*.pt"))) == 1:
+    if variant is None and len(single := sorted(folder.glob("*.pt"))) == 1:
         return tuple(single)
-    raise ComponentError(f"{path}: no weights in {folder}; place one of {', '.join(INDEXES)}, or one .pt file, there")
+    wanted = ", ".join(_of_variant(name, variant) for name in INDEXES)
+    others = {match[1] or match[2] for file in folder.glob("model.*") if (match := VARIANT.fullmatch(file.name))}
+    hint = f" There are the variants {', '.join(sorted(others))}: choose with variant=..." if others else ""
+    raise ComponentError(f"{path}: no weights in {folder}; place one of {wanted}, or one .pt file, there.{hint}")
 
 
-def _download(path: str, revision: str | None, patterns: list[str]) -> Path:
+VARIANT = re.compile(r"model\.(?:safetensors\.index\.(\w+)\.json|(\w+?)(?:-\d+-of-\d+)?\.safetensors)")
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    """The name of a file in a set of files, as transformers writes it."""
+    if variant is None:
+        return name
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{variant}.{ending}"
+
+
+def _download(path: str, revision: str | None, patterns: list[str], **options: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns, **options))
     except HFValidationError as error:
         raise ComponentError(f"'{path}' is no file or folder here, and no hub id (owner/name)") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -308,7 +308,7 @@ def test_a_clip_without_a_placeholder_is_an_error(model, processor):
 def test_embeddings_do_not_say_where_the_clips_stand(model, processor):
     batch = ask(processor, "one")
     embeds = model.model.embed(batch.pop("input_ids"))
-    with pytest.raises(ValueError, match="cross-attention needs input_ids"):
+    with pytest.raises(ValueError, match="do not say where the clips stand: give input_ids"):
         model(**batch, inputs_embeds=embeds)
 
 

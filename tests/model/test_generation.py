@@ -1,5 +1,6 @@
 """However it is asked to generate, the model answers as it does one sample and one token at a time."""
 
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import noise
 from transformers import AutoModelForCausalLM
 
 from usam import UsamProcessor, build_model
+from usam.versions.compat import CACHE
 
 STEPS = 6
 
@@ -167,6 +169,78 @@ def test_generation_from_embeddings(model, batch, greedy):
         embeds = model.model(**batch).inputs_embeds
     found = generate(model, {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]})
     assert torch.equal(found, greedy)
+
+
+def test_embeddings_beside_clips_are_an_error(model, processor):
+    inputs = ask(processor, SAMPLES[2])
+    embeds = model.model.embed(inputs["input_ids"])
+    with pytest.raises(ValueError, match="do not say where the clips stand"):
+        generate(model, {**inputs, "inputs_embeds": embeds})
+
+
+def test_a_prompt_whose_audio_is_missing_is_an_error(model, processor):
+    inputs = ask(processor, SAMPLES[2])
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="audio placeholders in input_ids, but no clips"):
+        generate(model, words)
+
+
+def test_a_misspelt_argument_is_an_error(model, processor):
+    inputs = ask(processor, SAMPLES[2])
+    with pytest.raises(ValueError, match="input_value'"):
+        generate(model, {**inputs, "input_value": inputs["input_values"]})
+
+
+def test_whoever_suppresses_other_tokens_gets_no_placeholder(model, batch):
+    found = generate(model, batch, do_sample=True, temperature=50.0, top_k=0, suppress_tokens=[5])
+    assert not torch.isin(found, torch.tensor([5, model.config.audio_token_id])).any()
+
+
+# A chat goes on
+
+
+@pytest.fixture(scope="module")
+def chat(model, processor):
+    """Two chats after their first turn: the cache so far, and the whole of it with a second question."""
+    first = ask(processor, SAMPLES[0], SAMPLES[2])
+    answered = model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    second = processor(text=["<|audio|>?", "Why?"], audio=[noise(0.4, 5)], add_special_tokens=False)
+    ids = torch.cat([answered.sequences, second["input_ids"]], 1)
+    masks = [first["attention_mask"], torch.ones(2, 3, dtype=torch.long), second["attention_mask"]]
+    prompt = torch.cat([torch.zeros(answered.sequences.shape, dtype=torch.bool), second["prompt_mask"]], 1)
+    clips = [noise(0.3, 0), noise(1.2, 7), noise(0.4, 5), noise(0.9, 0)]
+    inputs = {"input_ids": ids, "attention_mask": torch.cat(masks, 1), "prompt_mask": prompt}
+    return answered[CACHE], {**inputs, **processor.feature_extractor(clips, return_tensors="pt")}
+
+
+@pytest.mark.parametrize("given", ["all clips", "new clips"])
+def test_a_chat_goes_on_from_its_cache_as_from_its_beginning(given, chat, model, processor):
+    cache, inputs = chat
+    if model.model.projector.reads_prompt:  # at the beginning it would hear the second question
+        pytest.skip("a clip hears the questions that are given with it: the first ones have not heard the second")
+    expected = generate(model, inputs)
+    if given == "new clips":
+        inputs = {**inputs, **processor.feature_extractor([noise(0.4, 5)], return_tensors="pt")}
+    assert torch.equal(generate(model, inputs, **{CACHE: deepcopy(cache)}), expected)
+
+
+def test_clips_that_the_cache_has_heard_are_not_heard_again(chat, model):
+    cache, inputs = chat
+    expected = generate(model, inputs, **{CACHE: deepcopy(cache)})
+    loud = inputs["input_values"].clone()
+    loud[[0, 1, 3]] = 1.0
+    assert torch.equal(generate(model, {**inputs, "input_values": loud}, **{CACHE: deepcopy(cache)}), expected)
+
+
+def test_a_cache_that_ends_within_a_clip_is_an_error(chat, model):
+    if model.config.parsed.beside:
+        pytest.skip("beside the words a clip has a single placeholder")
+    cache, inputs = chat
+    first = int((inputs["input_ids"][1] == model.config.audio_token_id).nonzero()[0])
+    short = deepcopy(cache)
+    short.crop(first + 1 - cache.get_seq_length())
+    with pytest.raises(ValueError, match=r"ends within clip \d, after \d+ of its \d+ tokens"):
+        generate(model, inputs, **{CACHE: short})
 
 
 def test_a_draft_model_is_refused(model, batch, llama):

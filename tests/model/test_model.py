@@ -8,7 +8,9 @@ import toys  # noqa: F401
 from conftest import noise
 from transformers import AutoModelForCausalLM
 
-from usam import UsamProcessor, build_model, build_projector, load_spec
+from usam import UsamProcessor, build_model, build_projector, load_spec, losses
+from usam.types import LossOutput
+from usam.versions.compat import CACHE
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +209,116 @@ def test_a_placeholder_that_moved_to_another_sample_is_an_error(model, processor
         model(**batch)
 
 
-def test_nothing_to_read_is_an_error(model):
-    with pytest.raises(ValueError, match="give input_ids or inputs_embeds"):
-        model()
+# What is given is checked
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_placeholders_without_clips_are_an_error(training, model, processor):
+    batch = ask(processor, "one", "none")
+    del batch["input_values"], batch["input_values_mask"]
+    batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == model.config.audio_token_id, -100)
+    with pytest.raises(ValueError, match=r"\d+ audio placeholders in input_ids, but no clips: pass 'input_values'"):
+        model.train(training)(**batch)
+    with pytest.raises(ValueError, match="but no clips"):
+        model.eval().model(input_ids=batch["input_ids"])
+
+
+def changed(name, change):
+    return lambda batch: {**batch, name: change(batch.get(name))}
+
+
+FAULTS = {
+    "nothing": (lambda batch: {}, "give input_ids or inputs_embeds"),
+    "both": (changed("inputs_embeds", lambda _: torch.zeros(2, 3, 32)), "give one of the two"),
+    "one row": (changed("input_ids", lambda x: x[0]), r"input_ids is \(batch, length\), found"),
+    "attention": (changed("attention_mask", lambda x: x[:, 1:]), r"attention_mask is \(2, .* what goes with input_ids"),
+    "rows": (changed("attention_mask", lambda x: x[:1]), "attention_mask is"),
+    "prompt": (changed("prompt_mask", lambda x: x[:, 1:]), "prompt_mask is"),
+    "samples": (changed("input_values_mask", lambda x: x[:, 1:]), r"input_values_mask is .* goes with input_values"),
+    "clips": (changed("input_values_mask", lambda x: x[1:]), "input_values_mask is"),
+    "padding": (changed("input_values_mask", lambda x: x.flip(1)), "a clip's own samples come first"),
+    "one clip": (changed("input_values", lambda x: x[0]), r"input_values is \(clip, samples\).* found \(\d+,\)"),
+    "no clip": (changed("input_values", lambda x: x[:0]), "without a clip, leave it out"),
+    "16 bit": (changed("input_values", lambda x: (x * 32768).short()), "divide 16-bit samples by 32768"),
+    "mask": (lambda batch: {**batch, "input_values": None}, "give input_values"),
+    "labels": (changed("labels", lambda _: torch.zeros(2, 3, dtype=torch.long)), r"labels is \(2, 3\)"),
+    "audio": (lambda batch: {**batch, "labels": batch["input_ids"]}, "audio placeholders .* cannot be predicted"),
+}
+
+
+@pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS)
+def test_inputs_that_do_not_fit_each_other_are_an_error(fault, message, model, processor):
+    with pytest.raises(ValueError, match=message):
+        model(**fault(ask(processor, "one", "long").data))
+
+
+def test_embeddings_beside_clips_are_an_error(model, processor):
+    batch = ask(processor, "one")
+    embeds = model(**batch, output_hidden_states=True).hidden_states[0]
+    del batch["input_ids"]
+    with pytest.raises(ValueError, match="do not say where the clips stand"):
+        model(**batch, inputs_embeds=embeds)
+
+
+@pytest.mark.parametrize("half", ["whole", "body"])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("input_value", "input_values"), ("atention_mask", "attention_mask"), ("promptmask", "prompt_mask")],
+)
+def test_a_misspelt_key_of_a_batch_is_an_error_with_the_right_name(half, name, meant, model, processor):
+    batch = {**ask(processor, "one"), name: torch.zeros(1)}
+    with pytest.raises(TypeError, match=f"no argument '{name}'; did you mean '{meant}'"):
+        (model if half == "whole" else model.model)(**batch)
+
+
+def test_arguments_of_transformers_reach_the_language_model(model, processor):
+    batch = ask(processor, "one")
+    found = model(**batch, use_cache=False, output_hidden_states=True, is_causal=True, num_items_in_batch=3)
+    assert len(found.hidden_states) == model.config.text_config.num_hidden_layers + 1
+    assert found.get(CACHE) is None
+
+
+def test_a_mask_covers_the_tokens_in_the_cache(model, processor):
+    batch = ask(processor, "none")
+    cache = model(**batch, use_cache=True).get(CACHE)
+    word = {"input_ids": torch.tensor([[5]]), CACHE: cache}
+    with pytest.raises(ValueError, match=r"it covers the \d+ tokens in the cache as well"):
+        model(**word, attention_mask=torch.ones(1, 1))
+    whole = torch.cat([batch["attention_mask"], torch.ones(1, 1)], 1)
+    assert model(**word, attention_mask=whole).logits.isfinite().all()
+
+
+def test_an_output_may_be_a_tuple(model, processor):
+    batch = ask(processor, "one")
+    expected = model(**batch)
+    logits, *_ = model(**batch, return_dict=False)
+    assert torch.equal(logits, expected.logits)
+    hidden, *_ = model.model(**batch, return_dict=False)
+    close(model.lm_head(hidden), logits)
+    clips = {name: batch[name] for name in ("input_values", "input_values_mask")}
+    if not model.model.projector.reads_prompt:
+        assert torch.equal(
+            model.get_audio_features(**clips, return_dict=False)[1], model.get_audio_features(**clips)[1]
+        )
+
+
+# What only a loss reads
+
+
+@losses.register("toy_weighted")
+class Weighted(losses.Loss):
+    """Cross-entropy of samples with weights, which stand in a column of the data."""
+
+    def forward(self, inputs):
+        return LossOutput(inputs.hidden.mean() * inputs.batch["weight"].sum())
+
+
+def test_a_loss_reads_what_the_collator_passes_along(speech):
+    model = build_model({**speech, "losses": {"toy_weighted": {}}})
+    batch = ask(UsamProcessor.from_spec(model.config.parsed), "none")
+    once = model(**batch, labels=batch["input_ids"], batch={"weight": torch.tensor([1.0])}).loss
+    twice = model(**batch, labels=batch["input_ids"], batch={"weight": torch.tensor([2.0])}).loss
+    torch.testing.assert_close(twice, 2 * once)
 
 
 # Counted before they are heard

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,15 +116,21 @@ def asked_dtype(kwargs: dict[str, Any]) -> torch.dtype | None:
     return dtype
 
 
-def assemble(
+def assemble(*args: Any, **kwargs: Any) -> UsamForConditionalGeneration:
+    """The model that `assembled` makes."""
+    return assembled(*args, **kwargs)[0]
+
+
+def assembled(
     skeleton: UsamForConditionalGeneration,
     tensors: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
     may_be_missing: Any,
     who: str,
+    ignore_mismatched_sizes: bool = False,
     **kwargs: Any,
-) -> UsamForConditionalGeneration:
-    """The model with these tensors, frozen where the skeleton is.
+) -> tuple[UsamForConditionalGeneration, dict[str, Any]]:
+    """The model with these tensors, frozen where the skeleton is; and what transformers tells of the loading.
 
     Raises:
         ComponentError: lists every tensor that is missing, unexpected or of another shape.
@@ -147,14 +153,15 @@ def assemble(
         )
     faults = [f"missing {key}" for key in info["missing_keys"] if not may_be_missing(key)]
     faults += [f"unexpected {key}" for key in info["unexpected_keys"]]
-    faults += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in info["mismatched_keys"]]
+    if not ignore_mismatched_sizes:
+        faults += [f"{key} is {tuple(found)}, expected {tuple(own)}" for key, found, own in info["mismatched_keys"]]
     if faults:
         raise ComponentError(f"{who} do not fit the model: " + "; ".join(sorted(faults)))
     trains = {name for name, parameter in skeleton.named_parameters() if parameter.requires_grad}
     for name, parameter in model.named_parameters():  # loading has replaced them all by new ones
         parameter.requires_grad_(name in trains and parameter.is_floating_point())
     model.is_quantized = False  # only what is frozen is: the Trainer would refuse to train the rest
-    return cast(UsamForConditionalGeneration, model)
+    return model, info
 
 
 def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:

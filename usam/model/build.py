@@ -49,8 +49,11 @@ def build_model(
     Raises:
         SpecError, ComponentError: the spec, or a source, is wrong; the message says what to write.
     """
+    for option in ("output_loading_info", "ignore_mismatched_sizes", "state_dict", "config"):
+        if option in kwargs:
+            raise TypeError(f"build_model takes no '{option}', which belongs to from_pretrained of a saved model")
     if weights and isinstance(spec, (str, Path)) and (Path(spec) / "config.json").is_file():
-        return load(spec, *overrides, seed=seed, **kwargs)
+        return cast(UsamForConditionalGeneration, load(spec, *overrides, seed=seed, **kwargs))
     config = config_of(load_spec(spec, *overrides), weights)
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()

@@ -27,7 +27,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from usam import __version__
 from usam.component import base_name, is_adapter, with_base_layers
 from usam.config import UsamConfig
-from usam.model.assembly import Base, asked_dtype, assemble, outline, parts, plan_dtypes, sources
+from usam.model.added import CONFIG as ADDED
+from usam.model.added import added_adapter, load_added, save_added, without_added
+from usam.model.assembly import Base, asked_dtype, assemble, assembled, outline, parts, plan_dtypes, sources
 from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
@@ -35,53 +37,52 @@ from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec
 from usam.types import Prompt
-from usam.weights import locate, read
+from usam.weights import Source, locate, read
 
-# What AutoModel and pipelines pass on that has no meaning here: files are found by `locate`.
-DOWNLOAD_OPTIONS = [
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "subfolder",
-    "use_safetensors",
-    "variant",
-    "weights_only",
-    "proxies",
-    "trust_remote_code",
-    "adapter_kwargs",
-    "_from_auto",
-    "_from_pipeline",
-    "_commit_hash",
-    "resume_download",
-    "code_revision",
-]
+# What AutoModel and pipelines pass on that has no meaning here: nothing in a folder is executed.
+WITHOUT_MEANING = ["weights_only", "trust_remote_code", "code_revision", "resume_download", "proxies"]
+WITHOUT_MEANING += ["adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash"]
+HUB = ["cache_dir", "force_download", "local_files_only", "token"]
 
 
 def load(
-    path: str | Path,
+    path: str | Path | None,
     *overrides: Override,
     config: UsamConfig | None = None,
     spec: Spec | None = None,
     revision: str | None = None,
+    body: bool = False,
     **kwargs: Any,
-) -> UsamForConditionalGeneration:
+) -> Any:
     """A saved model: a full checkpoint, or a delta laid over its sources.
 
+    With `output_loading_info=True` also what transformers tells of the loading.
+
     Args:
-        path: a folder or hub id.
+        path: a folder or hub id; None with `config` and `state_dict`.
         overrides: patches of its spec for a next stage of training, which may bring adapters and losses.
         config: its config, when it was read before.
         spec: the whole spec of a next stage, instead of its own.
         revision: of the hub repository.
-        kwargs: options of transformers' `from_pretrained`.
+        body: whether head and losses may be missing, because only the body is wanted.
+        kwargs: options of transformers' `from_pretrained`, such as `variant`, `subfolder`, `state_dict`.
 
     Raises:
         ComponentError: a plugin is missing, a source changed since it was saved, or tensors do not fit.
     """
-    for option in DOWNLOAD_OPTIONS:
+    for option in WITHOUT_MEANING:
         kwargs.pop(option, None)
-    source = locate(str(path), revision)
+    tells, adapter = kwargs.pop("output_loading_info", False), kwargs.pop("adapter_name", None) or "default"
+    given, safe = kwargs.pop("state_dict", None), kwargs.pop("use_safetensors", None)
+    where = {name: kwargs.pop(name, None) for name in (*HUB, "variant", "subfolder")}
+    if path is None:
+        if not isinstance(config, UsamConfig) or given is None:
+            raise ComponentError("without a path, from_pretrained needs config=... and state_dict=...")
+        source = Source("state_dict", None, Path(), ())
+    else:
+        source = locate(str(path), revision, **{name: value for name, value in where.items() if value})
+    if safe and any(file.suffix != ".safetensors" for file in source.files):
+        raise ComponentError(f"{path}: use_safetensors=True, but its weights are {source.files[0].name}")
     config = config if isinstance(config, UsamConfig) else UsamConfig.from_pretrained(source.folder)
     if config.spec is None:
         raise ComponentError(f"{path}: not a model that usam saved; a language model goes into a spec, as llm.path")
@@ -93,37 +94,57 @@ def load(
     if overrides:
         config = config.patched(*overrides)
     skeleton = outline(config)
-    saved = with_base_layers(skeleton, read(source))
+    found = read(source) if given is None else dict(given)
+    who = f"{source.path}: its weights"
+    if not any(name.startswith(("model.", "lm_head.", "losses.")) for name in found):
+        who += ", a body's without its head, as UsamModel saves it,"
+        found = {f"model.{name}": tensor for name, tensor in found.items()}
+    saved = with_base_layers(skeleton, found)
     if next_stage:  # which may also do without a loss of the stage before
         own = skeleton.state_dict()
         saved = {name: tensor for name, tensor in saved.items() if name in own or not name.startswith("losses.")}
     base = Base()
-    if config.delta:
+    if config.delta and path is not None:
         check_sources(config, skeleton)
         base = sources(skeleton)
     dtypes = plan_dtypes(skeleton, base.tensors, saved, asked_dtype(kwargs))
 
     def may_be_missing(key: str) -> bool:
-        return next_stage and (is_adapter(key) or key.startswith(("losses.", "model.cross_attention.")))
+        new = next_stage and (is_adapter(key) or key.startswith(("losses.", "model.cross_attention.")))
+        return new or (body and key.startswith(("lm_head.", "losses.")))
 
-    model = assemble(skeleton, {**base.tensors, **saved}, dtypes, may_be_missing, f"{path}: its weights", **kwargs)
+    model, info = assembled(skeleton, {**base.tensors, **saved}, dtypes, may_be_missing, who, **kwargs)
     model.origins = base.origins
     model.sourced = frozenset(base.tensors.keys() - saved.keys())
     model.name_or_path = model.config.name_or_path = str(path)
-    if (source.folder / "generation_config.json").is_file() and "generation_config" not in kwargs:
+    if path is not None and "generation_config" not in kwargs and (source.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.folder)
-    return model
+    if path is not None and (source.folder / ADDED).is_file():
+        load_added(model, source.folder, adapter)
+    return (model, info) if tells else model
+
+
+def load_body(path: str | Path | None, *overrides: Override, **kwargs: Any) -> Any:
+    """The model of a checkpoint without its head, which may also be missing: see `load`."""
+    tells = kwargs.pop("output_loading_info", False)
+    model, info = load(path, *overrides, body=True, output_loading_info=True, **kwargs)
+    info["missing_keys"] = {key.removeprefix("model.") for key in info["missing_keys"] if key.startswith("model.")}
+    return (model.model, info) if tells else model.model
 
 
 def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: Any, **kwargs: Any) -> None:
     """Write config.json, usam.yaml and the tensors that no source can give back."""
     state = model.state_dict() if state_dict is None else dict(state_dict)
+    if (adapter := added_adapter(model)) is not None:
+        state = without_added(model, state)
     names = delta_names(model, state)
     kept = {name: tensor for name, tensor in state.items() if name in names}
     model.config.delta = len(kept) < len(state)
     model.config.provenance = provenance(model)
-    with _as_given(model) if model.config.delta else nullcontext():
+    with _as_given(model) if model.config.delta or adapter is not None else nullcontext():
         PreTrainedModel.save_pretrained(model, folder, state_dict=kept, **kwargs)
+    if adapter is not None and kwargs.get("is_main_process", True):
+        save_added(model, adapter, Path(folder))
     if kwargs.get("is_main_process", True):
         text = "# The spec of this model; use it as `base:` in another.\n" + model.config.parsed.to_yaml()
         (Path(folder) / "usam.yaml").write_text(text, encoding="utf-8")
@@ -131,12 +152,25 @@ def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: An
 
 @contextmanager
 def _as_given(model: Any) -> Iterator[None]:
-    """Without its quantiser, which would write the whole model instead of the tensors that it is given."""
-    quantizer, model.hf_quantizer = getattr(model, "hf_quantizer", None), None
+    """Without its quantiser, which would write the whole model instead of the tensors that it is given; without what
+    tells of an adapter, which would then be written instead.
+    """
+    hidden = {"hf_quantizer": None, "_hf_peft_config_loaded": False}
+    before = {name: getattr(model, name, value) for name, value in hidden.items()}
+    vars(model).update(hidden)
     try:
         yield
     finally:
-        model.hf_quantizer = quantizer
+        vars(model).update(before)
+
+
+def save_body(model: UsamModel, folder: str | Path, **kwargs: Any) -> None:
+    """Write config.json and all tensors of a body without head and losses; what comes from a source too."""
+    before, model.config.delta = model.config.delta, False
+    try:
+        PreTrainedModel.save_pretrained(model, folder, **kwargs)
+    finally:
+        model.config.delta = before
 
 
 def delta_names(model: UsamForConditionalGeneration, state: Mapping[str, Any]) -> set[str]:

@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from usam.component import Component
+from usam.component import Component, adapt, building
 from usam.llm import CrossAttentionConfig
+from usam.model.pretrained import in_float32
 from usam.registry import ComponentError
 from usam.types import Frames
 from usam.versions.compat import cache_argument
@@ -101,6 +102,17 @@ class CrossAttention(Component):
             x, keys, values = block(*inputs)
         heard.states.append((keys, values))
         return x
+
+
+def blocks_before(
+    backbone: Any, injection: CrossAttentionConfig | None, audio_dim: int, seed: int | None
+) -> CrossAttention | None:
+    """The blocks before a language model's decoder layers; None if the audio comes in place of its placeholders."""
+    if injection is None:
+        return None
+    with in_float32(), building("llm.injection", injection, seed):
+        layers, dim = decoder_layers(backbone), backbone.config.hidden_size
+        return adapt(CrossAttention(injection, dim=dim, audio_dim=audio_dim, layers=layers), injection)
 
 
 class GatedBlock(nn.Module):

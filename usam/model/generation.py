@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, PromptLookupCandidateGenerator
 
 from usam.config import UsamConfig
-from usam.model.splice import owners
+from usam.model.splice import check_counts, owners, unheard
 
 
 class UsamGeneration(GenerationMixin):
@@ -39,23 +39,55 @@ class UsamGeneration(GenerationMixin):
         return input_ids, {**model_kwargs, **{name: x for name, x in clips.items() if x is not None}}
 
     def _clip_rows(self, input_ids: Tensor, values: Tensor, mask: Tensor | None, copies: int) -> Tensor:
-        samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
-        counts = self.config.parsed.placeholders(samples.to(input_ids.device))
-        owner = owners(self.model.is_audio(input_ids), counts)
+        counts, slots = self._counts(values, mask), self.model.is_audio(input_ids)
+        check_counts(slots, counts)
+        owner = owners(slots, counts)
         runs = [(owner == i).nonzero().squeeze(-1).repeat(copies) for i in range(len(input_ids))]
         return torch.cat(runs)
 
+    def _counts(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        """How many placeholders each clip has: (clip,)."""
+        samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
+        return cast(Tensor, self.config.parsed.placeholders(samples.to(self.device)))
+
     def prepare_inputs_for_generation(
-        self, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The clips and the prompt mask belong to the prefill only."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
+        """The clips and the prompt mask belong to the prefill only, and those that the cache has heard to none."""
+        known = 0 if next_sequence_length is None else input_ids.shape[1] - next_sequence_length
+        if known > 0 and kwargs.get("is_first_iteration"):
+            kwargs = self._unheard(input_ids, known, kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
+        )
         if inputs.get("input_values") is None:
             inputs.pop("prompt_mask", None)
         elif (mask := inputs.get("prompt_mask")) is not None and inputs.get("input_ids") is not None:
             # Prompt lookup prefills its candidates with the prompt: they are no instruction.
             inputs["prompt_mask"] = nn.functional.pad(mask, (0, inputs["input_ids"].shape[1] - mask.shape[1]))
         return inputs
+
+    def _unheard(self, input_ids: Tensor, known: int, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs without the clips whose placeholders are among the first `known` tokens, which the cache holds.
+
+        Raises:
+            ValueError: the cache ends within a clip.
+        """
+        values, mask, prompt = (inputs.get(name) for name in ("input_values", "input_values_mask", "prompt_mask"))
+        if prompt is not None and prompt.shape == input_ids.shape:
+            inputs = {**inputs, "prompt_mask": prompt[:, known:]}
+        slots = self.model.is_audio(input_ids)
+        counts = None if values is None else self._counts(values, mask)
+        if counts is None or counts.sum() == slots[:, known:].sum():  # only new clips, or none
+            return inputs
+        check_counts(slots, counts)
+        new = unheard(slots, counts, known).to(values.device)
+        clips = {"input_values": values, "input_values_mask": mask}
+        return {**inputs, **{name: x[new] if x is not None and new.any() else None for name, x in clips.items()}}
 
     def _get_logits_processor(
         self, *args: Any, encoder_input_ids: Tensor | None = None, **kwargs: Any
@@ -71,6 +103,13 @@ class UsamGeneration(GenerationMixin):
         audio = input_ids == token
         word = input_ids.gather(1, (~audio).int().argmax(-1, keepdim=True)).masked_fill(audio.all(-1, keepdim=True), 0)
         return torch.where(audio, word, input_ids)
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Also whoever gives a list of tokens to suppress does not want placeholders: they are no words."""
+        config, *rest = super()._prepare_generation_config(*args, **kwargs)
+        if self.config.audio_token_id is not None:
+            config.suppress_tokens = sorted({*(config.suppress_tokens or ()), self.config.audio_token_id})
+        return config, *rest
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._get_candidate_generator(*args, **kwargs)

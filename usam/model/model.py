@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from usam import encoders, fusions, losses
-from usam.component import adapt, build_part, building, drawing, is_frozen
+from usam.component import build_part, building, drawing, is_frozen
 from usam.config import UsamConfig
-from usam.llm import CrossAttentionConfig
-from usam.model.cross_attention import CrossAttention, GatedBlock, Listening, decoder_layers, hearing
+from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
-from usam.model.head import Head, WithHead, as_head
+from usam.model.head import WithHead, as_head
+from usam.model.inputs import check_heard, check_names, check_shapes, names_of
+from usam.model.objective import loss_inputs
 from usam.model.outputs import UsamModelOutput, UsamOutput
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
 from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
-from usam.types import IGNORE, Audio, Frames, LossInputs, Prompt, joined, same_dtype
+from usam.types import Audio, Frames, Prompt, joined, same_dtype
 from usam.versions.compat import CACHE, cache_argument, one_cache
 
 
@@ -48,28 +50,28 @@ class UsamModel(UsamPreTrainedModel):
         with building("llm", llm.config, seed):
             self.language_model: Any = llm.backbone(cast(Any, config.text_config))
         config.text_config = self.language_model.config
-        self.cross_attention = self._cross_attention(llm.config.injection, dim)
+        self.cross_attention = blocks_before(self.language_model, llm.config.injection, dim, seed)
         self._takes_cache = cache_argument(self.language_model.forward)
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
+        self._known = names_of(self.forward, self.language_model.forward)
         self.post_init()
         # post_init looks at direct children only: an encoder, or a layer in one, stays on one device.
         self._no_split_modules |= {GatedBlock.__name__, *(type(encoder).__name__ for encoder in built.values())}
         for module in self.encoders.modules():
             self._no_split_modules |= set(getattr(module, "_no_split_modules", None) or ())
 
-    def _cross_attention(self, injection: CrossAttentionConfig | None, audio_dim: int) -> CrossAttention | None:
-        """The blocks before the decoder layers, unless the audio comes in place of its placeholders."""
-        if injection is None:
-            return None
-        with in_float32(), building("llm.injection", injection, self.seed):
-            layers = decoder_layers(self.language_model)
-            dim = self.language_model.config.hidden_size
-            return adapt(CrossAttention(injection, dim=dim, audio_dim=audio_dim, layers=layers), injection)
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """A saved model without its head."""
-        return UsamForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, *args, **kwargs).model
+        """A saved model without its head; takes transformers' options."""
+        from usam.model.checkpoint import load_body
+
+        return load_body(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write config.json and every tensor, those of sources too; the head is not among them."""
+        from usam.model.checkpoint import save_body
+
+        save_body(self, save_directory, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token table."""
@@ -108,8 +110,9 @@ class UsamModel(UsamPreTrainedModel):
         frames = Frames(frames.x.to(dtype), frames.mask, frames.rate, frames.aux)
         return cast(Frames, self.projector(frames, prompt))
 
+    @can_return_tuple
     def get_audio_features(
-        self, input_values: Tensor, input_values_mask: Tensor | None = None, prompt: Prompt | None = None, **kwargs: Any
+        self, input_values: Tensor, input_values_mask: Tensor | None = None, prompt: Prompt | None = None
     ) -> BaseModelOutputWithPooling:
         """The projected clips: `last_hidden_state` (clip, time, dim) and, flat, `pooler_output` (tokens, dim).
 
@@ -122,6 +125,7 @@ class UsamModel(UsamPreTrainedModel):
         frames = self.project(self.encode(input_values, input_values_mask), prompt)
         return BaseModelOutputWithPooling(last_hidden_state=frames.x, pooler_output=frames.x[frames.mask])
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -146,26 +150,29 @@ class UsamModel(UsamPreTrainedModel):
             cache: the language model's; `past_key_values` is its older name.
             inputs_embeds: (batch, length, dim) instead of `input_ids`, with the audio already in place.
             prompt_mask: (batch, length), True on the instruction, for projectors that read it.
+            kwargs: what the language model's `forward` takes, such as `use_cache` and `output_hidden_states`.
 
         Raises:
-            ValueError: placeholders and audio tokens differ in number, or the prompt mask is missing.
+            ValueError: placeholders and audio tokens differ in number, shapes differ, or the prompt mask is missing.
+            TypeError: an argument that would do nothing.
         """
+        cache = one_cache(cache, past_key_values)
+        check_names(kwargs, self._known)
+        check_shapes(input_ids, inputs_embeds, input_values, input_values_mask, attention_mask, prompt_mask, cache)
         audio, places = None, None
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("give input_ids or inputs_embeds")
+        if input_ids is not None:
             inputs_embeds = self.embed(input_ids)
             if input_values is not None:
                 inputs_embeds, audio, places = self._hear(
                     input_ids, inputs_embeds, input_values, input_values_mask, prompt_mask
                 )
-            elif self.training and torch.is_grad_enabled():
-                inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.dtype)
-        elif self.cross_attention is not None and input_values is not None:
-            raise ValueError("inputs_embeds do not say where the clips stand; cross-attention needs input_ids")
-        cache = one_cache(cache, past_key_values)
+            else:
+                check_heard(self.is_audio(input_ids))
+                if self.training and torch.is_grad_enabled():
+                    inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.dtype)
+        inputs_embeds = cast(Tensor, inputs_embeds)
         heard = self._beside(inputs_embeds, audio, places, cache)
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
         if position_ids is not None and self._takes_positions:
             kwargs["position_ids"] = position_ids
@@ -258,6 +265,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         super().__init__(config)
         self.seed = seed
         self.model = UsamModel(config, seed)
+        self._known = names_of(self.forward, self.model.language_model.forward)
         llm = config.llm()
         with building("llm", llm.config), drawing("llm.head", seed):  # or it would draw what the token table draws
             self.lm_head = llm.head(cast(Any, config.text_config))
@@ -305,6 +313,8 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         """The projected clips: see UsamModel."""
         return self.model.get_audio_features(*args, **kwargs)
 
+    @can_return_tuple
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -319,6 +329,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Any = None,
+        batch: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> UsamOutput:
         """Answer, or learn from an answer: the arguments of UsamModel, and
@@ -327,11 +338,14 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             labels: (batch, length), the token ids where they are supervised and -100 elsewhere.
             logits_to_keep: how many last positions get logits, or which; 0 for all.
             num_items_in_batch: supervised tokens of the whole batch; the loss is then this micro-batch's share.
+            batch: whatever else the losses may want to read, such as ids and tasks of the samples.
 
         Raises:
-            ValueError: labels without one supervised token; another adapter has switched off the model's own.
+            ValueError: labels without one supervised token, or of another shape than the inputs; another adapter has
+                switched off the model's own.
         """
         check_adapter(self)
+        check_names(kwargs, self._known)
         outputs = self.model(
             input_ids=input_ids,
             input_values=input_values,
@@ -341,12 +355,13 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             prompt_mask=prompt_mask,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
         loss, parts, aux = None, None, outputs.audio.aux if outputs.audio is not None else {}
         if labels is not None:
-            loss, parts, more = self._losses(hidden, labels, outputs.audio, num_items_in_batch)
+            loss, parts, more = self._losses(hidden, labels, outputs.audio, num_items_in_batch, batch)
             aux = joined(aux, more)
         logits = None
         if labels is None or not self.training:
@@ -363,32 +378,16 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         )
 
     def _losses(
-        self, hidden: Tensor, labels: Tensor, audio: Frames | None, total: Tensor | int | None
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        audio: Frames | None,
+        total: Tensor | int | None,
+        batch: Mapping[str, Any] | None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        supervised = labels[:, 1:] != IGNORE  # the state at t predicts the token at t + 1
-        wanted = labels[:, 1:][supervised]
-        if torch.compiler.is_compiling():
-            torch._check(wanted.numel() > 0)  # tells the losses, which may ask, without a graph break
-        elif wanted.numel() == 0:
-            raise ValueError(
-                "labels have no supervised token: every label is -100 (or only the first position is not); "
-                "check the data with `usam check SPEC DATA`"
-            )
-        answer_mask = labels != IGNORE
-        answer = self.model.embed(labels.masked_fill(~answer_mask, 0)).detach()
-        if audio is None:
-            empty = hidden.new_zeros(hidden.shape[0], 0, hidden.shape[2])
-            audio = Frames(empty, empty.new_zeros(empty.shape[:2], dtype=torch.bool), 0.0)
-        inputs = LossInputs(
-            hidden=hidden[:, :-1][supervised],
-            labels=wanted,
-            head=Head(self.lm_head),
-            audio=audio,
-            answer=(answer, answer_mask),
-            aux=audio.aux,
-        )
+        inputs = loss_inputs(self, hidden, labels, audio, batch)
         # This micro-batch's share of the supervised tokens: gradient accumulation then sums to the mean.
-        share = 1.0 if total is None else wanted.numel() / total
+        share = 1.0 if total is None else inputs.labels.numel() / total
         parts: dict[str, Tensor] = {}
         aux: dict[str, Tensor] = {}
         loss = hidden.new_zeros((), dtype=torch.float32)

@@ -43,6 +43,25 @@ def check_counts(slots: Tensor, counts: Tensor, what: str = "tokens") -> None:
         )
 
 
+def unheard(slots: Tensor, counts: Tensor, known: int) -> Tensor:
+    """True for the clips that stand behind the first `known` columns: (clip,).
+
+    Raises:
+        ValueError: a clip stands on both sides.
+    """
+    columns = slots.nonzero()[:, 1]
+    clip = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    before = torch.zeros_like(counts).index_add(0, clip, (columns < known).to(counts))
+    cut = ((before > 0) & (before < counts)).nonzero()
+    if len(cut):
+        i = int(cut[0])
+        raise ValueError(
+            f"the cache of {known} tokens ends within clip {i}, after {int(before[i])} of its {int(counts[i])} "
+            "tokens; crop it to end before or behind the clip"
+        )
+    return before < counts
+
+
 def scatter(embeds: Tensor, slots: Tensor, frames: Frames) -> Tensor:
     """Embeddings with the k-th valid frame at the k-th placeholder; no shape depends on data."""
     rank = slots.flatten().cumsum(0).sub(1).clamp_min(0).view_as(slots)

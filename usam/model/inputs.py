@@ -1,0 +1,159 @@
+"""What `forward` is given is checked before any work: its names, its shapes, and that every placeholder has a clip.
+
+What needs the values is not looked at while compiling, nor on the meta device.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+from transformers.utils import TransformersKwargs
+
+from usam.registry import did_you_mean
+
+# What transformers and vLLM hand to whatever they run, for the attention in it; and what would do nothing here.
+HANDED_ON = {*TransformersKwargs.__optional_keys__, "use_cache", "cache_position", "attention_instances"}
+NOTHING_HERE = {"num_items_in_batch", "output_router_logits"}
+
+
+def names_of(forward: Callable[..., Any], backbone: Callable[..., Any]) -> frozenset[str]:
+    """The arguments of a model's `forward`: its own, and those that it hands on to the language model's."""
+    own, inner = (inspect.signature(f).parameters.values() for f in (forward, backbone))
+    named = {p.name for p in (*own, *inner) if p.kind is not p.VAR_KEYWORD}
+    more = HANDED_ON - NOTHING_HERE if any(p.kind is p.VAR_KEYWORD for p in inner) else set()
+    return frozenset(named | more)
+
+
+def check_names(given: Iterable[str], known: frozenset[str]) -> None:
+    """No argument is swallowed.
+
+    Raises:
+        TypeError: one that would do nothing, with the names that come close.
+    """
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"no argument '{name}'; {did_you_mean(name, sorted(known))}. What a loss alone reads goes into 'batch'"
+            )
+
+
+def check_shapes(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    input_values: Tensor | None,
+    input_values_mask: Tensor | None,
+    attention_mask: Any,
+    prompt_mask: Tensor | None,
+    cache: Any,
+) -> None:
+    """Compare the inputs with each other.
+
+    Raises:
+        ValueError: two that exclude each other, one without the other that it needs, or shapes that do not fit.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError("give input_ids or inputs_embeds")
+    if input_ids is not None and inputs_embeds is not None:
+        raise ValueError("input_ids and inputs_embeds are two ways to say the same: give one of the two")
+    if inputs_embeds is not None and input_values is not None:
+        raise ValueError(
+            "inputs_embeds do not say where the clips stand: give input_ids with input_values, or leave input_values "
+            "out where the embeddings hold the audio already"
+        )
+    which = "input_ids" if input_ids is not None else "inputs_embeds"
+    tokens: Any = input_ids if input_ids is not None else inputs_embeds
+    if tokens.ndim != (2 if input_ids is not None else 3):
+        axes = "(batch, length)" if input_ids is not None else "(batch, length, dim)"
+        raise ValueError(f"{which} is {axes}, found {tuple(tokens.shape)}")
+    rows, length = tokens.shape[:2]
+    if prompt_mask is not None and prompt_mask.shape != (rows, length):
+        raise _other("prompt_mask", prompt_mask, which, (rows, length))
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        _check_attention_mask(attention_mask, which, rows, length, _cached(cache))
+    if input_values is not None:
+        _check_clips(input_values, input_values_mask)
+    elif input_values_mask is not None:
+        raise ValueError("input_values_mask says which of input_values are a clip's own: give input_values")
+
+
+def _check_attention_mask(mask: Tensor, which: str, rows: int, length: int, cached: int | None) -> None:
+    if cached is None:
+        if mask.shape[0] != rows or mask.shape[1] < length:
+            raise _other("attention_mask", mask, which, (rows, length))
+    elif tuple(mask.shape) != (rows, cached + length):
+        after = f"; it covers the {cached} tokens in the cache as well" if cached else ""
+        raise _other("attention_mask", mask, which, (rows, cached + length), after)
+
+
+def _check_clips(values: Tensor, mask: Tensor | None) -> None:
+    if values.ndim != 2 or len(values) == 0:
+        raise ValueError(
+            f"input_values is (clip, samples), all clips of the batch below each other, found {tuple(values.shape)}; "
+            "without a clip, leave it out"
+        )
+    if not values.is_floating_point():
+        raise ValueError(f"input_values is a waveform in [-1, 1], found {values.dtype}; divide 16-bit samples by 32768")
+    if mask is None:
+        return
+    if mask.shape != values.shape:
+        raise _other("input_values_mask", mask, "input_values", tuple(values.shape))
+    if not mask.is_meta and bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()):
+        raise ValueError("input_values_mask: a clip's own samples come first, padding goes on their right")
+
+
+def _other(name: str, found: Tensor, beside: str, expected: tuple[int, ...], why: str = "") -> ValueError:
+    return ValueError(
+        f"{name} is {tuple(found.shape)}, but {expected} is what goes with {beside}{why}; "
+        "UsamProcessor makes them together"
+    )
+
+
+def _cached(cache: Any) -> int | None:
+    """Tokens in a cache; None when it does not count them."""
+    if cache is None:
+        return 0
+    layers = getattr(cache, "layers", None)
+    if layers is None or (layers and not any(isinstance(layer, CacheLayerMixin) for layer in layers)):
+        return None
+    return int(cache.get_seq_length())
+
+
+def check_heard(slots: Tensor) -> None:
+    """Without clips there is no placeholder.
+
+    Raises:
+        ValueError: a prompt whose audio is missing.
+    """
+    if torch.compiler.is_compiling() or slots.is_meta:
+        return
+    if bool(slots.any()):
+        raise ValueError(
+            f"{int(slots.sum())} audio placeholders in input_ids, but no clips: pass 'input_values' (UsamProcessor "
+            "makes it), or write the prompt without <|audio|>"
+        )
+
+
+def check_labels(labels: Tensor, wanted: Tensor, shape: tuple[int, ...], audio_token: int | None) -> None:
+    """Labels say token by token what the state before it should predict; `wanted` are those that are supervised.
+
+    Raises:
+        ValueError: another shape than the inputs, nothing supervised, or audio that is to be predicted.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if labels.shape != shape:
+        raise _other("labels", labels, "the inputs", shape)
+    if wanted.numel() == 0:
+        raise ValueError(
+            "labels have no supervised token: every label is -100 (or only the first position is not); "
+            "check the data with `usam check SPEC DATA`"
+        )
+    if audio_token is not None and not wanted.is_meta and bool((wanted == audio_token).any()):
+        raise ValueError(f"labels: audio placeholders ({audio_token}) cannot be predicted; put -100 in their place")
