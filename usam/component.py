@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from usam.registry import ComponentError, Registry
+from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
 from usam.versions.tested import UnsupportedVersion
@@ -42,6 +44,13 @@ class LoRA(Config):
     """Scale by lora_alpha / sqrt(r)."""
     use_dora: bool = False
     """Weight-decomposed adapters (DoRA)."""
+
+    @field_validator("type")
+    @classmethod
+    def _is_no_component(cls, name: str) -> str:
+        if name:
+            raise ValueError("lora is one thing and has no type; leave it out")
+        return name
 
 
 class ComponentConfig(Config):
@@ -230,18 +239,32 @@ def adapt(module: M, config: ComponentConfig) -> M:
 def _inject(module: nn.Module, lora: LoRA) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
+    names = [name for name, _ in module.named_modules()]
+    layers = [name for name, child in module.named_modules() if isinstance(child, (nn.Linear, Conv1D))]
+    if isinstance(lora.target_modules, list):
+        unknown = [t for t in lora.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
+        if unknown:
+            known = {name.rpartition(".")[2] for name in layers} | set(layers)
+            hints = "; ".join(f"no module is called '{name}', {_closest(name, known)}" for name in unknown)
+            raise SpecError(f"lora.target_modules: {hints}")
+    if not layers:
+        raise SpecError("lora: this component has no linear layer that could be adapted; leave lora out")
     try:
         inject_adapter_in_model(LoraConfig(**lora.to_dict()), module, adapter_name=ADAPTER)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise SpecError(f"lora: {error}") from error
-    except KeyError as error:
+    except (KeyError, AttributeError) as error:
         if lora.target_modules is not None:
             raise
-        layers = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
         raise SpecError(
             "lora: PEFT chooses layers for transformers' models only; write target_modules, names such as "
-            + (", ".join(layers[:4]) or "none: it has no linear layer")
+            + ", ".join(layers[:4])
         ) from error
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    hint = did_you_mean(name, known)
+    return hint if hint.startswith("did") else f"names look like {', '.join(sorted(known, key=len)[:4])}"
 
 
 def _in_adapter(dropout: nn.Module, module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from usam.clock import N, rescale
 from usam.registry import NAME, ComponentError, did_you_mean, skew
-from usam.spec.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
+from usam.spec.page import KeyPath, Places, SpecError, check_depth, parse_yaml, write_yaml
 from usam.spec.patch import MAPS, SINGLES, merge, parse_override
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Spec(BaseModel):
     def from_tree(cls, tree: Mapping[str, Any], places: Places | None = None) -> Spec:
         """Check a complete tree, component by component, with the place of every fault in the message."""
         places = places or Places()
+        check_depth(tree, places.at(()))
         unknown = set(tree) - set(cls.model_fields)
         if unknown:
             key = min(unknown)
