@@ -148,7 +148,9 @@ def test_an_anchor_that_holds_itself(page):
 def test_aliases_that_would_be_written_out_into_millions(page):
     lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
-    assert re.search(r"spec\.yaml:\d: aliases \(\*\) write this anchor out into more than 10,000", fault(page("\n".join(lines))))
+    assert re.search(
+        r"spec\.yaml:\d: aliases \(\*\) write this anchor out into more than 10,000", fault(page("\n".join(lines)))
+    )
 
 
 DEEP = "{a: " * 500 + "1" + "}" * 500

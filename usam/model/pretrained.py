@@ -98,7 +98,7 @@ def in_float32() -> Iterator[None]:
 def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Each part with its place in the spec, in the order of the model; the head has one of its own."""
     inner = getattr(model, "model", model)
-    yield from ((f"encoders.{name}", encoder) for name, encoder in inner.encoders.items())
+    yield from ((f"encoders.{name}", encoder) for name, encoder in inner.encoders.parts())
     yield "fusion", inner.fusion
     yield from ((f"projector.{i}", stage) for i, stage in enumerate(inner.projector.stages))
     yield "llm", inner.language_model
@@ -106,7 +106,7 @@ def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield "llm.injection", inner.cross_attention
     if inner is not model:
         yield "llm.head", model.lm_head
-        yield from ((f"losses.{name}", loss) for name, loss in model.losses.items())
+        yield from ((f"losses.{name}", loss) for name, loss in model.losses.parts())
 
 
 def _initialize(place: str, module: nn.Module, model: PreTrainedModel, seed: int) -> None:

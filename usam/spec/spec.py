@@ -18,6 +18,7 @@ from usam.clock import N, rescale
 from usam.registry import NAME, ComponentError, did_you_mean, skew
 from usam.spec.page import KeyPath, Places, SpecError, check_depth, parse_yaml, write_yaml
 from usam.spec.patch import MAPS, SINGLES, merge, parse_override
+from usam.spec.sizes import faults
 
 if TYPE_CHECKING:
     from usam.encoders import Encoder
@@ -79,9 +80,12 @@ def component_config(group: str, node: Any, path: KeyPath = (), places: Places |
     except ComponentError as error:
         raise ComponentError(f"{places.at((*path, 'type'), path)}{error}") from error
     try:
-        return cls.model_validate(dict(node))
+        config = cls.model_validate(dict(node))
     except ValidationError as error:
         raise SpecError(f"{_explain(error, cls, path, places)}{skew(registry.find(node['type']))}") from error
+    for name, fault in faults(getattr(config, "arch", None) or {}):
+        raise SpecError(f"{places.at((*path, 'arch', name))}{fault}")
+    return config
 
 
 class Spec(BaseModel):
