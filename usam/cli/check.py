@@ -27,7 +27,8 @@ def check(
 
     checked = load_spec(spec, *(set_ or []))
     trial = try_spec(checked, memory)
-    print(f"{spec}: the spec is sound" + ("; not tried here:" if trial.not_tried else ""))
+    verdict = "the spec is sound" if trial.sound else "no fault was found"
+    print(f"{spec}: {verdict}" + ("; not tried here:" if trial.not_tried else ""))
     for line in trial.not_tried:
         print(f"  {line}")
     if data is None:

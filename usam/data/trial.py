@@ -35,8 +35,10 @@ FAULTS = 20  # rows of which each is told, before they are only counted
 
 @dataclass
 class Trial:
-    """What came of a trial that found no fault: what could not be tried here, and why."""
+    """What came of a trial that found no fault."""
 
+    sound: bool = False
+    """Whether chats were rendered and a step was taken: what is sound trains, given its weights."""
     not_tried: list[str] = field(default_factory=list)
 
 
@@ -55,17 +57,20 @@ def try_spec(spec: Spec, memory: float = 4.0) -> Trial:
     skeleton = outline(UsamConfig.from_spec(full))
     check_learns(skeleton)
     _check_length(full, skeleton)
-    batch = _render(full, trial)
+    batch, placeholder = _render(full, trial)
+    if placeholder is not None:
+        skeleton.config.audio_token_id = placeholder
     need = step_bytes(full, skeleton)
     if need > memory * GIB:
         trial.not_tried.append(f"a training step, which takes some {need / GIB:.1f} GiB here (--memory {memory:g})")
         return trial
     _step(full, skeleton, batch, trial)
+    trial.sound = batch is not None
     return trial
 
 
-def _render(spec: Spec, trial: Trial) -> dict[str, Tensor] | None:
-    """A batch of one chat of each task, and of two without any; None when there is no tokenizer here."""
+def _render(spec: Spec, trial: Trial) -> tuple[dict[str, Tensor] | None, int | None]:
+    """A batch of a chat of each task, and its placeholder; None when there is no tokenizer here."""
     name = getattr(spec.llm, "tokenizer", None) or getattr(spec.llm, "path", None)
     try:
         processor = UsamProcessor.from_spec(spec)
@@ -73,7 +78,7 @@ def _render(spec: Spec, trial: Trial) -> dict[str, Tensor] | None:
         if name is None or not HUB_ID.fullmatch(name) or Path(name).exists():
             raise
         trial.not_tried.append(f"chats: {str(error).splitlines()[0]}")
-        return None
+        return None, None
     except ValueError as error:  # of the template, or of what the tokenizer lacks
         raise SpecError(f"template, llm.tokenizer: {error}") from error
     prompts = {"": "What do you hear?", **spec.prompts}
@@ -88,7 +93,7 @@ def _render(spec: Spec, trial: Trial) -> dict[str, Tensor] | None:
         except ValueError as error:
             raise SpecError(f"{f'prompts.{task}' if task else 'template'}: {error}") from error
         samples.append(chat)
-    return dict(processor.encode(samples[:4], labels=True))
+    return dict(processor.encode(samples[:4], labels=True)), processor.audio_token_id
 
 
 def _noise() -> torch.Generator:
@@ -188,7 +193,8 @@ def _run(model: nn.Module, batch: dict[str, Tensor], when: str) -> Any:
         raise
     except Exception as error:
         raise ComponentError(
-            f"the spec builds a model that cannot be trained; {when}: {type(error).__name__}: {error}"
+            f"the spec builds a model that cannot be trained ({when}): "
+            + (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
         ) from error
     for name, value in output.losses.items():
         if not value.isfinite():

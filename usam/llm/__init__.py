@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from usam.component import ComponentConfig, build, own_config, source_of
 from usam.registry import Registry, did_you_mean
-from usam.spec.sizes import LAYERS, TOKENS, WIDTH
+from usam.spec.sizes import HEADS, LAYERS, TOKENS, WIDTH
 from usam.spec.spec import Config
 from usam.weights import Source
 
@@ -23,7 +23,7 @@ class CrossAttentionConfig(ComponentConfig):
     """The one way that has options; `prefix` has none."""
     every: int = Field(1, ge=1, le=LAYERS)
     """A block stands before every so many-th decoder layer: the second, the fourth ... for 2."""
-    heads: int = Field(8, ge=1, le=WIDTH)
+    heads: int = Field(8, ge=1, le=HEADS)
     """Attention heads."""
     head_dim: int = Field(64, ge=1, le=WIDTH)
     """Width of each head."""

@@ -11,7 +11,7 @@ from transformers import AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedTok
 
 from usam.component import adapt
 from usam.llm import LLM
-from usam.spec.sizes import LAYERS, WIDTH
+from usam.spec.sizes import HEADS, LAYERS, WIDTH
 
 PAD, END = "<|pad|>", "<|end|>"
 
@@ -28,7 +28,7 @@ class Tiny(LLM):
         """Width."""
         layers: int = Field(2, ge=1, le=LAYERS)
         """Decoder layers."""
-        heads: int = Field(4, ge=1, le=WIDTH)
+        heads: int = Field(4, ge=1, le=HEADS)
         """Attention heads."""
         tie_word_embeddings: bool = False
         """Whether the head is the embedding table."""

@@ -21,7 +21,7 @@ from usam.losses._answers import answer_ids, same_answer
 from usam.losses._candidates import Candidates, Queue, elsewhere, mean_over_processes, pack, processes
 from usam.losses._selection import Decision, Normalize, decide, relevance, significance
 from usam.losses._triplet import Negatives, choose, hinges
-from usam.spec.sizes import TOKENS, WIDTH
+from usam.spec.sizes import FRAMES, TOKENS, WIDTH
 from usam.types import LossInputs, LossOutput
 
 
@@ -69,7 +69,7 @@ class SemanticContrastive(Loss):
         """What is compared with others: audio with answers; `both` averages this and answers with audio."""
         gather: bool = False
         """Takes negatives from all processes of distributed training."""
-        queue: int = Field(0, ge=0, le=WIDTH)
+        queue: int = Field(0, ge=0, le=FRAMES)
         """Past samples remembered as further negatives while training, for small batches."""
         queue_tokens: int = Field(64, ge=1, le=TOKENS)
         """First tokens of an answer that the queue remembers and compares."""

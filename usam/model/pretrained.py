@@ -63,8 +63,9 @@ class UsamPreTrainedModel(PreTrainedModel):
                 if self.base_model is self:  # also nested models that filled themselves when they were built
                     for module in part.modules():
                         cast(Any, module)._is_hf_initialized = False
+                rules = part if isinstance(part, PreTrainedModel) else self
                 with torch.no_grad(), guard_torch_init_functions():
-                    _initialize(place, part, self, self.seed)
+                    _initialize(place, part, rules, self.seed)
         super().initialize_weights()  # what is left
         for name, layer in fresh.items():
             with drawing(f"{name}.lora", self.seed):

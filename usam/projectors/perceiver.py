@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from usam.clock import N
 from usam.projectors import Projector
 from usam.projectors._activations import ACTIVATIONS, Activation
-from usam.spec.sizes import LAYERS, TOKENS, WIDTH
+from usam.spec.sizes import HEADS, LAYERS, TOKENS, WIDTH
 from usam.types import Frames, Prompt
 
 SHORTEST, LONGEST = 0.1, 3600.0  # periods of the sinusoids, in seconds
@@ -29,7 +29,7 @@ class Perceiver(Projector):
         """Tokens that every clip becomes, however long it is."""
         layers: int = Field(2, ge=1, le=LAYERS)
         """Blocks of cross-attention and feed-forward."""
-        heads: int = Field(8, ge=1, le=WIDTH)
+        heads: int = Field(8, ge=1, le=HEADS)
         """Heads of the attention."""
         head_dim: int = Field(64, ge=1, le=WIDTH)
         """Width of a head."""

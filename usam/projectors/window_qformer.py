@@ -15,7 +15,7 @@ from usam.clock import N, ceil_div, whole_frames
 from usam.projectors import Projector
 from usam.projectors._qformer import QFormer
 from usam.registry import ComponentError
-from usam.spec.sizes import LAYERS, SECONDS, TOKENS, WIDTH
+from usam.spec.sizes import HEADS, LAYERS, SECONDS, TOKENS, WIDTH
 from usam.types import Frames, Prompt, prefix_mask
 from usam.weights import read
 
@@ -45,7 +45,7 @@ class WindowQFormer(Projector):
         """Transformer layers."""
         dim: int = Field(768, ge=1, le=WIDTH)
         """Width of the queries, and of the output where the next stage leaves the choice."""
-        heads: int = Field(12, ge=1, le=WIDTH)
+        heads: int = Field(12, ge=1, le=HEADS)
         """Attention heads; no checkpoint tells how many it was trained with."""
         intermediate: int | None = Field(None, ge=1, le=WIDTH)
         """Width of the hidden layer that ends a transformer layer; None takes 4 * dim."""

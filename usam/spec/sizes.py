@@ -9,7 +9,8 @@ LAYERS = 1000  # modules are made one by one, on the meta device too; the deepes
 SECONDS = 600  # of a window, which is filled up with silence however short a clip is
 FRAMES = 60_000  # of 10 ms: the same ten minutes
 TOKENS = 4096  # that one window, or a clip of any length, becomes
-WIDTH = 2**20
+WIDTH = 2**17
+HEADS = 1024
 LONG = 2**24  # words of a vocabulary, positions
 HEARD = 15_000  # frames of 20 ms in one window of Whisper, which has 1500
 BINS = 512  # of a mel filter bank, which is computed in float64 when the model is built
@@ -19,7 +20,7 @@ NAMES: dict[str, int] = {
     name: most
     for names, most in {
         "num_hidden_layers num_layers n_layer n_layers encoder_layers depth depths": LAYERS,
-        "num_attention_heads num_key_value_heads num_heads n_head n_heads encoder_attention_heads": WIDTH,
+        "num_attention_heads num_key_value_heads num_heads n_head n_heads encoder_attention_heads": HEADS,
         "hidden_size d_model n_embd embed_dim encoder_embed_dim intermediate_size encoder_ffn_dim": WIDTH,
         "encoder_ffn_embed_dim head_dim n_inner patch_embeds_hidden_size patch_size": WIDTH,
         "input_patch_size time_stride conv_dim conv_kernel conv_stride conv_pos conv_pos_groups": WIDTH,
