@@ -75,7 +75,7 @@ def test_a_frozen_encoder_does_not_drop_out_while_its_adapters_may():
 
 
 def test_target_modules_that_do_not_exist_are_an_error():
-    with pytest.raises(SpecError, match=r"lora: .*no_proj"):
+    with pytest.raises(SpecError, match=r"^lora\.target_modules: .*no_proj"):
         build_encoder("whisper", arch=TINY, lora={"target_modules": ["no_proj"]})
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from pydantic import Field, field_validator
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from usam.registry import ComponentError, Registry
+from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
 from usam.versions.tested import UnsupportedVersion
@@ -43,6 +46,13 @@ class LoRA(Config):
     use_dora: bool = False
     """Weight-decomposed adapters (DoRA)."""
 
+    @field_validator("type")
+    @classmethod
+    def _is_no_component(cls, name: str) -> str:
+        if name:
+            raise ValueError("lora is one thing and has no type; leave it out")
+        return name
+
 
 class ComponentConfig(Config):
     """Options that every family has."""
@@ -51,12 +61,40 @@ class ComponentConfig(Config):
     """What does not train: all, none, or patterns of parameter names such as `encoder.layers.[0-9].*`."""
     lora: LoRA | None = None
     """Low-rank adapters; they train whatever `freeze` says."""
-    lr_scale: float = Field(1.0, gt=0)
+    lr_scale: float = Field(1.0, gt=0, le=1000)
     """Multiplies the learning rate of this component's parameters."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the weights; auto: as the source stores them, and float32 for what trains. Adapters stay float32."""
 
     component: ClassVar[type[Any]]
+
+
+class Parts(nn.ModuleDict):
+    """Modules by any name that a spec may give them, which a ModuleDict refuses where it has a method of that name.
+
+    Such a module is kept under `key(name)`, which no spec can write; all others under their own names.
+    """
+
+    @staticmethod
+    def key(name: str) -> str:
+        """The name of a part's module, as it stands in the names of its tensors."""
+        return f"{name}-" if name in TAKEN else name
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        super().__setitem__(self.key(name), module)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return super().__getitem__(self.key(name))
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(self.key(name))
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """Each module with the name it was given."""
+        return ((key.removesuffix("-"), module) for key, module in self.items())
+
+
+TAKEN = frozenset(dir(Parts()))
 
 
 class Component(nn.Module):
@@ -127,9 +165,14 @@ def building(place: str, config: Any, seed: int | None = None) -> Iterator[None]
         if str(error).startswith((f"{place}:", f"{place}.")):
             raise
         kind = SpecError if isinstance(error, SpecError) else ComponentError
-        raise kind(f"{place}: {error}") from error
+        key = re.match(r"(\w+)[.:]", str(error))  # of one of its own options
+        own = key is not None and key[1] in type(config).model_fields
+        raise kind(f"{place}{'.' if own else ': '}{error}") from error
     except (UnsupportedVersion, MemoryError, torch.OutOfMemoryError):  # not the spec's fault
         raise
+    except StrictDataclassFieldValidationError as error:  # of a config of transformers, which `arch` becomes
+        field = re.findall(r"field '(\w+)'", str(error))[0]
+        raise SpecError(f"{place}.arch.{field}: {error.__cause__ or error}") from error
     except Exception as error:
         defaults = {name: field.default for name, field in type(config).model_fields.items()}
         given = sorted(name for name in config.model_fields_set if getattr(config, name) != defaults.get(name))
@@ -230,18 +273,39 @@ def adapt(module: M, config: ComponentConfig) -> M:
 def _inject(module: nn.Module, lora: LoRA) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
+    names = [name for name, _ in module.named_modules()]
+    layers = [name for name, child in module.named_modules() if isinstance(child, (nn.Linear, Conv1D))]
+    if isinstance(lora.target_modules, list):
+        if not lora.target_modules:
+            raise SpecError("lora.target_modules: an empty list names no layer; leave lora out")
+        unknown = [t for t in lora.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
+        if unknown:
+            known = {name.rpartition(".")[2] for name in layers} | set(layers)
+            hints = "; ".join(f"no module is called '{name}', {_closest(name, known)}" for name in unknown)
+            raise SpecError(f"lora.target_modules: {hints}")
+    if not layers:
+        raise SpecError("lora: this component has no linear layer that could be adapted; leave lora out")
     try:
         inject_adapter_in_model(LoraConfig(**lora.to_dict()), module, adapter_name=ADAPTER)
-    except ValueError as error:
-        raise SpecError(f"lora: {error}") from error
-    except KeyError as error:
+    except (ValueError, re.error) as error:
+        said = str(error).partition(". Please check")[0]
+        if isinstance(lora.target_modules, str):
+            said += "; a text is a regular expression of whole names, and a list holds their ends: [q_proj, v_proj]"
+        raise SpecError(f"lora.target_modules: {said}") from error
+    except (KeyError, AttributeError) as error:
         if lora.target_modules is not None:
             raise
-        layers = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
         raise SpecError(
             "lora: PEFT chooses layers for transformers' models only; write target_modules, names such as "
-            + (", ".join(layers[:4]) or "none: it has no linear layer")
+            + ", ".join(layers[:4])
         ) from error
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    hint = did_you_mean(name, known)
+    return (
+        hint if hint.startswith("did") else f"names look like {', '.join(sorted(known, key=lambda n: (len(n), n))[:4])}"
+    )
 
 
 def _in_adapter(dropout: nn.Module, module: nn.Module) -> bool:
@@ -269,6 +333,12 @@ def with_base_layers(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[s
     """A source's tensors under the names they have after LoRA has wrapped some layers."""
     wrapped = {base_name(name): name for name in module.state_dict() if ".base_layer." in name}
     return {wrapped.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def own_dtype(module: nn.Module) -> torch.dtype | None:
+    """What a component computes in: the dtype of its first weights that are no adapter's; None without any."""
+    own = (p.dtype for name, p in module.named_parameters() if not is_adapter(name) and p.is_floating_point())
+    return next(own, None)
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -10,9 +10,11 @@ from typing import Any, cast
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from usam.clock import ratio
 from usam.component import building
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
+from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec, SpecSource, component_config, load_spec
 from usam.versions.compat import CACHE
 
@@ -116,16 +118,48 @@ class UsamConfig(PreTrainedConfig):
         return data
 
 
+RATES = (1_000, 384_000)  # samples per second that sound is recorded with
+LARGEST = 2**24  # entries of a resampler's filter
+
+
+def _check_time(encoder: Any) -> None:
+    """Ask for an encoder's rates and lengths, so that what is wrong with its arithmetic is told of its place.
+
+    Raises:
+        SpecError: it hears at a rate at which no sound is recorded.
+    """
+    if not RATES[0] <= encoder.sample_rate <= RATES[1]:
+        raise SpecError(f"it hears {encoder.sample_rate} samples a second; sound has {RATES[0]:,} to {RATES[1]:,}")
+    encoder.length(encoder.sample_rate)
+
+
+def _check_resampling(rates: dict[str, int]) -> None:
+    """The filter from the highest rate to another holds an entry for each pair of phases."""
+    highest = max(rates.values())
+    for name, rate in rates.items():
+        step = ratio(rate, highest)
+        if step.numerator * step.denominator > LARGEST:
+            raise SpecError(
+                f"encoders.{name}: it hears {rate} samples a second, and another encoder {highest}: their ratio, "
+                f"{step}, is too long to resample by; take rates with a common divisor"
+            )
+
+
 def resolve(spec: Spec) -> Spec:
     """The same spec with every component's architecture filled in from its source."""
 
     def full(config: Any, place: str) -> Any:
         with building(place, config):
-            return config.resolved() if hasattr(config, "resolved") else config
+            known = config.resolved() if hasattr(config, "resolved") else config
+            if place.startswith("encoders."):
+                _check_time(known)
+            return known
 
+    encoders = {name: full(config, f"encoders.{name}") for name, config in spec.encoders.items()}
+    _check_resampling({name: config.sample_rate for name, config in encoders.items()})
     return spec.model_copy(
         update={
-            "encoders": {name: full(config, f"encoders.{name}") for name, config in spec.encoders.items()},
+            "encoders": encoders,
             "fusion": full(spec.fusion, "fusion"),
             "projector": [full(stage, f"projector.{i}") for i, stage in enumerate(spec.projector)],
             "llm": full(spec.llm, "llm"),

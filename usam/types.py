@@ -148,8 +148,10 @@ class Named(Mapping[str, Tensor]):
         return len(self.aux)
 
 
-def same_dtype(streams: dict[str, Frames]) -> dict[str, Frames]:
-    """Streams as they are when they have one dtype, else all in float32."""
-    if len({frames.x.dtype for frames in streams.values()}) == 1:
+def same_dtype(streams: dict[str, Frames], dtype: torch.dtype | None = None) -> dict[str, Frames]:
+    """Streams in a dtype; without one as they are if they agree, else in float32."""
+    found = {frames.x.dtype for frames in streams.values()}
+    wanted = dtype or (torch.float32 if len(found) > 1 else None)
+    if wanted is None or found == {wanted}:
         return streams
-    return {name: Frames(f.x.float(), f.mask, f.rate, f.aux) for name, f in streams.items()}
+    return {name: Frames(f.x.to(wanted), f.mask, f.rate, f.aux) for name, f in streams.items()}

@@ -156,19 +156,19 @@ def llm(**arch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (llm(hidden_size="x"), r"^llm: 'transformers' cannot be built from llm\.arch: .*'hidden_size' expected int"),
+        (llm(hidden_size="x"), r"^llm\.arch\.hidden_size: .*expected int, got str \(value: 'x'\)"),
         (llm(num_attention_heads=3), r"^llm: .* from llm\.arch: .*not a multiple of .* attention heads \(3\)"),
-        (llm(num_attention_heads=0), r"^llm: .* from llm\.arch: ZeroDivisionError"),
+        (llm(num_attention_heads=0), r": llm\.arch\.num_attention_heads: a model has at least 1; found 0"),
         (llm(hidden_act="foo"), r"^llm: .* from llm\.arch: KeyError: 'foo'"),
-        (llm(vocab_size=-5), r"^llm: .* from llm\.arch: .*negative dimension"),
+        (llm(vocab_size=-5), r": llm\.arch\.vocab_size: a model has at least 1; found -5"),
         (llm(dtype="floot"), r"^llm: .* from llm\.arch: .*floot"),
         ("llm.heads=3", r"^llm: 'tiny' cannot be built from llm\.heads: .*heads \(3\)"),
         ("llm.attn_implementation=foo", r"^llm: 'tiny' cannot be built from llm\.attn_implementation: .*foo"),
-        ("llm.lora={target_modules: '(('}", r"^llm: 'tiny' cannot be built from llm\.lora: .*unterminated subpattern"),
-        ("llm.lora={target_modules: [zz]}", r"^llm: lora: Target modules \{'zz'\} not found"),
-        ("llm.freeze=[zz]", r"^llm: freeze: no parameter matches \['zz'\]"),
+        ("llm.lora={target_modules: '(('}", r"^llm\.lora\.target_modules: .*unterminated subpattern"),
+        ("llm.lora={target_modules: [zz]}", r"^llm\.lora\.target_modules: no .* 'zz', names look like k_proj"),
+        ("llm.freeze=[zz]", r"^llm\.freeze: no parameter matches \['zz'\]"),
         ("llm.injection={type: cross_attention, every: 9}", r"^llm\.injection: 'every' is 9, but .* 2 decoder layers"),
-        ("llm.injection={type: cross_attention, freeze: [zz]}", r"^llm\.injection: freeze: no parameter matches"),
+        ("llm.injection={type: cross_attention, freeze: [zz]}", r"^llm\.injection\.freeze: no parameter matches"),
         ("llm={type: transformers, path: /no/such}", r"^llm: no config of a language model at '/no/such'"),
         ("llm={type: transformers}", r"^llm: transformers needs 'path'"),
         ("encoders={ear: {type: whisper}}", r"^encoders\.ear: whisper needs 'path'"),
@@ -178,13 +178,13 @@ def llm(**arch):
             "encoders={ear: {type: whisper, arch: {d_model: 15, encoder_attention_heads: 4}}}",
             r"^encoders\.ear: 'whisper' cannot be built from encoders\.ear\.arch: ValueError: embed_dim must be",
         ),
-        ("encoders={ear: {type: mert, arch: {hidden_size: x}}}", r"^encoders\.ear: 'mert' .* expected int, got str"),
+        ("encoders={ear: {type: mert, arch: {hidden_size: x}}}", r"^encoders\.ear\.arch\.hidden_size: .* got str"),
         ("encoders={ear: {type: timm, arch: {depth: 1}}}", r"^encoders\.ear: timm: 'arch' needs the 'architecture'"),
-        ("projector.0.freeze=[zz]", r"^projector\.0: freeze: no parameter matches \['zz'\]; names look like map"),
-        ("projector.0.lora={r: 2}", r"^projector\.0: lora: .* write target_modules, names such as map"),
-        ("projector.0.hidden=100000000000000000000", r"^projector\.0: 'linear' .* projector\.0\.hidden.*: \w"),
-        ("fusion={type: sum, dim: 100000000000000000000}", r"^fusion: 'sum' cannot be built from fusion\.dim: "),
-        ("losses.info_nce={freeze: [zz]}", r"^losses\.info_nce: freeze: no parameter matches"),
+        ("projector.0.freeze=[zz]", r"^projector\.0\.freeze: no parameter matches \['zz'\]; names look like map"),
+        ("projector.0.lora={r: 2}", r"^projector\.0\.lora: .* write target_modules, names such as map"),
+        ("projector.0.hidden=100000000000000000000", r": projector\.0\.hidden: .* less than or equal to 131072"),
+        ("fusion={type: sum, dim: 100000000000000000000}", r": fusion\.dim: .* less than or equal to 131072"),
+        ("losses.info_nce={freeze: [zz]}", r"^losses\.info_nce\.freeze: no parameter matches"),
         ("projector.0.type=lineal", r"projector\.0: .*no component 'lineal'; did you mean 'linear'"),
     ],
 )  # fmt: skip
@@ -219,3 +219,37 @@ def test_a_saved_folder_can_be_shown(tmp_path, capsys):
     build_model("tiny", "llm.dim=16", "llm.heads=2").save_pretrained(tmp_path)
     show(str(tmp_path))
     assert re.search(r"^llm +tiny \(llama\) +16 ", capsys.readouterr().out, re.MULTILINE)
+
+
+# Names
+
+
+TAKEN = ["keys", "pop", "train", "type", "items", "forward", "parts", "half"]
+
+
+@pytest.mark.parametrize("fusion", ["sum", "{type: concat, layer_norm: true}"])
+def test_a_part_may_have_the_name_of_a_method(fusion, tmp_path):
+    arch = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    spec = {
+        "encoders": {name: {"type": "ced", "arch": arch} for name in [*TAKEN, "other"]},
+        "projector": "linear",
+        "llm": {"type": "tiny", "dim": 16, "heads": 2},
+        "losses": {name: {"type": "cross_entropy"} for name in TAKEN},
+    }
+    model = build_model(spec, f"fusion={fusion}", seed=0)
+    inputs = {
+        "input_ids": torch.tensor([[1] * 9 + [model.config.audio_token_id] * 25]),
+        "labels": torch.ones(1, 34).long(),
+    }
+    given = model(**inputs, input_values=torch.zeros(1, 16000))
+    assert given.losses.keys() == set(TAKEN)
+    model.save_pretrained(tmp_path)
+    again = build_model(tmp_path)
+    assert again(**inputs, input_values=torch.zeros(1, 16000)).loss == given.loss
+    assert [name for name in again.state_dict() if name.startswith("model.encoders.other.norm.")]
+
+
+def test_a_part_of_any_other_name_has_that_in_the_names_of_its_tensors():
+    names = build_model("mini_paper", weights=False).state_dict()
+    assert not [name for name in names if "-" in name]
+    assert {name.split(".")[2] for name in names if name.startswith("model.encoders.")} == {"ced", "mert", "whisper"}

@@ -133,12 +133,50 @@ def test_words_stay_words(word):
     assert parse_yaml(f"{{{word}: {word}}}", "page", Places()) == {word: word}
 
 
+def test_a_number_of_thousands_of_digits(page):
+    assert "spec.yaml:2: not a number that can be read" in fault(page(f"llm:\n  dim: {'9' * 5000}\n"))
+
+
 def test_an_anchor_is_written_out():
     assert parse_yaml("a: &x {b: 1}\nc: *x", "page", Places()) == {"a": {"b": 1}, "c": {"b": 1}}
 
 
 def test_an_anchor_that_holds_itself(page):
     assert "spec.yaml:2: this anchor holds itself" in fault(page("llm:\n  lora: &x\n    a: *x\n"))
+
+
+def test_aliases_that_would_be_written_out_into_millions(page):
+    lines = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    assert re.search(
+        r"spec\.yaml:\d: aliases \(\*\) write this anchor out into more than 10,000", fault(page("\n".join(lines)))
+    )
+
+
+DEEP = "{a: " * 500 + "1" + "}" * 500
+NESTED = 1
+for _ in range(500):
+    NESTED = {"a": NESTED}
+
+
+def test_a_page_that_is_nested_too_deep(page):
+    assert "spec.yaml:3: nested more than 64 levels deep" in fault(page(f"llm:\n  type: tiny\n  dim: {DEEP}"))
+    assert fault(DEEP.replace("a", '"a"')) == "the spec given as text:1: nested more than 64 levels deep"
+    assert "nested more than 64 levels deep" in fault(page("x:\n" + "".join(f"{' ' * i}- \n" for i in range(500))))
+
+
+def test_data_that_is_nested_too_deep(page):
+    assert fault({"llm": NESTED}) == "llm: nested more than 64 levels deep"
+    assert fault(page(), {"llm": NESTED}) == "override: llm: nested more than 64 levels deep"
+    assert "nested more than 64 levels deep" in fault(page(), ".".join(["llm"] * 500) + "=1")
+    with pytest.raises(SpecError, match="llm: nested more than 64"):
+        Spec.from_tree({"llm": NESTED})
+
+
+def test_data_that_holds_itself():
+    tree = {"llm": {}}
+    tree["llm"]["lora"] = tree
+    assert fault(tree) == "llm: nested more than 64 levels deep"
 
 
 def test_a_duplicate_key_names_both_lines(page):

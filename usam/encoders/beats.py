@@ -21,6 +21,7 @@ from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
+from usam.spec.sizes import SECONDS
 from usam.types import Frames, prefix_mask
 from usam.weights import locate, read, read_config, read_entry
 
@@ -54,7 +55,7 @@ class Beats(Encoder):
         """The eight bands of a step: tokens of their own (50 a second), their mean, or side by side (6.25 a second)."""
         layers: Layers = "last"
         """The last layer; a learned mix of all, which trains even when the rest is frozen; or some, concatenated."""
-        chunk: float = Field(30.72, gt=0)
+        chunk: float = Field(30.72, gt=0, le=SECONDS)
         """Seconds that attention spans: a multiple of 0.16."""
         windows_at_once: int = Field(4, ge=1)
         """Windows of a long clip encoded together: bounds the memory."""

@@ -61,6 +61,9 @@ class Arch(Config):
         return self
 
 
+SIZES = Arch.model_fields.keys() - {"type"}
+
+
 class Ced(Encoder):
     """Tokens are 16 x 16 patches of a mel spectrogram: four bands, 6.25 steps a second, in order of time.
 
@@ -92,8 +95,8 @@ class Ced(Encoder):
         @classmethod
         def _known_sizes(cls, arch: dict[str, Any] | None) -> dict[str, Any] | None:
             for name in arch or {}:
-                if name not in Arch.model_fields:
-                    raise ValueError(f"ced has no '{name}'; {did_you_mean(name, Arch.model_fields)}")
+                if name not in SIZES:
+                    raise ValueError(f"ced has no '{name}'; {did_you_mean(name, SIZES)}")
             return arch if arch is None else Arch.model_validate(arch).to_dict()
 
         @property

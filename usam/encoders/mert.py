@@ -23,6 +23,7 @@ from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, normalized, plain_name
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
+from usam.spec.sizes import SECONDS
 from usam.types import Frames, prefix_mask
 from usam.weights import read, read_config
 
@@ -53,7 +54,7 @@ class Mert(Encoder):
         """Whether clips are brought to zero mean and unit variance; None reads it from `path`, as `arch`."""
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
-        chunk: float = Field(30.0, gt=0)
+        chunk: float = Field(30.0, gt=0, le=SECONDS)
         """Seconds of a window; attention does not reach further."""
         windows_at_once: int = Field(16, ge=1)
         """Windows of long clips encoded together: bounds the memory."""

@@ -25,6 +25,7 @@ from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
+from usam.spec.sizes import BINS, FRAMES
 from usam.types import Frames, prefix_mask
 from usam.weights import read, read_config
 
@@ -45,9 +46,9 @@ class Timm(Encoder):
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
         """`architecture`, a timm model's name, and options of its constructor; None reads them from `path`."""
-        frames: int | None = Field(None, ge=16)
+        frames: int | None = Field(None, ge=16, le=FRAMES)
         """Height of a picture: spectrogram frames of 10 ms; None takes the model's own `img_size`, else 1024."""
-        mels: int | None = Field(None, ge=16)
+        mels: int | None = Field(None, ge=16, le=BINS)
         """Width of a picture: mel bins; None takes the model's own `img_size`, else 128."""
         window: Literal["hann", "povey"] = "hann"
         """Window of the spectrogram (AudioMAE: hann)."""

@@ -27,6 +27,7 @@ from usam.encoders._transformers.network import Network, Span
 from usam.encoders._wav2vec2 import plain_name
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
+from usam.spec.sizes import SECONDS
 from usam.types import Frames, prefix_mask
 from usam.weights import read_config
 
@@ -67,7 +68,7 @@ class Transformers(Encoder):
         """Options of the type's feature extractor; None reads them from `path`, as `arch`, else takes its defaults."""
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
-        chunk: float | None = Field(None, gt=0)
+        chunk: float | None = Field(None, gt=0, le=SECONDS)
         """Seconds of a window, which attention does not leave; None is 30; AST and CLAP have their own."""
         windows_at_once: int = Field(16, ge=1)
         """Windows of long clips encoded together: bounds the memory."""
@@ -194,7 +195,13 @@ def span_of(arch: str, preprocessor: str) -> Span:
             f"transformers: {name} at {options['sampling_rate']} Hz is not supported, because its mel filters are "
             f"for {kind.sample_rate} Hz"
         )
-    return kind.span_of(network, options)
+    span = kind.span_of(network, options)
+    if span.hop < 1 or span.field > SECONDS * span.sample_rate:
+        raise SpecError(
+            f"transformers: a frame that sees {span.field} samples, {span.hop} from one to the next, is none; mend the "
+            "convolutions of 'arch', or 'preprocessor'"
+        )
+    return span
 
 
 def network_of(arch: dict[str, Any]) -> tuple[type[Network], PreTrainedConfig]:

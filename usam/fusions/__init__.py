@@ -32,7 +32,7 @@ class Fusion(Component):
     class Config(ComponentConfig):
         """Options every fusion has."""
 
-        rate: float | None = Field(None, gt=0)
+        rate: float | None = Field(None, ge=0.1, le=1000)
         """Frames per second of the common clock; None takes the lowest rate among the encoders."""
 
         def length(self, streams: Mapping[str, tuple[N, float]], samples: N, sample_rate: int) -> tuple[N, float]:

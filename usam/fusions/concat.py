@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from usam.component import Parts
 from usam.fusions import Fusion
 from usam.types import Audio, Frames
 
@@ -23,7 +24,7 @@ class Concat(Fusion):
     def __init__(self, config: Config, *, dims: Mapping[str, int]) -> None:
         super().__init__(config, dims=dims)
         self.dim = sum(dims.values())
-        self.norms = nn.ModuleDict({n: nn.LayerNorm(dims[n]) for n in self.names} if config.layer_norm else {})
+        self.norms = Parts({n: nn.LayerNorm(dims[n]) for n in self.names} if config.layer_norm else {})
 
     def forward(self, streams: Mapping[str, Frames], audio: Audio) -> Frames:
         """Frames of (clip, time, sum of the widths)."""

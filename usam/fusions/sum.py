@@ -8,7 +8,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from usam.component import Parts
 from usam.fusions import Fusion
+from usam.spec.sizes import WIDTH
 from usam.types import Audio, Frames
 
 
@@ -18,7 +20,7 @@ class Sum(Fusion):
     class Config(Fusion.Config):
         """Options of the weighted sum."""
 
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """The common width; None takes the widest stream's."""
         layer_norm: bool = False
         """Normalise each stream before it is mapped."""
@@ -26,8 +28,8 @@ class Sum(Fusion):
     def __init__(self, config: Config, *, dims: Mapping[str, int]) -> None:
         super().__init__(config, dims=dims)
         self.dim = config.dim or max(dims.values())
-        self.norms = nn.ModuleDict({n: nn.LayerNorm(dims[n]) for n in self.names} if config.layer_norm else {})
-        self.maps = nn.ModuleDict({n: nn.Linear(dims[n], self.dim) for n in self.names})
+        self.norms = Parts({n: nn.LayerNorm(dims[n]) for n in self.names} if config.layer_norm else {})
+        self.maps = Parts({n: nn.Linear(dims[n], self.dim) for n in self.names})
         self.weights = nn.Parameter(torch.empty(len(self.names)))
         self.reset_parameters()
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from usam.component import ComponentConfig, build, own_config, source_of
 from usam.registry import Registry, did_you_mean
+from usam.spec.sizes import HEADS, LAYERS, TOKENS, WIDTH
 from usam.spec.spec import Config
 from usam.weights import Source
 
@@ -20,13 +21,13 @@ class CrossAttentionConfig(ComponentConfig):
 
     type: Literal["cross_attention"] = "cross_attention"
     """The one way that has options; `prefix` has none."""
-    every: int = Field(1, ge=1)
+    every: int = Field(1, ge=1, le=LAYERS)
     """A block stands before every so many-th decoder layer: the second, the fourth ... for 2."""
-    heads: int = Field(8, ge=1)
+    heads: int = Field(8, ge=1, le=HEADS)
     """Attention heads."""
-    head_dim: int = Field(64, ge=1)
+    head_dim: int = Field(64, ge=1, le=WIDTH)
     """Width of each head."""
-    feed_forward: int = Field(4, ge=1)
+    feed_forward: int = Field(4, ge=1, le=TOKENS)
     """Width of a block's feed-forward layer, as a multiple of the language model's."""
     clips: Literal["all", "last"] = "all"
     """Which clips a token hears: all before it in its sample, or the last of them alone, as in Flamingo."""

@@ -11,6 +11,7 @@ from transformers import AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedTok
 
 from usam.component import adapt
 from usam.llm import LLM
+from usam.spec.sizes import HEADS, LAYERS, WIDTH
 
 PAD, END = "<|pad|>", "<|end|>"
 
@@ -23,11 +24,11 @@ class Tiny(LLM):
 
         freeze: Literal["all", "none"] | list[str] = "none"
         """What does not train: all, none, or patterns of parameter names."""
-        dim: int = Field(128, ge=8)
+        dim: int = Field(128, ge=8, le=WIDTH)
         """Width."""
-        layers: int = Field(2, ge=1)
+        layers: int = Field(2, ge=1, le=LAYERS)
         """Decoder layers."""
-        heads: int = Field(4, ge=1)
+        heads: int = Field(4, ge=1, le=HEADS)
         """Attention heads."""
         tie_word_embeddings: bool = False
         """Whether the head is the embedding table."""

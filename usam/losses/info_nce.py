@@ -10,6 +10,7 @@ from torch import nn
 
 from usam.losses import Loss
 from usam.losses._pairs import Pairs
+from usam.spec.sizes import WIDTH
 from usam.types import LossInputs, LossOutput
 
 LARGEST = math.log(100)  # of the scale, section 2.5
@@ -21,7 +22,7 @@ class InfoNCE(Loss):
     class Config(Loss.Config):
         """Options of InfoNCE."""
 
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Width to which audio and answer are mapped before they are compared; None compares them as they are."""
         temperature: float = Field(0.07, ge=0.01)
         """Where the temperature starts; it is learned, and stays at least 0.01. `freeze: [log_scale]` keeps it."""

@@ -21,6 +21,7 @@ from usam.losses._answers import answer_ids, same_answer
 from usam.losses._candidates import Candidates, Queue, elsewhere, mean_over_processes, pack, processes
 from usam.losses._selection import Decision, Normalize, decide, relevance, significance
 from usam.losses._triplet import Negatives, choose, hinges
+from usam.spec.sizes import FRAMES, TOKENS, WIDTH
 from usam.types import LossInputs, LossOutput
 
 
@@ -35,7 +36,7 @@ class SemanticContrastive(Loss):
     class Config(Loss.Config):
         """Options of the semantic contrastive loss."""
 
-        hidden: int = Field(256, ge=1)
+        hidden: int = Field(256, ge=1, le=WIDTH)
         """Width of the bottlenecks of the score network and of the aggregation."""
         beta: float = Field(0.5, ge=0, lt=1)
         """Share of relevance (to the answer, and to the audio as a whole) in a frame's score; the rest is predicted."""
@@ -52,7 +53,7 @@ class SemanticContrastive(Loss):
         """Of the draws of `gumbel`."""
         ratio: float = Field(0.5, gt=0, le=1)
         """Share of frames: what `topk` keeps, and what the sparsity `ratio` draws the mean score to."""
-        slots: int = Field(8, ge=1)
+        slots: int = Field(8, ge=1, le=TOKENS)
         """Slots that the kept frames are gathered into."""
         softmax_over: Literal["frames", "slots"] = "frames"
         """Along what the aggregation's weights sum to 1: each slot a mean of frames, or each frame shared out."""
@@ -68,9 +69,9 @@ class SemanticContrastive(Loss):
         """What is compared with others: audio with answers; `both` averages this and answers with audio."""
         gather: bool = False
         """Takes negatives from all processes of distributed training."""
-        queue: int = Field(0, ge=0)
+        queue: int = Field(0, ge=0, le=FRAMES)
         """Past samples remembered as further negatives while training, for small batches."""
-        queue_tokens: int = Field(64, ge=1)
+        queue_tokens: int = Field(64, ge=1, le=TOKENS)
         """First tokens of an answer that the queue remembers and compares."""
         sparsity: Literal["l1", "ratio", "none"] = "l1"
         """Penalty on scores: their mean (eq. 12), or the squared distance of that mean from `ratio`."""

@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from usam.losses import Loss
 from usam.losses._pairs import Pairs
+from usam.spec.sizes import WIDTH
 from usam.types import LossInputs, LossOutput
 
 
@@ -20,7 +21,7 @@ class SigmoidContrastive(Loss):
     class Config(Loss.Config):
         """Options of the sigmoid loss."""
 
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Width to which audio and answer are mapped before they are compared; None compares them as they are."""
         temperature: float = Field(0.1, gt=0)
         """Where the temperature starts; it is learned. `freeze: [log_scale]` keeps it."""

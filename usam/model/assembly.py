@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from usam.component import DTYPES, Component, is_adapter, with_base_layers
+from usam.component import DTYPES, Component, Parts, is_adapter, with_base_layers
 from usam.config import UsamConfig
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
@@ -49,16 +49,16 @@ def outline(config: UsamConfig) -> UsamForConditionalGeneration:
 
 def parts(model: UsamForConditionalGeneration) -> Iterator[tuple[str, Any]]:
     """Every component with its prefix; the language model's builder stands for its two halves."""
-    for name, encoder in model.model.encoders.items():
-        yield f"model.encoders.{name}.", encoder
+    for name, encoder in model.model.encoders.parts():
+        yield f"model.encoders.{Parts.key(name)}.", encoder
     yield "model.fusion.", model.model.fusion
     for i, stage in enumerate(model.model.projector.stages):
         yield f"model.projector.stages.{i}.", stage
     yield BACKBONE, model.config.llm()
     if model.model.cross_attention is not None:
         yield "model.cross_attention.", model.model.cross_attention
-    for name, loss in model.losses.items():
-        yield f"losses.{name}.", loss
+    for name, loss in model.losses.parts():
+        yield f"losses.{Parts.key(name)}.", loss
 
 
 def sources(skeleton: UsamForConditionalGeneration) -> Base:

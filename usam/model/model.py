@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from usam import encoders, fusions, losses
-from usam.component import build_part, building, drawing, is_frozen
+from usam.component import Parts, build_part, building, drawing, is_frozen, own_dtype
 from usam.config import UsamConfig
 from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
@@ -43,7 +43,7 @@ class UsamModel(UsamPreTrainedModel):
             built = {
                 n: build_part(f"encoders.{n}", encoders.registry, c, seed) for n, c in sorted(spec.encoders.items())
             }
-            self.encoders = nn.ModuleDict(built)
+            self.encoders = Parts(built)
             dims = {name: encoder.dim for name, encoder in built.items()}
             self.fusion = build_part("fusion", fusions.registry, spec.fusion, seed, dims=dims)
             self.projector = Chain(spec.projector, in_dim=self.fusion.dim, prompt_dim=dim, out_dim=dim, seed=seed)
@@ -98,16 +98,14 @@ class UsamModel(UsamPreTrainedModel):
             input_values_mask = torch.ones_like(input_values, dtype=torch.bool)
         audio = Audio(input_values.float(), input_values_mask.bool(), rate)
         streams = {}
-        for name, encoder in cast(Iterator[tuple[str, Any]], self.encoders.items()):
+        for name, encoder in self.encoders.parts():
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
-        return cast(Frames, self.fusion(same_dtype(streams), audio))
+        return cast(Frames, self.fusion(same_dtype(streams, own_dtype(self.fusion)), audio))
 
     def project(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
         """Fused frames as tokens of the language model's width; clip i hears prompt i."""
-        dtype = next((p.dtype for p in self.projector.parameters()), frames.x.dtype)
-        frames = Frames(frames.x.to(dtype), frames.mask, frames.rate, frames.aux)
         return cast(Frames, self.projector(frames, prompt))
 
     @can_return_tuple
@@ -272,7 +270,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         with in_float32():
             parts = sorted(config.parsed.losses.items())
             built = {n: build_part(f"losses.{n}", losses.registry, c, seed, dim=llm.dim) for n, c in parts}
-            self.losses = nn.ModuleDict(built)
+            self.losses = Parts(built)
         table = self.model.get_input_embeddings()
         path = next(name for name, module in self.model.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"model.{path}.weight"}
@@ -391,7 +389,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         parts: dict[str, Tensor] = {}
         aux: dict[str, Tensor] = {}
         loss = hidden.new_zeros((), dtype=torch.float32)
-        for name, module in cast(Iterator[tuple[str, Any]], self.losses.items()):
+        for name, module in self.losses.parts():
             found = module(inputs)
             parts[name] = found.value.detach()
             aux |= {f"{name}.{key}": value for key, value in found.aux.items()}

@@ -63,8 +63,9 @@ class UsamPreTrainedModel(PreTrainedModel):
                 if self.base_model is self:  # also nested models that filled themselves when they were built
                     for module in part.modules():
                         cast(Any, module)._is_hf_initialized = False
+                rules = part if isinstance(part, PreTrainedModel) else self
                 with torch.no_grad(), guard_torch_init_functions():
-                    _initialize(place, part, self, self.seed)
+                    _initialize(place, part, rules, self.seed)
         super().initialize_weights()  # what is left
         for name, layer in fresh.items():
             with drawing(f"{name}.lora", self.seed):
@@ -98,7 +99,7 @@ def in_float32() -> Iterator[None]:
 def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """Each part with its place in the spec, in the order of the model; the head has one of its own."""
     inner = getattr(model, "model", model)
-    yield from ((f"encoders.{name}", encoder) for name, encoder in inner.encoders.items())
+    yield from ((f"encoders.{name}", encoder) for name, encoder in inner.encoders.parts())
     yield "fusion", inner.fusion
     yield from ((f"projector.{i}", stage) for i, stage in enumerate(inner.projector.stages))
     yield "llm", inner.language_model
@@ -106,7 +107,7 @@ def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield "llm.injection", inner.cross_attention
     if inner is not model:
         yield "llm.head", model.lm_head
-        yield from ((f"losses.{name}", loss) for name, loss in model.losses.items())
+        yield from ((f"losses.{name}", loss) for name, loss in model.losses.parts())
 
 
 def _initialize(place: str, module: nn.Module, model: PreTrainedModel, seed: int) -> None:

@@ -38,7 +38,7 @@ def table(spec: Spec) -> list[Row]:
 
 
 def _rows(spec: Spec, model: UsamForConditionalGeneration) -> Iterator[Row]:
-    encoders: Any = model.model.encoders
+    encoders = dict(model.model.encoders.parts())
     for name, encoder in encoders.items():
         config = encoder.config
         rate = f"{config.sample_rate} Hz -> {config.rate:g}/s"
@@ -62,8 +62,7 @@ def _rows(spec: Spec, model: UsamForConditionalGeneration) -> Iterator[Row]:
         yield _row("llm.injection", name, f"{blocks.audio_dim} -> {blocks.dim}", "", blocks)
     tied = " (tied)" if model.config.tie_word_embeddings else ""
     yield _row("llm head", "", f"{width} -> {text.vocab_size}{tied}", "", nn.Module() if tied else model.lm_head)
-    losses: Any = model.losses
-    for name, loss in losses.items():
+    for name, loss in model.losses.parts():
         yield _row(f"losses.{name}", loss.config.type, f"x {loss.config.weight:g}", "", loss)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from usam.clock import N
-from usam.component import Component, ComponentConfig, build, build_part, finish
+from usam.component import Component, ComponentConfig, build, build_part, finish, own_dtype
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
 from usam.types import Frames, Prompt, joined, named
@@ -35,6 +35,8 @@ class Projector(Component):
 
     reads_prompt: bool = False
     """Whether `forward` needs the prompt; of the class, or of one stage by its options."""
+    any_dtype: bool = False
+    """Whether `forward` takes frames and prompts of any dtype; inside a model they come in that of its weights else."""
     dim: int
     """Width of the frames that go out."""
 
@@ -80,7 +82,10 @@ class Chain(nn.Module):
         """All stages; `aux` gathers the by-products of each under `<index>.<name>`."""
         aux = [frames.aux]
         for i, stage in enumerate(self.stages):
-            frames = stage(Frames(frames.x, frames.mask, frames.rate), prompt)
+            dtype = None if stage.any_dtype else own_dtype(stage)
+            x = frames.x if dtype is None else frames.x.to(dtype)
+            read = prompt if dtype is None or prompt is None else Prompt(prompt.x.to(dtype), prompt.mask)
+            frames = stage(Frames(x, frames.mask, frames.rate), read)
             aux.append(named(f"{i}.", frames.aux))
         return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
 

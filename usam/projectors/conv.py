@@ -10,6 +10,8 @@ from torch.nn.functional import pad
 from usam.clock import N, ceil_div
 from usam.projectors import Projector
 from usam.projectors._activations import ACTIVATIONS, Activation
+from usam.spec.sizes import FRAMES as MOST
+from usam.spec.sizes import LAYERS, WIDTH
 from usam.types import Frames, Prompt, prefix_mask
 
 
@@ -19,15 +21,15 @@ class Conv(Projector):
     class Config(Projector.Config):
         """Options of the convolutions."""
 
-        layers: int = Field(2, ge=1)
+        layers: int = Field(2, ge=1, le=LAYERS)
         """Number of convolutions."""
-        kernel: int = Field(3, ge=1)
+        kernel: int = Field(3, ge=1, le=MOST)
         """Frames that a convolution sees at once."""
-        stride: int = Field(2, ge=1)
+        stride: int = Field(2, ge=1, le=MOST)
         """Frames that each convolution turns into one; the last group may be shorter, and is never dropped."""
         activation: Activation = "gelu"
         """What follows each convolution."""
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Width of the convolutions, and of the output where that is free; None keeps the input's."""
 
         @model_validator(mode="after")
@@ -36,6 +38,11 @@ class Conv(Projector):
                 raise ValueError(
                     f"a kernel of {self.kernel} with a stride of {self.stride} would skip frames: "
                     f"write a kernel of at least {self.stride}"
+                )
+            if self.stride**self.layers > MOST:
+                raise ValueError(
+                    f"{self.layers} convolutions with a stride of {self.stride} would make one frame of more than "
+                    f"{MOST:,}; write fewer, or a smaller stride"
                 )
             return self
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from usam.clock import N, ceil_div
 from usam.projectors import Projector
+from usam.spec.sizes import FRAMES, WIDTH
 from usam.types import Frames, Prompt, prefix_mask
 
 
@@ -17,11 +18,11 @@ class Linear(Projector):
     class Config(Projector.Config):
         """Options of the linear projector."""
 
-        stack: int = Field(1, ge=1)
+        stack: int = Field(1, ge=1, le=FRAMES)
         """Neighbouring frames joined into one; the last group is filled up with zeros, never dropped."""
-        hidden: int | None = Field(None, ge=1)
+        hidden: int | None = Field(None, ge=1, le=WIDTH)
         """Width of a hidden ReLU layer (SLAM-ASR: 2048); None maps directly."""
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Output width where the next stage leaves the choice; None keeps the input's."""
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:

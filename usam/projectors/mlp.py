@@ -7,6 +7,7 @@ from torch import nn
 
 from usam.projectors import Projector
 from usam.projectors._activations import ACTIVATIONS, Activation
+from usam.spec.sizes import LAYERS, WIDTH
 from usam.types import Frames, Prompt
 
 
@@ -16,15 +17,15 @@ class MLP(Projector):
     class Config(Projector.Config):
         """Options of the perceptron."""
 
-        hidden: int | None = Field(None, ge=1)
+        hidden: int | None = Field(None, ge=1, le=WIDTH)
         """Width of the hidden layers; None takes the output's."""
-        layers: int = Field(1, ge=1)
+        layers: int = Field(1, ge=1, le=LAYERS)
         """Number of hidden layers."""
         activation: Activation = "gelu"
         """What follows each hidden layer."""
         layer_norm: bool = False
         """Normalise each frame before the first layer."""
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Output width where the next stage leaves the choice; None keeps the input's."""
 
     def __init__(self, config: Config, *, in_dim: int, prompt_dim: int, out_dim: int | None = None) -> None:

@@ -16,6 +16,7 @@ from usam.kernels import ACTIVATIONS, Activation, Backend, Experts, Routes, moe,
 from usam.projectors import Projector
 from usam.projectors._activations import ACTIVATIONS as LAYERS
 from usam.registry import ComponentError
+from usam.spec.sizes import TOKENS, WIDTH
 from usam.types import Frames, Prompt
 
 # `null` removes an option, so that 0 has to say "no hidden layer" in a spec; Python may say None.
@@ -35,12 +36,14 @@ class MoE(Projector):
     gradients each is computed when it is first read, and so mostly never.
     """
 
+    any_dtype = True  # the router reads them in float32
+
     class Config(Projector.Config):
         """Options of the mixture."""
 
-        experts: int = Field(3, ge=1)
+        experts: int = Field(3, ge=1, le=TOKENS)
         """Number of experts."""
-        hidden: Hidden = Field(512, ge=0)
+        hidden: Hidden = Field(512, ge=0, le=WIDTH)
         """Width of the experts' hidden layer; 0 for linear experts."""
         activation: Activation = "gelu"
         """What follows the hidden layers of experts and router."""
@@ -49,7 +52,7 @@ class MoE(Projector):
         normalize_prompt: bool = True
         """Whether the router reads the instruction's mean through a layer norm without parameters: language models
         differ in the scale of their embeddings by a hundred times, and small ones would leave the gates even."""
-        router_hidden: Hidden = Field(256, ge=0)
+        router_hidden: Hidden = Field(256, ge=0, le=WIDTH)
         """Width of the router's hidden layer; 0 for a linear router."""
         top_k: int | None = Field(None, ge=1)
         """Experts that each row goes to; None mixes all of them."""
@@ -65,7 +68,7 @@ class MoE(Projector):
         """What computes the experts; auto chooses by device, dtype and shape."""
         gates: list[Annotated[float, Field(ge=0)]] | None = None
         """Fixed gates, one an expert: there is no router then, and the prompt is not read (`usam export --task`)."""
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Output width where the next stage leaves the choice; None keeps the input's."""
 
         @model_validator(mode="after")

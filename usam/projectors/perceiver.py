@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from usam.clock import N
 from usam.projectors import Projector
 from usam.projectors._activations import ACTIVATIONS, Activation
+from usam.spec.sizes import HEADS, LAYERS, TOKENS, WIDTH
 from usam.types import Frames, Prompt
 
 SHORTEST, LONGEST = 0.1, 3600.0  # periods of the sinusoids, in seconds
@@ -24,19 +25,19 @@ class Perceiver(Projector):
     class Config(Projector.Config):
         """Options of the resampler."""
 
-        latents: int = Field(64, ge=1)
+        latents: int = Field(64, ge=1, le=TOKENS)
         """Tokens that every clip becomes, however long it is."""
-        layers: int = Field(2, ge=1)
+        layers: int = Field(2, ge=1, le=LAYERS)
         """Blocks of cross-attention and feed-forward."""
-        heads: int = Field(8, ge=1)
+        heads: int = Field(8, ge=1, le=HEADS)
         """Heads of the attention."""
-        head_dim: int = Field(64, ge=1)
+        head_dim: int = Field(64, ge=1, le=WIDTH)
         """Width of a head."""
         activation: Activation = "gelu"
         """What stands between the two maps of a feed-forward."""
         positions: bool = True
         """Add sinusoids of a frame's time in seconds; without them only the frames themselves can tell their order."""
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Width of the latents, and of the output where that is free; None keeps the input's."""
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:

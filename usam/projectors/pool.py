@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from usam.clock import N, ceil_div, whole_frames
 from usam.projectors import Projector
+from usam.spec.sizes import SECONDS, WIDTH
 from usam.types import Frames, Prompt, prefix_mask
 
 
@@ -24,7 +25,7 @@ class Pool(Projector):
     class Config(Projector.Config):
         """Options of the pooling."""
 
-        window: float = Field(0.08, gt=0)
+        window: float = Field(0.08, gt=0, le=SECONDS)
         """Seconds pooled into one frame: rounded to whole frames, at least one."""
         reduce: Literal["mean", "max"] = "mean"
         """What is taken of a window, channel by channel."""
@@ -32,7 +33,7 @@ class Pool(Projector):
         """Normalise what was pooled, before the linear map."""
         linear: bool = False
         """Map linearly even if the width need not change."""
-        dim: int | None = Field(None, ge=1)
+        dim: int | None = Field(None, ge=1, le=WIDTH)
         """Output width where the next stage leaves the choice; None keeps the input's."""
 
         def whole(self, rate: float) -> int:

@@ -15,9 +15,11 @@ from usam.clock import N, ceil_div, whole_frames
 from usam.projectors import Projector
 from usam.projectors._qformer import QFormer
 from usam.registry import ComponentError
+from usam.spec.sizes import HEADS, LAYERS, SECONDS, TOKENS, WIDTH
 from usam.types import Frames, Prompt, prefix_mask
 from usam.weights import read
 
+OVERLAP = 64  # windows that a frame is in at most: each holds a copy of it
 WAVES = 32  # of which positions are made: enough to tell 33 frames of a window apart in any way
 
 
@@ -33,19 +35,19 @@ class WindowQFormer(Projector):
     class Config(Projector.Config):
         """Options of the window Q-Former."""
 
-        window: float = Field(0.68, gt=0)
+        window: float = Field(0.68, gt=0, le=SECONDS)
         """Seconds that the queries see at once: rounded to whole frames, half a frame up, at least one."""
-        stride: float | None = Field(None, gt=0)
+        stride: float | None = Field(None, gt=0, le=SECONDS)
         """Seconds from one window to the next, rounded like `window`; None takes the window, smaller ones overlap."""
-        queries: int = Field(1, ge=1)
+        queries: int = Field(1, ge=1, le=TOKENS)
         """Learned queries, each of which makes one token of each window."""
-        layers: int = Field(2, ge=1)
+        layers: int = Field(2, ge=1, le=LAYERS)
         """Transformer layers."""
-        dim: int = Field(768, ge=1)
+        dim: int = Field(768, ge=1, le=WIDTH)
         """Width of the queries, and of the output where the next stage leaves the choice."""
-        heads: int = Field(12, ge=1)
+        heads: int = Field(12, ge=1, le=HEADS)
         """Attention heads; no checkpoint tells how many it was trained with."""
-        intermediate: int | None = Field(None, ge=1)
+        intermediate: int | None = Field(None, ge=1, le=WIDTH)
         """Width of the hidden layer that ends a transformer layer; None takes 4 * dim."""
         cross_attention_frequency: int = Field(1, ge=1)
         """The queries read the frames in every so many layers, the first included (BLIP-2: 2)."""
@@ -64,6 +66,11 @@ class WindowQFormer(Projector):
                 raise ValueError(
                     f"a stride of {self.stride:g} s with a window of {self.window:g} s would skip frames: "
                     f"write a stride of at most {self.window:g}"
+                )
+            if self.stride is not None and self.window > OVERLAP * self.stride:
+                raise ValueError(
+                    f"with a stride of {self.stride:g} s and a window of {self.window:g} s a frame would be read more "
+                    f"than {OVERLAP} times; write a stride of at least {self.window / OVERLAP:g}"
                 )
             if self.dim % self.heads:
                 raise ValueError(f"{self.heads} heads do not divide a dim of {self.dim}")

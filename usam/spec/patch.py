@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from usam.spec.page import KeyPath, Places, SpecError, parse_yaml
+from usam.spec.page import KeyPath, Places, SpecError, check_depth, parse_yaml
 
 # Parts of a spec that map names to components, and parts that are one component; by family.
 MAPS = {"encoders": "usam.encoders", "losses": "usam.losses"}
@@ -35,6 +35,7 @@ def merge(base: Any, patch: Any, places: Places | None = None, origin: str = "",
     A new `type` starts its node afresh; a bare string is `{type: it}`; a map of indexes patches a list.
     Removing what is not there is an error. `places` learns where each key of the patch was written.
     """
+    check_depth(patch, f"{origin}: " if origin else "")
     return _Merge(places or Places(), lines or Places(), origin)(base, _short(patch), ())
 
 

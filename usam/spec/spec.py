@@ -16,8 +16,9 @@ from pydantic_core import to_jsonable_python
 
 from usam.clock import N, rescale
 from usam.registry import NAME, ComponentError, did_you_mean, skew
-from usam.spec.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
+from usam.spec.page import KeyPath, Places, SpecError, check_depth, parse_yaml, write_yaml
 from usam.spec.patch import MAPS, SINGLES, merge, parse_override
+from usam.spec.sizes import faults
 
 if TYPE_CHECKING:
     from usam.encoders import Encoder
@@ -79,9 +80,12 @@ def component_config(group: str, node: Any, path: KeyPath = (), places: Places |
     except ComponentError as error:
         raise ComponentError(f"{places.at((*path, 'type'), path)}{error}") from error
     try:
-        return cls.model_validate(dict(node))
+        config = cls.model_validate(dict(node))
     except ValidationError as error:
         raise SpecError(f"{_explain(error, cls, path, places)}{skew(registry.find(node['type']))}") from error
+    for name, fault in faults(getattr(config, "arch", None) or {}):
+        raise SpecError(f"{places.at((*path, 'arch', name))}{fault}")
+    return config
 
 
 class Spec(BaseModel):
@@ -116,6 +120,7 @@ class Spec(BaseModel):
     def from_tree(cls, tree: Mapping[str, Any], places: Places | None = None) -> Spec:
         """Check a complete tree, component by component, with the place of every fault in the message."""
         places = places or Places()
+        check_depth(tree, places.at(()))
         unknown = set(tree) - set(cls.model_fields)
         if unknown:
             key = min(unknown)
