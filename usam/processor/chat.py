@@ -21,6 +21,17 @@ class Rendered:
     audio: tuple[Any, ...] = ()
     instruction: tuple[Span, ...] | None = None  # None: everything but special tokens
     answers: tuple[Span, ...] = ()
+    read: tuple[int, ...] = ()  # where answers begin that are read and not learned
+    more: tuple[Rendered, ...] = ()  # of the same chat: answers that this text holds otherwise than they are generated
+
+    @property
+    def rows(self) -> tuple[Rendered, ...]:
+        """What a chat is in training: this text, and one row for each answer that needs a text of its own."""
+        return (self, *self.more)
+
+    def starts(self, moves: Sequence[tuple[int, int]]) -> list[int]:
+        """Where answers begin, after the placeholders were repeated."""
+        return [moved(start, moves) for start in sorted({*self.read, *(start for start, _ in self.answers)})]
 
 
 def flatten(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
