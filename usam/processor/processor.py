@@ -338,7 +338,9 @@ class UsamProcessor(ProcessorMixin):
         if not turns or turns[0]["role"] == "assistant":
             raise ValueError("a chat begins with a message of the system or the user")
         draw = self._drawer(chat_template, variables)
-        return Turns(turns, [clips for _, clips in flat], draw, self._special, str(self.tokenizer.eos_token))
+        return Turns(
+            turns, [clip for _, clips in flat for clip in clips], draw, self._special, str(self.tokenizer.eos_token)
+        )
 
     def _drawer(self, chat_template: str | None = None, variables: Mapping[str, Any] | None = None) -> Draw:
         """The template with its variables bound: those of the spec, and over them those of the call."""

@@ -37,14 +37,14 @@ class Turns:
 
     Args:
         turns: messages whose content is text, one placeholder in it for each clip.
-        clips: the clips of each turn.
+        clips: all of their clips.
         draw: the template.
         special: the tokenizer's special tokens, one of which ends a turn.
         eos: the token that ends an answer where the template writes none.
     """
 
     def __init__(
-        self, turns: Sequence[Turn], clips: Sequence[Sequence[Any]], draw: Draw, special: Iterable[str], eos: str
+        self, turns: Sequence[Turn], clips: Sequence[Any], draw: Draw, special: Iterable[str], eos: str
     ) -> None:
         self.turns, self.clips, self.draw, self.eos = turns, clips, draw, eos
         self._end = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
@@ -74,7 +74,7 @@ class Turns:
         kept, moved = self._standing(past, text, learn)
         return Rendered(
             text,
-            tuple(clip for clips in self.clips for clip in clips),
+            tuple(self.clips),
             self._instruction(text, *drawn),
             (*kept, *own),
             more=tuple(self._row(i) for i in moved),
@@ -128,12 +128,12 @@ class Turns:
         return kept, moved
 
     def _row(self, i: int) -> Rendered:
-        """The text that ends with the answer in message `i`, which alone is learned."""
+        """The text that ends with the answer in message `i`, which alone is learned; its clips are the chat's first."""
         text, span = self._closed(i)
         past = [j for j in range(i) if self.turns[j]["role"] == "assistant"]
         kept, _ = self._standing(past, text, False)
-        clips = tuple(clip for clips in self.clips[: i + 1] for clip in clips)
-        return Rendered(text, clips, self._instruction(text, i, True, False), (span,), tuple(a for a, _ in kept))
+        instruction = self._instruction(text, i, True, False)
+        return Rendered(text, (), instruction, answers=(span,), read=tuple(start for start, _ in kept))
 
     def _instruction(self, text: str, size: int, generate: bool, follow: bool) -> tuple[Span, ...]:
         """Where the user's words before the first answer stand in a text that begins as the first turns do.
