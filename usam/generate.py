@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,22 @@ import torch
 
 from usam.data.collate import with_sound
 from usam.model.model import UsamForConditionalGeneration
-from usam.processor.processor import UsamProcessor, answers
+from usam.processor.chat import Rendered
+from usam.processor.lengths import context_length, too_long
+from usam.processor.processor import UsamProcessor
+from usam.registry import did_you_mean
 
 Chat = Sequence[Mapping[str, Any]]
+LONGEST = 256  # tokens of an answer, unless the caller says otherwise
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one chat: an answer, or why there is none."""
+
+    text: str = ""
+    complete: bool = True  # False: cut off at max_new_tokens
+    fault: Exception | None = None
 
 
 class Answerer:
@@ -40,34 +54,96 @@ class Answerer:
             ValueError: neither or both of `prompt` and `task`, or a task that the model does not know.
         """
         if (prompt is None) == (task is None):
-            raise ValueError("give either a prompt or a task")
+            raise ValueError(f"give either a prompt or a task; {self._tasks()}")
         if task is not None:
             if task not in self.processor.prompts:
-                known = ", ".join(sorted(self.processor.prompts)) or "none"
-                raise ValueError(f"this model has no prompt for task '{task}'; known: {known}")
+                close = did_you_mean(task, self.processor.prompts)
+                raise ValueError(f"this model has no prompt for task '{task}'; {close}")
             prompt = self.processor.prompts[task]
         clips = [] if audio is None else list(audio) if isinstance(audio, (list, tuple)) else [audio]
         content = [{"type": "audio", "audio": clip} for clip in clips] + [{"type": "text", "text": prompt}]
         return [{"role": "user", "content": content}]
 
+    def _tasks(self) -> str:
+        return f"tasks that this model knows: {', '.join(sorted(self.processor.prompts)) or 'none'}"
+
     def answer(self, chats: Iterable[Chat], *, batch_size: int = 8, **kwargs: Any) -> Iterator[str]:
-        """One answer a chat, in order; `kwargs` as transformers' `generate` takes them (greedy by default)."""
-        batch: list[Chat] = []
+        """One answer a chat, in order; `kwargs` as transformers' `generate` takes them (greedy by default).
+
+        Raises:
+            ValueError: a chat has no answer (`replies` goes on with the others); the answers before it were given.
+        """
+        for reply in self.replies(chats, batch_size=batch_size, **kwargs):
+            if reply.fault is not None:
+                raise reply.fault
+            yield reply.text
+
+    def replies(self, chats: Iterable[Chat], *, batch_size: int = 8, **kwargs: Any) -> Iterator[Reply]:
+        """One reply a chat, in order: a chat that cannot be read, or is too long, does not keep the others from theirs.
+
+        Args:
+            chats: messages, each chat to be answered once.
+            batch_size: chats that are answered together.
+            kwargs: as transformers' `generate` takes them; greedy, and at most 256 new tokens, by default.
+
+        Raises:
+            ValueError: options under which not each chat has one answer.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, found {batch_size}")
+        if "max_length" in kwargs:
+            raise ValueError("max_length would count the audio too; say max_new_tokens, the longest answer")
+        if kwargs.get("num_return_sequences", 1) != 1:
+            raise ValueError("a chat has one answer here; for num_return_sequences call model.generate")
+        options = {"do_sample": False, "max_new_tokens": LONGEST, **kwargs}
+        waiting: list[Rendered | Reply] = []
         for chat in chats:
-            batch.append(chat)
-            if len(batch) == batch_size:
-                yield from self._answer(batch, kwargs)
-                batch = []
-        if batch:
-            yield from self._answer(batch, kwargs)
+            waiting.append(self._read(chat, int(options["max_new_tokens"])))
+            if sum(isinstance(one, Rendered) for one in waiting) == batch_size:
+                yield from self._flush(waiting, options)
+                waiting = []
+        yield from self._flush(waiting, options)
+
+    def _read(self, chat: Chat, room: int) -> Rendered | Reply:
+        """The chat as text and waveforms, or what is wrong with it: all of it before any work is done."""
+        try:
+            heard = with_sound(chat, self.processor.feature_extractor.sampling_rate)
+            rendered = self.processor.render(heard, add_generation_prompt=True)
+            tokens, clips = self.processor.measure(rendered, _names(chat))
+            context = context_length(self.model.config.text_config)
+            if (message := too_long(context, tokens, clips, room)) is not None:
+                return Reply(fault=ValueError(message))
+        except (ValueError, OSError) as error:
+            return Reply(fault=error)
+        return rendered
+
+    def _flush(self, waiting: Sequence[Rendered | Reply], options: Mapping[str, Any]) -> Iterator[Reply]:
+        found = iter(self._answer([one for one in waiting if isinstance(one, Rendered)], options))
+        for one in waiting:
+            yield next(found) if isinstance(one, Rendered) else one
 
     @torch.inference_mode()
-    def _answer(self, chats: Sequence[Chat], kwargs: Mapping[str, Any]) -> list[str]:
-        rate = self.processor.feature_extractor.sampling_rate
-        rendered = [self.processor.render(with_sound(chat, rate), add_generation_prompt=True) for chat in chats]
-        batch = self.processor.encode(rendered).to(self.model.device)
-        options = {"do_sample": False, "max_new_tokens": 256, **kwargs}
+    def _answer(self, chats: Sequence[Rendered], options: Mapping[str, Any]) -> list[Reply]:
+        if not chats:
+            return []
+        batch = self.processor.encode(chats).to(self.model.device)
         generated = self.model.generate(**batch, **options)
-        copies = len(generated) // len(chats)
-        found = answers(self.processor, generated, batch["input_ids"].shape[1])
-        return [text for i in range(len(chats)) for text in found[i * copies : (i + 1) * copies]]
+        if len(generated) != len(chats):
+            raise ValueError(f"{len(generated)} answers for {len(chats)} chats; leave num_return_sequences at 1")
+        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
+        ends = torch.tensor(ends if isinstance(ends, (list, tuple)) else [ends] if ends is not None else [])
+        replies = []
+        for row in generated[:, batch["input_ids"].shape[1] :].cpu():
+            complete = len(row) < options["max_new_tokens"] or bool(torch.isin(row, ends).any())
+            replies.append(Reply(self.processor.answer_text(row), complete))
+        return replies
+
+
+def _names(chat: Chat) -> list[str]:
+    """What to call the clips of a chat: their files, else their numbers."""
+    blocks = [block for message in chat if not isinstance(message["content"], str) for block in message["content"]]
+    clips = [block for block in blocks if block["type"] != "text"]
+    return [
+        next((str(v) for k, v in clip.items() if k in ("audio", "path", "url") and isinstance(v, (str, Path))), str(i))
+        for i, clip in enumerate(clips, 1)
+    ]

@@ -243,19 +243,19 @@ def test_assistant_masks_mark_what_is_learned(chatml):
     assert lists["assistant_masks"] == batch["assistant_masks"].tolist()
 
 
-def test_a_template_that_rewrites_an_answer_is_refused_by_name(make):
+def test_an_answer_that_is_rewritten_later_gets_a_row_of_its_own(make):
     processor = make(THINKING)
-    assert supervised(processor, [user("What?"), assistant("A dog.")]) == "<think>\nA dog.<|im_end|>"
-    message = r"chat template of '\S+tokenizer\S*' renders message 1 differently once"
-    with pytest.raises(ValueError, match=message):
-        ids(processor, [user("What?"), assistant("A dog."), user("And?"), assistant("ok")])
+    chat = [user("What?"), assistant("A dog."), user("And?"), assistant("ok")]
+    assert supervised(processor, chat, 0) == "<think>\nok<|im_end|>"
+    assert supervised(processor, chat, 1) == "<think>\nA dog.<|im_end|>"
+    assert len(ids(processor, chat)) == 1
 
 
-def test_a_template_that_moves_a_question_is_refused(make):
+def test_a_question_that_is_moved_later_is_read_where_it_stands(make):
     processor = make(SYSTEM_LAST)
-    assert instruction(processor, [system("Be brief."), user("What?")]) == "What?"
-    with pytest.raises(ValueError, match="renders message 1 differently once"):
-        ids(processor, [system("Be brief."), user("What?"), user("And?")])
+    chat = [system("Be brief."), user("What?"), assistant("A dog."), user("And?"), assistant("ok")]
+    assert [instruction(processor, chat[:2]), instruction(processor, chat)] == ["What?", "What?"]
+    assert [supervised(processor, chat, row) for row in (0, 1)] == ["ok<|end|>", "A dog.<|end|>"]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -19,7 +19,7 @@ class Collator:
 
     Args:
         processor: the model's processor.
-        tasks: also give `tasks`, each sample's own or None; UsamTrainer takes it out before the model is called.
+        tasks: also give `tasks`, each row's own or None; UsamTrainer takes it out before the model is called.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, or a chat not rendered; the row is named.
@@ -30,8 +30,14 @@ class Collator:
         self.tasks = tasks
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        batch = self.processor.encode([self._render(sample) for sample in samples], labels=True)
-        return {**batch, "tasks": [sample.task for sample in samples]} if self.tasks else dict(batch)
+        batch, owners = self.rows(samples)
+        return {**batch, "tasks": [sample.task for sample in owners]} if self.tasks else batch
+
+    def rows(self, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Sample]]:
+        """The tensors, and the sample of each row: a chat has several where its template rewrites past answers."""
+        rendered = [self._render(sample) for sample in samples]
+        owners = [sample for sample, chat in zip(samples, rendered, strict=True) for _ in chat.rows]
+        return dict(self.processor.encode(rendered, labels=True)), owners
 
     def _render(self, sample: Sample) -> Any:
         try:

@@ -16,15 +16,15 @@ from usam.types import IGNORE
 
 
 def describe_batch(processor: UsamProcessor, samples: Sequence[Sample]) -> str:
-    """Each sample's text with `<|audio|> x n` for runs of placeholders and `[[...]]` around what is supervised.
+    """Each row's text with `<|audio|> x n` for runs of placeholders and `[[...]]` around what is supervised.
 
     `{...}` is the instruction that prompt-routed projectors read.
     """
-    batch = Collator(processor)(samples)
+    batch, owners = Collator(processor).rows(samples)
     rate = processor.feature_extractor.sampling_rate
     seconds = [float(row.sum()) / rate for row in batch.get("input_values_mask", [])]
     lines = []
-    for i, sample in enumerate(samples):
+    for i, sample in enumerate(owners):
         ids, labels = batch["input_ids"][i].tolist(), batch["labels"][i].tolist()
         own = batch["attention_mask"][i].bool().tolist()
         marks = batch["prompt_mask"][i].tolist()
@@ -73,9 +73,8 @@ def describe_parts(
         samples: of any tasks, each with an answer and one clip.
         clips: of how many the scores are drawn.
     """
-    batch = Collator(processor)(samples)
-    tasks = [sample.task or "-" for sample in samples]
-    batch.pop("tasks", None)
+    batch, owners = Collator(processor).rows(samples)
+    tasks = [sample.task or "-" for sample in owners]
     aux = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).aux or {}
     lines = []
     for key in sorted(aux):
@@ -85,7 +84,7 @@ def describe_parts(
     for key in sorted(aux):
         loss, _, name = key.partition(".")
         if name == "scores":
-            lines += _scores(loss, aux[key], aux[f"{loss}.kept"].bool(), samples, clips)
+            lines += _scores(loss, aux[key], aux[f"{loss}.kept"].bool(), owners, clips)
     return "\n".join(lines)
 
 

@@ -65,6 +65,8 @@ class LLM:
         """What does not train: all, none, or patterns of parameter names."""
         injection: Injection = None
         """How the audio comes in: prefix, in place of its placeholders; or cross_attention, from beside the words."""
+        template_options: dict[str, Any] | None = None
+        """Variables of the tokenizer's chat template, in training and generation: {enable_thinking: false}."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -321,9 +321,9 @@ def fixed_stages(
 
 
 def processor_beside(model: str | Path, spec: Spec) -> UsamProcessor:
-    """The processor saved with a model, else the one of its spec."""
+    """The processor saved with a model, with what a next stage's spec says of it; else the one of the spec."""
     if (locate(str(model)).folder / "processor_config.json").is_file():
-        return cast(UsamProcessor, UsamProcessor.from_pretrained(model))
+        return cast(UsamProcessor, UsamProcessor.from_pretrained(model)).with_spec(spec)
     return UsamProcessor.from_spec(spec)
 
 

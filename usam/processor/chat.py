@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from usam.config import AUDIO_TOKEN
@@ -21,6 +21,17 @@ class Rendered:
     audio: tuple[Any, ...] = ()
     instruction: tuple[Span, ...] | None = None  # None: everything but special tokens
     answers: tuple[Span, ...] = ()
+    read: tuple[int, ...] = ()  # where answers begin that are read and not learned
+    more: tuple[Rendered, ...] = ()  # texts of its first turns, for answers that it holds otherwise than generated
+
+    @property
+    def rows(self) -> tuple[Rendered, ...]:
+        """What a chat is in training: this text, and one row for each answer that needs a text of its own."""
+        return (self, *(replace(row, audio=self.audio[: row.text.count(AUDIO_TOKEN)]) for row in self.more))
+
+    def starts(self, moves: Sequence[tuple[int, int]]) -> list[int]:
+        """Where answers begin, after the placeholders were repeated."""
+        return [moved(start, moves) for start in sorted({*self.read, *(start for start, _ in self.answers)})]
 
 
 def flatten(message: Mapping[str, Any]) -> tuple[str, list[Clip]]:

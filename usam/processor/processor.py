@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from usam.config import AUDIO_TOKEN, resolve
 from usam.llm import build_llm
-from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens, moved
+from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
+from usam.processor.lengths import ClipLength
+from usam.processor.turns import ROLES, Draw, Turn, Turns, wrapping
 from usam.registry import did_you_mean
-from usam.spec.spec import Override, SpecSource, load_spec
+from usam.spec.spec import Override, Spec, SpecSource, load_spec
 from usam.types import IGNORE
 
+if TYPE_CHECKING:
+    from usam.llm import LLM
+
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
-FIRST_MARK = 0xE000  # Unicode's private use area
+NOT_VARIABLES = {
+    "messages",
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"tools", "documents"},
+}
+PASSED_ON = ("load_audio_from_video",)  # servers say it to every processor
 
 
 class UsamProcessor(ProcessorMixin):
@@ -35,6 +47,8 @@ class UsamProcessor(ProcessorMixin):
         template: `auto` for the chat template if there is one, else a plain one; or text with {prompt},
             {audio} and {answer}.
         prompts: task name to instruction.
+        template_options: variables of the chat template, such as `{"enable_thinking": False}`; those that a call
+            gives go before them.
     """
 
     feature_extractor: Any
@@ -47,10 +61,12 @@ class UsamProcessor(ProcessorMixin):
         chat_template: str | None = None,
         template: str = "auto",
         prompts: Mapping[str, str] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.template = template
         self.prompts = dict(prompts or {})
+        self.template_options = dict(template_options or {})
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; use the fast tokenizer")
         if tokenizer.eos_token is None:
@@ -71,6 +87,10 @@ class UsamProcessor(ProcessorMixin):
             self.chat_template = None
         elif chat_template is None:
             self.chat_template = tokenizer.chat_template
+        try:
+            self._check_variables(self._template(), self.template_options)
+        except ValueError as error:
+            raise ValueError(f"llm.template_options: {error}") from error
 
     @classmethod
     def from_spec(cls, spec: SpecSource, *overrides: Override) -> UsamProcessor:
@@ -81,11 +101,21 @@ class UsamProcessor(ProcessorMixin):
             overrides: patches such as `"encoders.mert=null"`.
         """
         spec = resolve(load_spec(spec, *overrides))
+        return cls._of(spec, build_llm(spec.llm).tokenizer())
+
+    def with_spec(self, spec: Spec) -> UsamProcessor:
+        """A processor for another spec, with this one's tokenizer and chat template."""
+        return self._of(resolve(spec), self.tokenizer, self.chat_template)
+
+    @classmethod
+    def _of(cls, spec: Spec, tokenizer: Any, chat_template: Any = None) -> UsamProcessor:
         return cls(
             UsamFeatureExtractor(spec.to_dict()),
-            build_llm(spec.llm).tokenizer(),
+            tokenizer,
+            chat_template,
             template=spec.template,
             prompts=spec.prompts,
+            template_options=cast("LLM.Config", spec.llm).template_options,
         )
 
     @property
@@ -101,7 +131,7 @@ class UsamProcessor(ProcessorMixin):
             sample = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}])
         except ValueError:  # whoever trains with this template is told; an answer can still end
             return ends
-        start, end = sample.answers[0]
+        ((start, end),) = sample.answers
         last = self.tokenizer(sample.text[start:end], add_special_tokens=False)["input_ids"][-1]
         return list(dict.fromkeys([*ends, last] if last in self._special.values() else ends))
 
@@ -147,8 +177,13 @@ class UsamProcessor(ProcessorMixin):
         return self.encode(samples, **kwargs)
 
     def encode(self, samples: Sequence[Rendered], *, labels: bool = False, **kwargs: Any) -> BatchFeature:
-        """Tensors of rendered samples: `input_ids`, `attention_mask`, `prompt_mask`, the clips, and `labels`."""
+        """Tensors of rendered samples: `input_ids`, `attention_mask`, `prompt_mask`, the clips, and `labels`.
+
+        With labels, each sample gives all of its `rows`, one after the other.
+        """
         options = _options(kwargs)
+        if labels:
+            samples = [row for sample in samples for row in sample.rows]
         audio = [clip for sample in samples for clip in sample.audio]
         clips = self.feature_extractor.fetch_audio(audio, options["sampling_rate"]) if audio else []
         counts = iter([self.feature_extractor.placeholders(len(clip)) for clip in clips])
@@ -156,7 +191,7 @@ class UsamProcessor(ProcessorMixin):
         rows: dict[str, list[list[Any]]] = defaultdict(list)
         for sample in samples:
             text, moves = expand(sample.text, [next(counts) for _ in sample.audio])
-            ids, offsets = self._tokenize(text, [moved(start, moves) for start, _ in sample.answers])
+            ids, offsets = self._tokenize(text, sample.starts(moves))
             rows["input_ids"].append(ids)
             rows["attention_mask"].append([1] * len(ids))
             rows["prompt_mask"].append(mark_tokens(ids, offsets, sample.instruction, moves, special))
@@ -178,6 +213,21 @@ class UsamProcessor(ProcessorMixin):
         if isinstance(batch["prompt_mask"], Tensor):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
         return batch
+
+    def measure(self, sample: Rendered, names: Sequence[str] = ()) -> tuple[int, list[ClipLength]]:
+        """Tokens of a rendered sample as the model reads it, and what each of its clips takes of them.
+
+        Args:
+            sample: what `render` returned.
+            names: what to call the clips; else they are numbered.
+        """
+        rate = self.feature_extractor.sampling_rate
+        clips = [self.feature_extractor.fetch_audio(clip) for clip in sample.audio]
+        counts = [int(self.feature_extractor.placeholders(len(clip))) for clip in clips]
+        names = names or [str(i + 1) for i in range(len(clips))]
+        text, moves = expand(sample.text, counts)
+        ids, _ = self._tokenize(text, sample.starts(moves))
+        return len(ids), [ClipLength(n, c, len(x) / rate) for n, c, x in zip(names, counts, clips, strict=True)]
 
     def _tokenize(self, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
         """Token ids and their places, with a token's edge at every start of an answer.
@@ -224,24 +274,27 @@ class UsamProcessor(ProcessorMixin):
             tokenize: return tensors, else the rendered text (with one placeholder for each clip).
             return_dict: False returns `input_ids` alone.
             return_tensors: "pt", "np" or None.
-            return_labels: also `labels`, supervised on the assistant's turns and their end tokens.
+            return_labels: also `labels`, supervised on the assistant's turns and their end tokens. Where the template
+                renders an answer differently once other turns follow, the chat gives a further row that ends with it.
             return_assistant_tokens_mask: also `assistant_masks`, 1 on what `return_labels` supervises.
             processor_kwargs: options of `__call__`; they may also stand among `kwargs`.
-            kwargs: variables of the template, such as `enable_thinking`.
+            kwargs: variables of the template, such as `enable_thinking`; they go before `template_options`.
 
         Raises:
-            ValueError: the template drops the text, or renders a turn differently once another follows.
+            ValueError: the template refuses the chat, changes its words, or reads no such variable.
         """
         single = not conversation or isinstance(conversation[0], Mapping)
         chats = [conversation] if single else list(conversation)
         options = {key: kwargs.pop(key) for key in KNOWN_OPTIONS if key in kwargs}
+        wants_labels = return_labels or return_assistant_tokens_mask
+        learn = wants_labels or not (add_generation_prompt or continue_final_message)
         samples = [
-            self.render(chat, add_generation_prompt, continue_final_message, chat_template, **kwargs) for chat in chats
+            self._turns(chat, chat_template, kwargs).render(add_generation_prompt, continue_final_message, learn)
+            for chat in chats
         ]
         if not tokenize:
             texts = [sample.text for sample in samples]
             return texts[0] if single else texts
-        wants_labels = return_labels or return_assistant_tokens_mask
         options = {"return_tensors": return_tensors, **options, **(processor_kwargs or {})}
         batch = self.encode(samples, labels=wants_labels, **options)
         if return_assistant_tokens_mask:
@@ -263,91 +316,66 @@ class UsamProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> Rendered:
-        """One chat as text, with the places of its instruction and its answers.
+        """One chat as text, with the places of its instruction and its answers, and its further `rows` in training.
 
-        Turns are found by rendering `messages[:i]`, which must be a prefix of `messages[:i + 1]`.
+        Raises:
+            ValueError: no such role; the template refuses the chat, or changes words of the user or of an answer.
         """
+        return self._turns(messages, chat_template, kwargs).render(
+            add_generation_prompt, continue_final_message, not (add_generation_prompt or continue_final_message)
+        )
+
+    def _turns(
+        self, messages: Sequence[Mapping[str, Any]], chat_template: str | None, variables: Mapping[str, Any]
+    ) -> Turns:
         flat = [flatten(message) for message in messages]
-        turns = [{"role": m["role"], "content": text} for m, (text, _) in zip(messages, flat, strict=True)]
+        turns = [{**m, "content": text} for m, (text, _) in zip(messages, flat, strict=True)]
+        for i, turn in enumerate(turns):
+            if turn.get("role") not in ROLES:
+                raise ValueError(
+                    f"message {i}: no role {turn.get('role')!r}; {did_you_mean(str(turn.get('role')), ROLES)}"
+                )
         if not turns or turns[0]["role"] == "assistant":
             raise ValueError("a chat begins with a message of the system or the user")
-
-        def draw(turns: Sequence[Mapping[str, str]], generate: bool = False, follow: bool = False) -> str:
-            return self._draw(turns, generate, follow, chat_template, kwargs)
-
-        whole = draw(turns, add_generation_prompt, continue_final_message)
-        answers: list[Span] = []
-        for i, turn in enumerate(turns):
-            if turn["role"] != "assistant" or (continue_final_message and i == len(turns) - 1):
-                continue
-            before, after = draw(turns[:i], generate=True), draw(turns[: i + 1])
-            if not after.startswith(before) or not whole.startswith(after.rstrip()):
-                raise self._unstable(i)
-            answer = after[len(before) :].rstrip()
-            if answer.endswith(tuple(self._special)):
-                answers.append((len(before), len(before) + len(answer)))
-            elif i < len(turns) - 1:
-                answers.append((len(before), len(after)))
-            else:  # a template that does not end its turn: without an end token the model would never stop
-                whole = after.rstrip() + str(self.tokenizer.eos_token)
-                answers.append((len(before), len(whole)))
-        return Rendered(
-            whole,
-            tuple(clip for _, clips in flat for clip in clips),
-            tuple(self._instruction(turns, draw, whole)),
-            tuple(answers),
+        draw = self._drawer(chat_template, variables)
+        return Turns(
+            turns, [clip for _, clips in flat for clip in clips], draw, self._special, str(self.tokenizer.eos_token)
         )
 
-    def _instruction(self, turns: Sequence[Mapping[str, str]], draw: Callable[..., str], whole: str) -> Iterator[Span]:
-        """Where the user's words before the first answer stand in the whole text.
+    def _drawer(self, chat_template: str | None = None, variables: Mapping[str, Any] | None = None) -> Draw:
+        """The template with its variables bound: those of the spec, and over them those of the call."""
+        template = self._template(chat_template)
+        given = {key: value for key, value in (variables or {}).items() if value is not None and key not in PASSED_ON}
+        self._check_variables(template, given)
+        if template is None:
+            return self._draw_plain
+        return partial(self._draw, template, {**self.template_options, **given})
 
-        Each run of words is drawn once more as one character that no template writes, to see where it goes.
-        """
-        for i, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                return
-            words = [piece.strip() for piece in turn["content"].split(AUDIO_TOKEN) if piece.strip()]
-            if turn["role"] != "user" or not words:
-                continue
-            marks = [chr(FIRST_MARK + k) for k in range(len(words))]
-            marked, rest = "", turn["content"]
-            for mark, run in zip(marks, words, strict=True):
-                before, _, rest = rest.partition(run)
-                marked += before + mark
-            text = draw([*turns[:i], {**turn, "content": marked + rest}])
-            spans = []
-            for mark, run in zip(marks, words, strict=True):
-                start = text.find(mark)
-                text = text.replace(mark, run, 1)
-                spans.append((start, start + len(run)))
-            end = spans[-1][1]
-            if any(start < 0 for start, _ in spans) or not draw(turns[: i + 1]).startswith(text[:end]):
+    def _template(self, chat_template: str | None = None) -> str | None:
+        """The chat template of a call, else of the processor; of several by name, `default`."""
+        if not isinstance(self.chat_template, Mapping):
+            return chat_template or self.chat_template
+        name = chat_template or "default"
+        if name not in self.chat_template and chat_template is None:
+            raise ValueError(f"several chat templates ({', '.join(self.chat_template)}): name one as 'chat_template'")
+        return cast(str, self.chat_template.get(name, chat_template))
+
+    def _check_variables(self, template: str | None, variables: Mapping[str, Any]) -> None:
+        for name in variables:
+            if template is None:
+                raise ValueError(f"'{name}' is for a chat template, and this processor writes chats with a plain one")
+            if name in NOT_VARIABLES:
+                raise ValueError(f"'{name}' is no variable of a template, but what a chat is rendered with")
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                close = did_you_mean(name, set(re.findall(r"\b[a-z_]{4,}\b", template)))
                 raise ValueError(
-                    f"the chat template of '{self.tokenizer.name_or_path}' does not render the user's text "
-                    f"{words[0][:60]!r} as it is; pass another 'chat_template' or a plain 'template' in the spec"
+                    f"the chat template of '{self.tokenizer.name_or_path}' reads no variable '{name}'"
+                    + (f"; {close}" if close.startswith("did") else "")
                 )
-            if not whole.startswith(text[:end]):
-                raise self._unstable(i)
-            yield from spans
-
-    def _unstable(self, message: int) -> ValueError:
-        return ValueError(
-            f"the chat template of '{self.tokenizer.name_or_path}' renders message {message} differently once its "
-            "answer, or another turn, follows; the answer cannot be told from the prompt. Pass another "
-            "'chat_template', a plain 'template' in the spec, or one turn a sample"
-        )
 
     def _draw(
-        self,
-        turns: Sequence[Mapping[str, str]],
-        generate: bool,
-        follow: bool,
-        chat_template: str | None,
-        variables: Mapping[str, Any],
+        self, template: str, variables: Mapping[str, Any], turns: Sequence[Turn], generate: bool, follow: bool
     ) -> str:
-        template = chat_template or self.chat_template
-        if template is None:
-            return self._draw_plain(turns, follow)
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -359,23 +387,68 @@ class UsamProcessor(ProcessorMixin):
                     **variables,
                 )
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise ValueError(
                 f"the chat template of '{self.tokenizer.name_or_path}' refuses these messages: {error}"
             ) from error
 
-    def _draw_plain(self, turns: Sequence[Mapping[str, str]], follow: bool) -> str:
+    def _draw_plain(self, turns: Sequence[Turn], generate: bool, follow: bool) -> str:
         template = PLAIN if self.template == "auto" else self.template
         head, tail = template.split("{answer}")
         text = self._bos()
         for i, turn in enumerate(turns):
-            if turn["role"] == "system":
-                text += turn["content"] + "\n"
-            elif turn["role"] == "user":
+            if turn["role"] == "user":
                 text += fill_template(head, turn["content"])
-            else:
+            elif turn["role"] == "assistant":
                 last = i == len(turns) - 1
                 text += turn["content"] + ("" if follow and last else f"{self.tokenizer.eos_token}{tail}")
+            else:
+                text += turn["content"] + "\n"
+        return text
+
+    def answer_text(self, generated: Sequence[int] | Tensor) -> str:
+        """The answer in generated tokens: without special tokens, and without what the template wraps around it."""
+        raw = self.tokenizer.decode(generated, skip_special_tokens=False).lstrip()
+        text = str(self.tokenizer.decode(generated, skip_special_tokens=True)).strip()
+        before, after = (piece.strip() for piece in self._wrapping())
+        if before and raw.startswith(before):
+            text = text.removeprefix(self._bare(before).strip()).lstrip()
+        return text.removesuffix(after).rstrip()
+
+    def post_process_multimodal_output(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> Any:
+        """Prompts with their answers as text, as pipelines ask for them; without what is wrapped around an answer."""
+        texts = super().post_process_multimodal_output(generated_outputs, skip_special_tokens, **kwargs)
+        header = self._header() if skip_special_tokens and isinstance(texts, list) else []
+        if not header:
+            return texts
+        for i, row in enumerate(generated_outputs):
+            ids = [int(token) for token in row]
+            ends = [k for k in range(len(header), len(ids) + 1) if ids[k - len(header) : k] == header]
+            if ends:
+                prompt = self.tokenizer.decode(ids[: ends[-1]], skip_special_tokens=True)
+                texts[i] = prompt + self.answer_text(ids[ends[-1] :])
+        return texts
+
+    def _header(self) -> list[int]:
+        """The tokens after which an answer begins, of a template that wraps something around it; else none."""
+        if not "".join(self._wrapping()).strip():
+            return []
+        draw, question = self._drawer(), [{"role": "user", "content": "?"}]
+        asked, prompt = draw(question, False, False), draw(question, True, False)
+        ids = self.tokenizer(prompt.removeprefix(asked), add_special_tokens=False)["input_ids"]
+        return list(ids) if prompt.startswith(asked) else []
+
+    def _wrapping(self) -> tuple[str, str]:
+        try:
+            return wrapping(self._drawer(), self._special, str(self.tokenizer.eos_token))
+        except ValueError:  # such a template was not trained with
+            return "", ""
+
+    def _bare(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, "")
         return text
 
     def _bos(self) -> str:
@@ -427,6 +500,5 @@ def _padded(row: list[Any], size: int, fill: Any, side: str) -> list[Any]:
 
 
 def answers(processor: UsamProcessor, generated: Tensor, prompt_length: int) -> list[str]:
-    """The generated text alone, without prompt and special tokens."""
-    decoded = processor.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
-    return [str(text).strip() for text in decoded]
+    """The generated answers alone, without the prompt and without what the template wraps around them."""
+    return [processor.answer_text(row) for row in generated[:, prompt_length:]]
