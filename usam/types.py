@@ -105,6 +105,7 @@ class LossInputs:
     audio: Frames  # each sample's projected clips, joined in order
     answer: tuple[Tensor, Tensor]  # detached input embeddings of the supervised tokens, and their mask
     aux: Mapping[str, Tensor] = field(default_factory=dict)  # by-products of the projector
+    batch: Mapping[str, Any] = field(default_factory=dict)  # what else the collator passed along: ids, tasks, columns
 
 
 @dataclass(frozen=True)
