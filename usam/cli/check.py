@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from usam.cli._options import SetOption, SpecArgument
+from usam.cli._options import PluginOption, SetOption, SpecArgument
 
 
 def check(
     spec: SpecArgument,
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="A manifest to try one batch of.")] = None,
     set_: SetOption = None,
+    plugin: PluginOption = None,
     rows: Annotated[int, typer.Option(help="Rows of the batch that is shown.")] = 2,
 ) -> None:
     """Check a spec; with data, print one batch's exact text, audio spans and supervised tokens."""

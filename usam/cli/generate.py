@@ -6,6 +6,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from usam.cli._options import PluginOption
+
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder or hub id.")],
@@ -19,6 +21,7 @@ def generate(
     device: Annotated[
         str | None, typer.Option(help="For example cuda or cpu; default: the GPU if there is one.")
     ] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Answer a prompt about audio files; prints one line `file<TAB>answer` for each."""
     import torch

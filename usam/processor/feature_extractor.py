@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from usam.config import as_saved
 from usam.processor.audio import read_audio
 from usam.spec.spec import Spec
 
@@ -19,14 +20,18 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
 
     Args:
         spec: the model's spec as plain data, which says how many tokens a clip becomes.
+        provenance: who provided its components when it was saved.
     """
 
     model_input_names = ["input_values", "input_values_mask"]
 
-    def __init__(self, spec: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any] | None = None, provenance: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         kwargs.pop("sampling_rate", None)
         super().__init__(**kwargs)
-        self.spec = dict(spec or {})
+        self.provenance = dict(provenance or {})
+        self.spec = as_saved(spec or {}, self.provenance)
         self._parsed = Spec.from_tree(self.spec) if spec else None
         self.sampling_rate = self._parsed.sample_rate if self._parsed else 16000
 

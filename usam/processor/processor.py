@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-from usam.config import AUDIO_TOKEN, resolve
+from usam.config import AUDIO_TOKEN, providers, resolve
 from usam.llm import build_llm
 from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens, moved
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
@@ -82,7 +82,7 @@ class UsamProcessor(ProcessorMixin):
         """
         spec = resolve(load_spec(spec, *overrides))
         return cls(
-            UsamFeatureExtractor(spec.to_dict()),
+            UsamFeatureExtractor(spec.to_dict(), providers(spec)),
             build_llm(spec.llm).tokenizer(),
             template=spec.template,
             prompts=spec.prompts,

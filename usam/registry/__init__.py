@@ -23,7 +23,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from usam.registry.installed import FAMILIES, NAME, Fault, did_you_mean, faults, load, scan, skip_malformed_files, summary
+from usam.registry.installed import (
+    FAMILIES,
+    NAME,
+    Fault,
+    did_you_mean,
+    faults,
+    load,
+    scan,
+    skip_malformed_files,
+    summary,
+)
 from usam.versions.tested import suspects
 
 __all__ = [
@@ -182,9 +192,13 @@ class Registry(Generic[T]):
                 stacklevel=3,
             )
 
+    def classes(self) -> list[tuple[tuple[str, str], type[T]]]:
+        """((provider, name), class) of what this process registered with the decorator."""
+        return list(self._registered.items())
+
     def registered(self) -> Iterator[Entry]:
         """What this process registered with the decorator."""
-        for (provider, name), cls in self._registered.items():
+        for (provider, name), cls in self.classes():
             yield _in_process(name, provider, cls)
 
     def entries(self) -> Iterator[Entry]:

@@ -145,8 +145,6 @@ def _entry_points_or_none(distribution: metadata.Distribution) -> metadata.Entry
         return metadata.EntryPoints(())
 
 
-
-
 def summary(package: str) -> str:
     """What a package's metadata says it is."""
     try:

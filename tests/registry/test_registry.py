@@ -163,7 +163,7 @@ def test_two_modules_of_one_package_cannot_take_one_name():
 
     offer("parts.ears")
     offer("parts.ears")  # imported again
-    with pytest.raises(ComponentError, match=r"'parts:shared' is registered twice, by parts\.ears\.Toy and by parts\.e"):
+    with pytest.raises(ComponentError, match=r"'parts:shared' is registered twice, by parts\.ears\.Toy and by"):
         offer("parts.eyes")
 
 
