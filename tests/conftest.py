@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -195,3 +196,22 @@ def speech(whisper, llama):
         "projector": {"type": "linear", "stack": 5},
         "llm": {"type": "transformers", "path": llama, "lora": {"target_modules": ["q_proj", "v_proj"]}},
     }
+
+
+@pytest.fixture
+def usam(monkeypatch, capfd):
+    """Run a command; returns (exit status, standard output, standard error)."""
+
+    from usam.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["usam", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run

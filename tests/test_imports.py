@@ -20,7 +20,7 @@ FAMILIES = ("encoders", "fusions", "projectors", "losses", "llm")
 ORDER = [
     ["usam.versions", "usam.versions.auto", "usam.versions.tested"],
     ["usam.__init__"],
-    ["usam.types", "usam.registry", "usam.clock", "usam.versions.compat"],
+    ["usam.types", "usam.registry", "usam.registry.*", "usam.clock", "usam.versions.compat"],
     ["usam.spec.spec", "usam.spec.*"],
     ["usam.component", "usam.weights", "usam.kernels", "usam.kernels.*"],
     [f"usam.{family}" for family in FAMILIES],

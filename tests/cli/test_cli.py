@@ -13,29 +13,11 @@ import yaml
 from conftest import noise
 
 from usam import __version__
-from usam.cli import main
 from usam.registry import FAMILIES, discover
 from usam.spec.options import options
 from usam.spec.spec import SPECS, Config
 
 EVERY = [f"{f.removeprefix('usam.')}.{e.name}" for f in FAMILIES for e in discover(f) if e.provider == "usam"]
-
-
-@pytest.fixture
-def usam(monkeypatch, capfd):
-    """Run a command; returns (exit status, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["usam", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run
 
 
 def test_list_names_every_family_and_component(usam):

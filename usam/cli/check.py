@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from usam.cli._options import SetOption, SpecArgument
+from usam.cli._options import PluginOption, SetOption, SpecArgument
 
 
 def check(
     spec: SpecArgument,
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="A manifest, all of which is read.")] = None,
     set_: SetOption = None,
+    plugin: PluginOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the batch that is shown.")] = 2,
     memory: Annotated[float, typer.Option(min=0, help="GiB that the step of training may take.")] = 4.0,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from usam.cli._options import PluginOption
+
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder or hub id.")],
@@ -14,6 +16,7 @@ def export(
     task: Annotated[
         str | None, typer.Option(help="Fix the projector for a task of the model's 'prompts'; no prompt_mask then.")
     ] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Write one merged, self-contained folder: LoRA folded in, no losses, no base checkpoint needed."""
     from usam.model.checkpoint import export as write

@@ -9,6 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from usam.cli._options import PluginOption
+
 
 def generate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder or hub id.")],
@@ -29,6 +31,7 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help='Print maps instead: {"audio": [file], "answer": text, "complete": bool}.')
     ] = False,
+    plugin: PluginOption = None,
 ) -> None:
     r"""Answer a prompt about audio files; prints one line `file<TAB>answer` for each.
 

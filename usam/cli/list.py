@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from usam.cli._options import PluginOption
+
 WIDTH = 120  # columns of a line
 
 
 def list_components(
     check: Annotated[bool, typer.Option("--check", help="Load each component and say which fail.")] = False,
+    plugin: PluginOption = None,
 ) -> None:
     """List every component that is installed, with what it is; nothing is imported without --check."""
     from usam.registry import FAMILIES, discover, faults, first_sentence, why_not

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from usam.cli._options import PluginOption
+
 
 def schema(
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Write the JSON schema of specs, installed plugins included, for editors to complete from."""
     from usam.spec.schema import json_schema

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from usam.cli._options import SetOption
+from usam.cli._options import PluginOption, SetOption
 
 
 def show(
@@ -18,6 +18,7 @@ def show(
     ],
     second: Annotated[str | None, typer.Argument(metavar="[SPEC2]", help="Show what differs in this spec.")] = None,
     set_: SetOption = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Show what a spec builds: every width, rate and count, and tokens per second; or a component and its options.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
@@ -26,14 +25,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from usam import __version__
 from usam.component import base_name, is_adapter, with_base_layers
-from usam.config import UsamConfig
+from usam.config import UsamConfig, in_full, providers
 from usam.model.added import CONFIG as ADDED
 from usam.model.added import added_adapter, load_added, save_added, without_added
 from usam.model.assembly import Base, asked_dtype, assemble, assembled, outline, parts, plan_dtypes, sources
 from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
-from usam.registry import ComponentError, Registry, did_you_mean
+from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec
 from usam.types import Prompt
@@ -146,7 +145,7 @@ def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: An
     if adapter is not None and kwargs.get("is_main_process", True):
         save_added(model, adapter, Path(folder))
     if kwargs.get("is_main_process", True):
-        text = "# The spec of this model; use it as `base:` in another.\n" + model.config.parsed.to_yaml()
+        text = "# The spec of this model; use it as `base:` in another.\n" + in_full(model.config.parsed).to_yaml()
         (Path(folder) / "usam.yaml").write_text(text, encoding="utf-8")
 
 
@@ -188,33 +187,15 @@ def _is_sourced(model: UsamForConditionalGeneration, name: str) -> bool:
 
 
 def provenance(model: UsamForConditionalGeneration) -> dict[str, Any]:
-    """Versions of usam and of every package whose component is used; source and hash of every base."""
+    """Versions of usam and of every package whose component is used; the file of a component that is in no package;
+    source and hash of every base.
+    """
     before = model.config.provenance or {}
     return {
         "usam": __version__,
-        "components": {key: str(value) for key, value in _providers(model.config.parsed).items()},
+        **providers(model.config.parsed),
         "sources": {name: origin.provenance() for name, origin in model.origins.items()} or before.get("sources", {}),
     }
-
-
-def _providers(spec: Spec) -> dict[str, str]:
-    used: dict[str, str] = {}
-    families: list[tuple[Registry[Any], list[Any]]] = [
-        (_registry("encoders"), list(spec.encoders.values())),
-        (_registry("fusions"), [spec.fusion]),
-        (_registry("projectors"), spec.projector),
-        (_registry("llm"), [spec.llm]),
-        (_registry("losses"), list(spec.losses.values())),
-    ]
-    for registry, configs in families:
-        for config in configs:
-            entry = registry.find(config.type)
-            used[f"{registry.group}:{config.type}"] = f"{entry.provider} {entry.version}".strip()
-    return used
-
-
-def _registry(family: str) -> Registry[Any]:
-    return cast(Registry[Any], importlib.import_module(f"usam.{family}").registry)
 
 
 def check_sources(config: UsamConfig, skeleton: UsamForConditionalGeneration) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from usam.config import as_saved
 from usam.processor.audio import is_pair
 from usam.processor.clip import Clip
 from usam.spec.spec import Spec
@@ -24,15 +25,23 @@ class UsamFeatureExtractor(FeatureExtractionMixin):
         spec: the model's spec as plain data, which says how many tokens a clip becomes.
         max_seconds: longest clip that is read; a longer one is an AudioError. None, the default, sets no limit:
             set one where strangers give the files, for a small file can hold days of silence.
+        provenance: who provided its components when it was saved.
     """
 
     model_input_names = ["input_values", "input_values_mask"]
 
-    def __init__(self, spec: Mapping[str, Any] | None = None, max_seconds: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        spec: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        max_seconds: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.pop("sampling_rate", None)
         super().__init__(**kwargs)
         self.max_seconds = max_seconds
-        self.spec = dict(spec or {})
+        self.provenance = dict(provenance or {})
+        self.spec = as_saved(spec or {}, self.provenance)
         self._parsed = Spec.from_tree(self.spec) if spec else None
         self.sampling_rate = self._parsed.sample_rate if self._parsed else 16000
 

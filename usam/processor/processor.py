@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from usam.config import AUDIO_TOKEN, resolve
+from usam.config import AUDIO_TOKEN, providers, resolve
 from usam.llm import build_llm
 from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
@@ -110,7 +110,7 @@ class UsamProcessor(ProcessorMixin):
     @classmethod
     def _of(cls, spec: Spec, tokenizer: Any, chat_template: Any = None) -> UsamProcessor:
         return cls(
-            UsamFeatureExtractor(spec.to_dict()),
+            UsamFeatureExtractor(spec.to_dict(), providers(spec)),
             tokenizer,
             chat_template,
             template=spec.template,

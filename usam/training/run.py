@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
-from usam.registry import did_you_mean
+from usam.registry import ComponentError, did_you_mean
+from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.patch import merge, parse_override
 from usam.spec.spec import Spec, read
 
-PARTS = ("model", "start", "data", "train")
+PARTS = ("model", "start", "plugins", "data", "train")
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,23 @@ class Run:
     data: Mapping[str, Any]
     train: Mapping[str, Any]
     start: str | None = None
+    plugins: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
         start = {"start": self.start} if self.start is not None else {}
-        return write_yaml({"model": self.spec.to_dict(), **start, "data": dict(self.data), "train": dict(self.train)})
+        plugins = {"plugins": list(self.plugins)} if self.plugins else {}
+        rest = {"data": dict(self.data), "train": dict(self.train)}
+        return write_yaml({"model": self.spec.to_dict(), **start, **plugins, **rest})
 
 
-def read_run(file: str | Path, *overrides: str) -> Run:
+def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = ()) -> Run:
     """Read a run file and lay `a.b=c` overrides over it (`model.llm.lora.r=16`, `train.learning_rate=1e-3`).
+
+    Args:
+        file: the run file.
+        overrides: as `--set` takes them.
+        plugins: files of components that are imported beside those of the run's own `plugins`.
 
     Raises:
         SpecError: the file, line and key, and what to write instead.
@@ -52,6 +61,8 @@ def read_run(file: str | Path, *overrides: str) -> Run:
             raise SpecError(f"{places.at((key,))}no such part of a run; {did_you_mean(key, PARTS)}")
     if "model" not in tree:
         raise SpecError(f"{path}: a run needs 'model': a bundled spec, a file, or a whole spec")
+    files = _plugins(tree.get("plugins"), path.parent, places)
+    files = tuple(dict.fromkeys([*files, *(str(Path(plugin).expanduser().resolve()) for plugin in plugins)]))
     source = tree["model"]
     if isinstance(source, str) and (path.parent / source).exists():
         source = path.parent / source
@@ -73,7 +84,21 @@ def read_run(file: str | Path, *overrides: str) -> Run:
     for split in ("train", "eval"):
         if split in rest["data"]:
             rest["data"][split] = _beside(rest["data"][split], path.parent)
-    return Run(Spec.from_tree(model, lines), rest["data"], rest["train"], start)
+    return Run(Spec.from_tree(model, lines), rest["data"], rest["train"], start, files)
+
+
+def _plugins(files: Any, folder: Path, places: Places) -> tuple[str, ...]:
+    """The files of components that a run names, found beside it, and imported."""
+    files = [files] if isinstance(files, str) else files or []
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise SpecError(f"{places.at(('plugins',))}expected a list of .py files, found {files!r}")
+    found = tuple(str((folder / Path(file).expanduser()).resolve()) for file in files)
+    for file in found:
+        try:
+            load_file(file)
+        except ComponentError as error:
+            raise ComponentError(f"{places.at(('plugins',))}{error}") from error
+    return found
 
 
 def _check(tree: Mapping[str, Any], places: Places) -> None:

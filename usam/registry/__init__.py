@@ -8,25 +8,49 @@ name), the entry points of installed distributions (the group is the package's n
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
+from usam.registry.installed import (
+    FAMILIES,
+    NAME,
+    Fault,
+    did_you_mean,
+    faults,
+    load,
+    scan,
+    skip_malformed_files,
+    summary,
+)
 from usam.versions.tested import suspects
 
-FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")
-NAME = re.compile(r"[a-z][a-z0-9_]*")
-TARGET = re.compile(r"[\w.]+(\s*:\s*[\w.]+)?(\s*\[.*\])?")
+__all__ = [
+    "FAMILIES",
+    "NAME",
+    "ComponentError",
+    "Entry",
+    "Fault",
+    "Registry",
+    "did_you_mean",
+    "discover",
+    "faults",
+    "first_sentence",
+    "skew",
+    "skip_malformed_files",
+    "why_not",
+]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -51,15 +75,15 @@ class Entry:
         return f"{self.provider}:{self.name}"
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The phrase that offers the closest of `names`, or lists them when none is close."""
-    known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
-
-
 def discover(group: str) -> Iterator[Entry]:
-    """Every component of a family that is installed, found without importing any of them."""
+    """Every component of a family: what is installed, found without importing any, and what this process registered."""
+    yield from _installed(group)
+    registry = getattr(sys.modules.get(group), "registry", None)
+    if registry is not None:
+        yield from registry.registered()
+
+
+def _installed(group: str) -> Iterator[Entry]:
     from usam import __version__
 
     spec = importlib.util.find_spec(group)
@@ -67,13 +91,13 @@ def discover(group: str) -> Iterator[Entry]:
         raise ComponentError(f"'{group}' is no family of components; families: {', '.join(FAMILIES)}")
     for module in pkgutil.iter_modules(spec.submodule_search_locations):
         if not module.name.startswith("_"):
-            load = partial(importlib.import_module, f"{group}.{module.name}")
+            get = partial(importlib.import_module, f"{group}.{module.name}")
             describe = partial(_docstring, f"{getattr(module.module_finder, 'path', '')}/{module.name}")
-            yield Entry(module.name, "usam", __version__, load, describe=describe)
-    for offer in _scan()[0]:
+            yield Entry(module.name, "usam", __version__, get, describe=describe)
+    for offer in scan()[0]:
         if (point := offer.point).group == group:
-            describe = partial(_summary, offer.package)
-            yield Entry(point.name, offer.package, offer.version, partial(_load, point), point.value, describe)
+            describe = partial(summary, offer.package)
+            yield Entry(point.name, offer.package, offer.version, partial(load, point), point.value, describe)
 
 
 def first_sentence(text: str) -> str:
@@ -91,143 +115,6 @@ def _docstring(path: str) -> str:
     with file.open("rb") as lines:
         token = next(token for token in tokenize.tokenize(lines.readline) if token.type not in blank)
     return str(ast.literal_eval(token.string)) if token.type == tokenize.STRING else ""
-
-
-def _summary(package: str) -> str:
-    """What a package's metadata says it is."""
-    try:
-        return metadata.metadata(package)["Summary"] or ""
-    except Exception:  # METADATA is gone or broken
-        return ""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An entry point, or a whole file of them, that can serve no spec: whose it is, what is wrong, how to mend it."""
-
-    package: str
-    version: str
-    what: str
-    cure: str
-    name: str = ""  # the component that cannot be had because of it; empty: all that the package offers
-
-    def __str__(self) -> str:
-        return f"{self.package} {self.version}".strip() + f": {self.what}"
-
-
-def faults() -> list[Fault]:
-    """What installed packages declare wrongly, found without importing any of them."""
-    offers, unread = _scan()
-    return [*unread, *(fault for offer in offers for fault in _misdeclared(offer))]
-
-
-@dataclass(frozen=True)
-class _Offer:
-    package: str
-    version: str
-    point: metadata.EntryPoint
-
-
-@cache
-def _scan() -> tuple[list[_Offer], list[Fault]]:
-    """Every entry point in a group of usam's, or nearly, and every file of entry points that cannot be read.
-
-    One scan serves all families. importlib.metadata.entry_points() would raise for all packages where one
-    file is malformed, so each distribution is read for itself.
-    """
-    offers, unread = {}, {}
-    for distribution in metadata.distributions():
-        text = ""
-        try:
-            text = distribution.read_text("entry_points.txt") or ""
-            malformed = _malformed(text)
-        except Exception as error:  # most often not UTF-8
-            malformed = f"entry_points.txt cannot be read: {type(error).__name__}: {error}"
-        if malformed and not _shadowed(distribution, text):
-            package, version = _identity(distribution)
-            cure = f"pip install --force-reinstall {package}, or pip uninstall {package}"
-            unread[package] = Fault(package, version, malformed, cure)
-        elif not malformed and "usam" in text.lower() and not _shadowed(distribution, text):
-            package, version = _identity(distribution)
-            for point in distribution.entry_points:
-                if point.group.lower().startswith("usam"):
-                    # An editable install can be found twice under one path: the same entry counts once.
-                    offers[package, point.group, point.name, point.value] = _Offer(package, version, point)
-    return [offers[key] for key in sorted(offers)], [unread[key] for key in sorted(unread)]
-
-
-def _malformed(text: str) -> str | None:
-    group = ""
-    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
-        if not line or line.startswith("#"):
-            continue
-        if line.startswith("[") and line.endswith("]"):
-            group = line.strip("[]")
-        elif not group or line.startswith("[") or "=" not in line:
-            return f"entry_points.txt, line {number}: {line!r} is neither '[group]' nor 'name = module:Class' below one"
-    return None
-
-
-def _identity(distribution: metadata.Distribution) -> tuple[str, str]:
-    """A package's name and version; by its folder's name where METADATA is gone or broken."""
-    folder = Path(str(getattr(distribution, "_path", "a package without a name")))  # name-version.dist-info
-    name, _, version = folder.stem.partition("-")
-    try:
-        found = distribution.metadata
-        return found["Name"] or name.replace("_", "-"), found["Version"] or version
-    except Exception:
-        return name.replace("_", "-"), version
-
-
-def _shadowed(distribution: metadata.Distribution, text: str) -> bool:
-    """Whether another distribution of its name stands before it on the path: that one is imported, so it counts."""
-    try:
-        return metadata.distribution(distribution.metadata["Name"]).read_text("entry_points.txt") != text
-    except Exception:
-        return False
-
-
-def _misdeclared(offer: _Offer) -> Iterator[Fault]:
-    point = offer.point
-    if point.group not in FAMILIES:
-        close = [*difflib.get_close_matches(point.group.lower(), FAMILIES, n=1), "usam.<family>"][0]
-        cure = f'write [project.entry-points."{close}"] in its pyproject.toml and reinstall it'
-        hint = did_you_mean(point.group.lower(), FAMILIES)
-        what = f"'{point.name}' is in the group '{point.group}', which is no family of components; {hint}"
-        yield Fault(offer.package, offer.version, what, cure, point.name)
-    elif not NAME.fullmatch(point.name):
-        cure = "rename it in its pyproject.toml and reinstall it"
-        what = f"{point.group}: no spec can hold the name '{point.name}': lower case letters, digits and '_'"
-        yield Fault(offer.package, offer.version, what, cure, point.name)
-    elif not TARGET.fullmatch(point.value):
-        cure = "mend it in its pyproject.toml and reinstall it"
-        what = f"{point.group}: '{point.name} = {point.value}' is not 'name = module:Class'"
-        yield Fault(offer.package, offer.version, what, cure, point.name)
-
-
-def _load(point: metadata.EntryPoint) -> Any:
-    if not TARGET.fullmatch(point.value):
-        raise ImportError(f"its entry point '{point.value}' is not 'module:Class'")
-    return point.load()
-
-
-def skip_malformed_files() -> None:
-    """Let importlib.metadata, too, take a malformed entry_points.txt for an empty one, in this process.
-
-    For a program, not for a library: torch, Triton and pydantic read the entry points of all packages when they
-    are imported, and one malformed file, whoever's it is, makes `import torch` fail.
-    """
-    metadata.Distribution.entry_points = property(_entry_points_or_none)  # type: ignore[assignment, method-assign]
-
-
-_strict_entry_points: Any = metadata.Distribution.entry_points
-
-
-def _entry_points_or_none(distribution: metadata.Distribution) -> metadata.EntryPoints:
-    try:
-        return cast("metadata.EntryPoints", _strict_entry_points.fget(distribution))
-    except Exception:
-        return metadata.EntryPoints(())
 
 
 def why_not(group: str, name: str) -> str | None:
@@ -257,20 +144,26 @@ class Registry(Generic[T]):
 
     @cached_property
     def _discovered(self) -> tuple[Entry, ...]:
-        return tuple(discover(self.group))
+        return tuple(_installed(self.group))
 
     def refresh(self) -> None:
         """Look for installed components again, for example after `pip install` in a notebook."""
         importlib.invalidate_caches()
-        _scan.cache_clear()
+        scan.cache_clear()
         self.__dict__.pop("_discovered", None)
         self._loaded.clear()
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator that offers a component in this process; a re-run cell replaces its own class."""
+        """Class decorator that offers a component in this process; a re-run cell replaces its own class.
+
+        Raises:
+            ComponentError: no spec can hold the name, another module of the same package has taken it, or the class
+                is no component of this family.
+        """
 
         def add(cls: C) -> C:
             entry = _in_process(name, cls.__module__.split(".")[0], cls)
+            self._require_name(entry, cls)
             self._checked(entry, cls)
             self._registered[entry.provider, name] = cls
             self._loaded.clear()
@@ -278,26 +171,59 @@ class Registry(Generic[T]):
 
         return add
 
+    def _require_name(self, entry: Entry, cls: type[Any]) -> None:
+        name = entry.name
+        if not NAME.fullmatch(name):
+            plain = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_")
+            hint = f", such as '{plain}'" if NAME.fullmatch(plain) else ""
+            raise ComponentError(
+                f"{self.group}: no spec can hold the name '{name}' of {entry.target}: "
+                f"write lower case letters, digits and '_'{hint}"
+            )
+        before = self._registered.get((entry.provider, name))
+        if before is not None and before.__module__ != cls.__module__:
+            raise ComponentError(
+                f"{self.group}: '{entry}' is registered twice, by {before.__module__}.{before.__qualname__} and by "
+                f"{cls.__module__}.{cls.__qualname__}: rename one"
+            )
+        if entry.provider != "usam" and any(e.provider == "usam" and e.name == name for e in self._discovered):
+            warnings.warn(
+                f"{self.group}: usam has a '{name}' of its own, which the bare name means: write '{entry}' in specs",
+                stacklevel=3,
+            )
+
+    def classes(self) -> list[tuple[tuple[str, str], type[T]]]:
+        """((provider, name), class) of what this process registered with the decorator."""
+        return list(self._registered.items())
+
+    def registered(self) -> Iterator[Entry]:
+        """What this process registered with the decorator."""
+        for (provider, name), cls in self.classes():
+            yield _in_process(name, provider, cls)
+
     def entries(self) -> Iterator[Entry]:
         """All components, loaded or not; importing none."""
         yield from self._discovered
-        for (provider, name), cls in self._registered.items():
-            yield _in_process(name, provider, cls)
+        yield from self.registered()
 
     def names(self) -> list[str]:
         """The names in use, sorted; importing nothing."""
         return sorted({entry.name for entry in self.entries()})
 
     def find(self, name: str) -> Entry:
-        """The one entry called `name`, or `provider:name`.
+        """The one entry called `name`, or `provider:name`; a bare name is usam's own where it has one.
 
         Raises:
-            ComponentError: nobody provides that name, or several do.
+            ComponentError: nobody provides that name, or several plugins do.
         """
         provider, _, bare = name.rpartition(":")
         found = [e for e in self.entries() if e.name == bare and provider in ("", e.provider)]
+        own = [entry for entry in found if entry.provider == "usam"]
+        if own and not provider:
+            return own[0]
         targets = {entry.target or str(entry) for entry in found}
-        if len(targets) == 1:  # one class, perhaps declared both by entry point and by decorator
+        # One class may be declared both by an entry point (by its module alone, perhaps) and by the decorator.
+        if len([t for t in targets if not any(t.startswith(f"{other}:") for other in targets)]) == 1:
             return found[0]
         if found:
             choices = " or ".join(f"'{entry}'" for entry in found)

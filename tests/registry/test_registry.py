@@ -129,14 +129,42 @@ def test_the_decorator_refuses_what_is_no_component():
             pass
 
 
-def test_a_decorated_class_with_a_built_in_name_makes_that_name_ambiguous():
-    @register("linear")
-    class Mine(Projector):
-        pass
+def test_a_bare_name_is_the_librarys_own_and_the_decorator_says_so():
+    with pytest.warns(UserWarning, match="usam has a 'linear' of its own.*: write 'test_registry:linear' in specs"):
 
-    assert "'linear' is provided more than once: write 'usam:linear' or 'test_registry:linear'" in fault("linear")
+        @register("linear")
+        class Mine(Projector):
+            pass
+
+    assert registry.get("linear") is Linear
     assert registry.get("test_registry:linear") is Mine
-    assert registry.get("usam:linear") is Linear
+
+
+@pytest.mark.parametrize("name", ["My-Toy", "2toy", "my toy", "a:b", ""])
+def test_the_decorator_refuses_a_name_that_no_spec_can_hold(name):
+    with pytest.raises(ComponentError, match=f"no spec can hold the name '{name}' of test_registry:.*Toy: write lower"):
+
+        @register(name)
+        class Toy(Projector):
+            pass
+
+
+def test_the_decorator_says_how_a_name_could_be_written():
+    with pytest.raises(ComponentError, match=r"digits and '_', such as 'my_toy'$"):
+
+        @register("My-Toy")
+        class Toy(Projector):
+            pass
+
+
+def test_two_modules_of_one_package_cannot_take_one_name():
+    def offer(module):
+        register("shared")(type("Toy", (Projector,), {"__module__": module}))
+
+    offer("parts.ears")
+    offer("parts.ears")  # imported again
+    with pytest.raises(ComponentError, match=r"'parts:shared' is registered twice, by parts\.ears\.Toy and by"):
+        offer("parts.eyes")
 
 
 # Plugins
@@ -424,9 +452,19 @@ def test_two_plugins_with_one_name_can_both_be_used_by_their_providers(install):
     assert registry.get("two-package:toy").__module__ == "two_package"
 
 
-def test_a_plugin_with_the_name_of_a_built_in(install):
+def test_a_plugin_with_the_name_of_a_built_in_is_had_by_its_full_name_alone(install):
     install("toy-package", linear="toy_package:Toy")
-    assert "'linear' is provided more than once: write 'usam:linear' or 'toy-package:linear'" in fault("linear")
+    assert registry.get("linear") is Linear
+    assert registry.get("toy-package:linear").__module__ == "toy_package"
+
+
+@pytest.mark.parametrize("target", ["toy_package", "toy_package:Toy"])
+def test_an_entry_point_and_the_decorator_may_declare_one_class(install, target):
+    decorated = "from usam.projectors import Projector, register\n@register('toy')\nclass Toy(Projector):\n    pass\n"
+    install("toy-package", decorated, toy=target)
+    first = registry.get("toy")
+    assert registry.get("toy") is first
+    assert registry.find("toy").version == "1.0"
 
 
 def test_a_package_that_is_found_twice_counts_once(install, tmp_path, monkeypatch):
