@@ -247,10 +247,14 @@ def test_a_chat_refuses_a_misspelt_range(steps, processor):
         ({"role": "user", "content": [{"type": "audio", "file": "a.wav"}]}, "a clip has no key 'file'"),
         ({"role": "user", "content": [{"type": "audio", "start": 1}]}, "'start' stands in a block without a source"),
         ({"role": "user"}, "'content' is text or a list of blocks, found None"),
-        ({"content": "hi"}, "a message has 'role' and 'content'"),
         ({"role": "user", "content": "\ud800"}, "'content' holds half a character"),
     ],
 )
 def test_a_message_that_is_none(message, fault, processor):
     with pytest.raises(ValueError, match=fault):
         processor.apply_chat_template([message], tokenize=True)
+
+
+def test_a_chat_that_is_text(processor):
+    with pytest.raises(ValueError, match="a message is a map of 'role' and 'content', found 'h'"):
+        processor.apply_chat_template(["hi"], tokenize=True)
