@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import pickle
 import random
 import tracemalloc
 
@@ -185,7 +186,8 @@ def test_a_row_is_trained_on_the_part_it_names(manifest, tmp_path):
     ("rows", "message"),
     [
         (['{"audio": "a.wav"', ""], r"rows.jsonl:1: not JSON"),
-        (["[", "{}", "]"], "rows.jsonl:1: not JSON: .*one JSON map a line is expected, not one array"),
+        (["[", "{}", "]"], "rows.jsonl:1: not JSON: .*one JSON map a line is expected, each on one line"),
+        (["{", '"prompt": "x"', "}"], "rows.jsonl:1: not JSON: .*one JSON map a line is expected, each on one line"),
         (["[" * 100_000], "rows.jsonl:1: not JSON that can be read: .*nested too deeply"),
         (["[1, 2]"], r"rows.jsonl:1: expected a JSON map"),
         (['{"prompt": "x", "answer": "y", "answer": "z"}'], "rows.jsonl:1: the key 'answer' stands twice"),
@@ -466,3 +468,14 @@ def test_a_described_batch_shows_text_audio_and_supervision(manifest, tmp_path):
     assert "{Transcribe this audio.}\n<|audio|> x 13\n---\n[[seven three<|end|>]]" in text
     assert "13 of them audio, 12 supervised" in text  # eleven bytes and the end token
     assert "clips: 1.00 s" in text
+
+
+def test_a_described_batch_shows_the_part_that_is_heard(manifest, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(3.0), 16000)
+    data = manifest({"audio": "a.wav", "task": "asr", "answer": "x", "offset": 0.5, "end": 2})
+    assert "clips: 1.50 s" in describe_batch(UsamProcessor.from_spec(load_spec("tiny")), [data[0]])
+
+
+def test_a_sample_goes_to_another_process(manifest):
+    (sample,) = manifest({"audio": "a.wav", "task": "asr", "answer": ["x", "y"], "id": 1, "x_a": [1]})
+    assert pickle.loads(pickle.dumps(sample)) == sample

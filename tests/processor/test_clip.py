@@ -58,6 +58,8 @@ def test_a_range_is_written_in_one_of_four_ways(part, steps):
         {"type": "audio_url", "audio_url": {"url": "mono.wav"}, "start": 3, "end": 4},
         {"array": STEPS, "sampling_rate": RATE, "start": 3, "duration": 1},
         Clip("mono.wav", 3, 1),
+        {"type": "audio", "audio": Clip("mono.wav", 3, 1)},
+        {"audio": Clip("mono.wav", 3), "duration": 1},
     ],
 )
 def test_a_range_counts_at_every_level(given, steps):
@@ -142,6 +144,8 @@ def test_every_way_to_name_a_source_means_the_same(steps):
         ({"data": "not base64!"}, r"not base64 \(.*\): 'not base64!'"),
         ({"array": "a.wav", "sampling_rate": 16000}, "'array' holds samples, found 'a.wav'; a file goes under 'path'"),
         ({"path": "a.wav", "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
+        ({"audio": b"RIFF", "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
+        ({"audio": (16000, [0.0]), "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
         ({"path": "a.wav", "format": "wav"}, "'format' is text and goes with 'data'"),
         ({"data": "UklGRg==", "format": 3}, "'format' is text and goes with 'data'"),
         ({"url": "UklGR" * 1000}, "'UklGR.*'... of 5,000 characters is no path; base64 text goes under 'data'"),

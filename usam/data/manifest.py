@@ -178,7 +178,7 @@ def _row(line: str) -> dict[str, Any]:
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        hint = "; one JSON map a line is expected, not one array" if line.strip() == "[" else ""
+        hint = "; one JSON map a line is expected, each on one line" if line.strip() in ("[", "{") else ""
         raise ValueError(f"not JSON: {error}{hint}") from error
     except RecursionError as error:
         raise ValueError("not JSON that can be read: maps and lists are nested too deeply") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from usam.processor.audio import Waveform, read_audio
+from usam.processor.audio import Waveform, is_pair, read_audio
 from usam.registry import did_you_mean
 
 KINDS = ("audio", "audio_url", "input_audio")  # of blocks in a message
@@ -108,6 +108,8 @@ def known_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> N
 
 def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, Any]) -> Any:
     """Where the sound is; what is said beside it (range, channel, rate) goes into `said`."""
+    if isinstance(given, Clip):
+        given = given.block()
     if isinstance(given, (str, os.PathLike)):
         return _located(os.fsdecode(given), folder)
     if not isinstance(given, Mapping):
@@ -148,8 +150,8 @@ def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, A
         raise ValueError(f"'array' holds samples, found {value!r:.80}; a file goes under 'path'")
     source = _source(value, folder, said)
     rate = said.pop("sampling_rate", None)
-    if rate is not None and isinstance(source, (str, bytes, Mapping)):
-        raise ValueError("'sampling_rate' goes with an array of samples; a file says its rate itself")
+    if rate is not None and (is_pair(source) or not _holds_samples(source)):
+        raise ValueError("'sampling_rate' goes with an array of samples; everything else says its rate itself")
     if rate is not None or path is not None or (key == "array" and "type" not in given):
         if key == "bytes":
             return {"bytes": source, "path": path}
