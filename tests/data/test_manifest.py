@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import noise
+from torch.utils.data import DataLoader
 
 from usam.data.collate import Collator
 from usam.data.inspection import describe_batch
@@ -177,6 +178,20 @@ def test_a_row_is_trained_on_the_part_it_names(manifest, tmp_path):
     row = {"audio": "a.wav", "task": "asr", "answer": "x", "offset": 3, "duration": 1}
     batch = Collator(UsamProcessor.from_spec("tiny"))(manifest(row).samples)
     assert batch["input_values"].tolist() == [[0.375] * 16000]
+
+
+def test_no_way_to_write_a_clip_ends_the_data_early(manifest, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(0.5), 16000)
+    data = base64.b64encode((tmp_path / "a.wav").read_bytes()).decode()
+    blocks = [
+        {"type": "audio", "path": "a.wav"},
+        {"type": "audio_url", "audio_url": {"url": "a.wav"}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        {"type": "audio", "array": [0.0] * 8000, "sampling_rate": 16000},
+    ]
+    batches = DataLoader(manifest(*map(asked, blocks)), collate_fn=Collator(UsamProcessor.from_spec("tiny")))
+    assert [batch["input_values"].shape for batch in batches] == [(1, 8000)] * len(blocks)
 
 
 # Faults
@@ -407,12 +422,12 @@ def test_files_with_marks_may_be_joined(tmp_path):
     ("data", "message"),
     [
         (b'{"prompt": "x"}\n' + ROW.encode("latin-1"), "rows.jsonl:2: not UTF-8: byte 0xf6 .*iconv -f WINDOWS-1252"),
-        (ROW.encode("utf-16"), "rows.jsonl: UTF-16; write it as UTF-8: iconv"),
-        (ROW.encode("utf-16-be"), "rows.jsonl: holds zero bytes, as UTF-16 and UTF-32 do"),
-        (gzip.compress(ROW.encode("utf-16")), "rows.jsonl: UTF-16"),
+        (ROW.encode("utf-16"), "rows.jsonl:1: UTF-16; write it as UTF-8: iconv"),
+        (ROW.encode("utf-16-be"), "rows.jsonl:1: holds zero bytes, as UTF-16 and UTF-32 do"),
+        (gzip.compress(ROW.encode("utf-16")), "rows.jsonl:1: UTF-16"),
         (gzip.compress(ROW.encode() * 2)[:-12], "rows.jsonl:[123]: gzip breaks off here"),
-        (b"BZh91AY", "rows.jsonl: packed with bzip2; unpack it, or pack it with gzip"),
-        (b"PAR1....", "rows.jsonl: a Parquet file"),
+        (b"BZh91AY", "rows.jsonl:1: packed with bzip2; unpack it, or pack it with gzip"),
+        (b"PAR1....", "rows.jsonl:1: a Parquet file"),
     ],
 )
 def test_other_encodings_are_named(data, message, tmp_path):

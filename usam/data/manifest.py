@@ -147,9 +147,9 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             head = handle.peek(4)[:4]
             for magic, what in OTHERS.items():
                 if head.startswith(magic):
-                    raise ManifestError(f"{file}: {what}")
+                    raise ManifestError(f"{file}:1: {what}")
             if b"\0" in head:
-                raise ManifestError(f"{file}: holds zero bytes, as UTF-16 and UTF-32 do; write it as UTF-8")
+                raise ManifestError(f"{file}:1: holds zero bytes, as UTF-16 and UTF-32 do; write it as UTF-8")
             text = io.TextIOWrapper(cast(IO[bytes], handle), encoding="utf-8", errors="surrogateescape")
             for number, line in enumerate(text, 1):
                 if not line.isascii():
