@@ -83,6 +83,7 @@ def test_a_channel_is_chosen(steps):
         ({"duration": 1, "end": 1}, "'duration' and 'end' say the same"),
         ({"start": 2, "end": 2}, r"'end' \(2 s\) lies before 'start' \(2 s\), or at it"),
         ({"start": "1"}, "'start' is in seconds, 0 or more; found '1'"),
+        ({"start": 10**400}, "'start' is in seconds, 0 or more; found 1000"),
         ({"start": True}, "'start' is in seconds"),
         ({"start": -1}, "'start' is -1 s; expected 0 or more"),
         ({"duration": 0}, "'duration' is 0 s; expected more than 0"),

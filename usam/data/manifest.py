@@ -109,10 +109,11 @@ def _read(file: Path, prompts: Mapping[str, str], need_answer: bool) -> list[Sam
         origin = f"{file}:{number}"
         try:
             samples.append(_sample(_row(line), origin, folder, prompts, need_answer))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             wrong += 1
             if wrong <= LISTED:
-                faults.append(f"{origin}: {error}")
+                what = "maps or lists are nested too deeply" if isinstance(error, RecursionError) else error
+                faults.append(f"{origin}: {what}")
     if wrong > 1:
         faults.insert(0, f"{file}: {wrong} rows are wrong" + (f"; the first {LISTED}:" if wrong > LISTED else ":"))
     if faults:
@@ -180,8 +181,6 @@ def _row(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         hint = "; one JSON map a line is expected, each on one line" if line.strip() in ("[", "{") else ""
         raise ValueError(f"not JSON: {error}{hint}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON that can be read: maps and lists are nested too deeply") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON map, found {line.strip()[:60]}")
     return row

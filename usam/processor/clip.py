@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ KINDS = ("audio", "audio_url", "input_audio")  # of blocks in a message
 SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "data", "array", "bytes")
 RANGE = ("start", "offset", "duration", "end", "channel")
 ALIASES = {"offset": "start"}
+LONGEST = 1e9  # seconds: what lies beyond them is no time in a recording, nor is NaN
 LONGEST_PATH = 4096  # characters; Linux takes no longer one
 KEYS = (*SOURCES, *RANGE, "sampling_rate", "format", "type")
 
@@ -176,7 +176,7 @@ def _say(said: dict[str, Any], key: str, value: Any) -> None:
         said[name] = int(value)
         return
     least = "0 or more" if name == "start" else "more than 0"
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not -LONGEST < value < LONGEST:
         raise ValueError(f"'{key}' is in seconds, {least}; found {value!r:.80}")
     if value < 0 or (value == 0 and name != "start"):
         raise ValueError(f"'{key}' is {value:g} s; expected {least}")
