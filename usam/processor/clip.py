@@ -176,7 +176,7 @@ def _say(said: dict[str, Any], key: str, value: Any) -> None:
         said[name] = int(value)
         return
     least = "0 or more" if name == "start" else "more than 0"
-    if isinstance(value, bool) or not isinstance(value, Real) or not -LONGEST < value < LONGEST:
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < LONGEST:
         raise ValueError(f"'{key}' is in seconds, {least}; found {value!r:.80}")
     if value < 0 or (value == 0 and name != "start"):
         raise ValueError(f"'{key}' is {value:g} s; expected {least}")
