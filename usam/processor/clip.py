@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -176,11 +177,22 @@ def _say(said: dict[str, Any], key: str, value: Any) -> None:
         said[name] = int(value)
         return
     least = "0 or more" if name == "start" else "more than 0"
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < LONGEST:
+    seconds = _seconds(value)
+    if not abs(seconds) < LONGEST:
         raise ValueError(f"'{key}' is in seconds, {least}; found {value!r:.80}")
-    if value < 0 or (value == 0 and name != "start"):
-        raise ValueError(f"'{key}' is {value:g} s; expected {least}")
-    said[name] = float(value)
+    if seconds < 0 or (seconds == 0 and name != "start"):
+        raise ValueError(f"'{key}' is {seconds:g} s; expected {least}")
+    said[name] = seconds
+
+
+def _seconds(value: Any) -> float:
+    """NaN for what is no number, infinity for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
