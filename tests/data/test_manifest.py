@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import pickle
 import random
 import tracemalloc
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import noise
+from torch.utils.data import DataLoader
 
 from usam.data.collate import Collator
 from usam.data.inspection import describe_batch
@@ -178,6 +180,20 @@ def test_a_row_is_trained_on_the_part_it_names(manifest, tmp_path):
     assert batch["input_values"].tolist() == [[0.375] * 16000]
 
 
+def test_no_way_to_write_a_clip_ends_the_data_early(manifest, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(0.5), 16000)
+    data = base64.b64encode((tmp_path / "a.wav").read_bytes()).decode()
+    blocks = [
+        {"type": "audio", "path": "a.wav"},
+        {"type": "audio_url", "audio_url": {"url": "a.wav"}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        {"type": "audio", "array": [0.0] * 8000, "sampling_rate": 16000},
+    ]
+    batches = DataLoader(manifest(*map(asked, blocks)), collate_fn=Collator(UsamProcessor.from_spec("tiny")))
+    assert [batch["input_values"].shape for batch in batches] == [(1, 8000)] * len(blocks)
+
+
 # Faults
 
 
@@ -185,8 +201,10 @@ def test_a_row_is_trained_on_the_part_it_names(manifest, tmp_path):
     ("rows", "message"),
     [
         (['{"audio": "a.wav"', ""], r"rows.jsonl:1: not JSON"),
-        (["[", "{}", "]"], "rows.jsonl:1: not JSON: .*one JSON map a line is expected, not one array"),
-        (["[" * 100_000], "rows.jsonl:1: not JSON that can be read: .*nested too deeply"),
+        (["[", "{}", "]"], "rows.jsonl:1: not JSON: .*one JSON map a line is expected, each on one line"),
+        (["{", '"prompt": "x"', "}"], "rows.jsonl:1: not JSON: .*one JSON map a line is expected, each on one line"),
+        (["[" * 100_000], "rows.jsonl:1: maps or lists are nested too deeply"),
+        (['{"task": "asr", "audio": ' + '{"audio": ' * 100_000 + '"a.wav"' + "}" * 100_001], "nested too deeply"),
         (["[1, 2]"], r"rows.jsonl:1: expected a JSON map"),
         (['{"prompt": "x", "answer": "y", "answer": "z"}'], "rows.jsonl:1: the key 'answer' stands twice"),
         (['{"prompt": "x", "meta": {"a": 1, "a": 2}}'], "rows.jsonl:1: the key 'a' stands twice"),
@@ -405,12 +423,12 @@ def test_files_with_marks_may_be_joined(tmp_path):
     ("data", "message"),
     [
         (b'{"prompt": "x"}\n' + ROW.encode("latin-1"), "rows.jsonl:2: not UTF-8: byte 0xf6 .*iconv -f WINDOWS-1252"),
-        (ROW.encode("utf-16"), "rows.jsonl: UTF-16; write it as UTF-8: iconv"),
-        (ROW.encode("utf-16-be"), "rows.jsonl: holds zero bytes, as UTF-16 and UTF-32 do"),
-        (gzip.compress(ROW.encode("utf-16")), "rows.jsonl: UTF-16"),
+        (ROW.encode("utf-16"), "rows.jsonl:1: UTF-16; write it as UTF-8: iconv"),
+        (ROW.encode("utf-16-be"), "rows.jsonl:1: holds zero bytes, as UTF-16 and UTF-32 do"),
+        (gzip.compress(ROW.encode("utf-16")), "rows.jsonl:1: UTF-16"),
         (gzip.compress(ROW.encode() * 2)[:-12], "rows.jsonl:[123]: gzip breaks off here"),
-        (b"BZh91AY", "rows.jsonl: packed with bzip2; unpack it, or pack it with gzip"),
-        (b"PAR1....", "rows.jsonl: a Parquet file"),
+        (b"BZh91AY", "rows.jsonl:1: packed with bzip2; unpack it, or pack it with gzip"),
+        (b"PAR1....", "rows.jsonl:1: a Parquet file"),
     ],
 )
 def test_other_encodings_are_named(data, message, tmp_path):
@@ -466,3 +484,14 @@ def test_a_described_batch_shows_text_audio_and_supervision(manifest, tmp_path):
     assert "{Transcribe this audio.}\n<|audio|> x 13\n---\n[[seven three<|end|>]]" in text
     assert "13 of them audio, 12 supervised" in text  # eleven bytes and the end token
     assert "clips: 1.00 s" in text
+
+
+def test_a_described_batch_shows_the_part_that_is_heard(manifest, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(3.0), 16000)
+    data = manifest({"audio": "a.wav", "task": "asr", "answer": "x", "offset": 0.5, "end": 2})
+    assert "clips: 1.50 s" in describe_batch(UsamProcessor.from_spec(load_spec("tiny")), [data[0]])
+
+
+def test_a_sample_goes_to_another_process(manifest):
+    (sample,) = manifest({"audio": "a.wav", "task": "asr", "answer": ["x", "y"], "id": 1, "x_a": [1]})
+    assert pickle.loads(pickle.dumps(sample)) == sample

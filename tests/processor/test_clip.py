@@ -58,6 +58,8 @@ def test_a_range_is_written_in_one_of_four_ways(part, steps):
         {"type": "audio_url", "audio_url": {"url": "mono.wav"}, "start": 3, "end": 4},
         {"array": STEPS, "sampling_rate": RATE, "start": 3, "duration": 1},
         Clip("mono.wav", 3, 1),
+        {"type": "audio", "audio": Clip("mono.wav", 3, 1)},
+        {"audio": Clip("mono.wav", 3), "duration": 1},
     ],
 )
 def test_a_range_counts_at_every_level(given, steps):
@@ -81,6 +83,7 @@ def test_a_channel_is_chosen(steps):
         ({"duration": 1, "end": 1}, "'duration' and 'end' say the same"),
         ({"start": 2, "end": 2}, r"'end' \(2 s\) lies before 'start' \(2 s\), or at it"),
         ({"start": "1"}, "'start' is in seconds, 0 or more; found '1'"),
+        ({"start": 10**400}, "'start' is in seconds, 0 or more; found 1000"),
         ({"start": True}, "'start' is in seconds"),
         ({"start": -1}, "'start' is -1 s; expected 0 or more"),
         ({"duration": 0}, "'duration' is 0 s; expected more than 0"),
@@ -142,10 +145,14 @@ def test_every_way_to_name_a_source_means_the_same(steps):
         ({"data": "not base64!"}, r"not base64 \(.*\): 'not base64!'"),
         ({"array": "a.wav", "sampling_rate": 16000}, "'array' holds samples, found 'a.wav'; a file goes under 'path'"),
         ({"path": "a.wav", "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
+        ({"data": "UklGRg==", "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
+        ({"audio": b"RIFF", "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
+        ({"audio": (16000, [0.0]), "sampling_rate": 8000}, "'sampling_rate' goes with an array of samples"),
         ({"path": "a.wav", "format": "wav"}, "'format' is text and goes with 'data'"),
         ({"data": "UklGRg==", "format": 3}, "'format' is text and goes with 'data'"),
         ({"url": "UklGR" * 1000}, "'UklGR.*'... of 5,000 characters is no path; base64 text goes under 'data'"),
         ({"path": ""}, "a path to a file was expected, found ''"),
+        ("data:audio/wav;base64,", "no sound: the base64 text is empty"),
         ("data:audio/wav,abc", "a data: URI begins like 'data:audio/wav;base64,'"),
         ("https://example.org/a.wav", "nothing is fetched from a network"),
         (None, "a clip is a path, sound, or a map that names one; found None"),
@@ -247,10 +254,14 @@ def test_a_chat_refuses_a_misspelt_range(steps, processor):
         ({"role": "user", "content": [{"type": "audio", "file": "a.wav"}]}, "a clip has no key 'file'"),
         ({"role": "user", "content": [{"type": "audio", "start": 1}]}, "'start' stands in a block without a source"),
         ({"role": "user"}, "'content' is text or a list of blocks, found None"),
-        ({"content": "hi"}, "a message has 'role' and 'content'"),
         ({"role": "user", "content": "\ud800"}, "'content' holds half a character"),
     ],
 )
 def test_a_message_that_is_none(message, fault, processor):
     with pytest.raises(ValueError, match=fault):
         processor.apply_chat_template([message], tokenize=True)
+
+
+def test_a_chat_that_is_text(processor):
+    with pytest.raises(ValueError, match="a message is a map of 'role' and 'content', found 'h'"):
+        processor.apply_chat_template(["hi"], tokenize=True)

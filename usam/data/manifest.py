@@ -109,10 +109,11 @@ def _read(file: Path, prompts: Mapping[str, str], need_answer: bool) -> list[Sam
         origin = f"{file}:{number}"
         try:
             samples.append(_sample(_row(line), origin, folder, prompts, need_answer))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             wrong += 1
             if wrong <= LISTED:
-                faults.append(f"{origin}: {error}")
+                what = "maps or lists are nested too deeply" if isinstance(error, RecursionError) else error
+                faults.append(f"{origin}: {what}")
     if wrong > 1:
         faults.insert(0, f"{file}: {wrong} rows are wrong" + (f"; the first {LISTED}:" if wrong > LISTED else ":"))
     if faults:
@@ -147,9 +148,9 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             head = handle.peek(4)[:4]
             for magic, what in OTHERS.items():
                 if head.startswith(magic):
-                    raise ManifestError(f"{file}: {what}")
+                    raise ManifestError(f"{file}:1: {what}")
             if b"\0" in head:
-                raise ManifestError(f"{file}: holds zero bytes, as UTF-16 and UTF-32 do; write it as UTF-8")
+                raise ManifestError(f"{file}:1: holds zero bytes, as UTF-16 and UTF-32 do; write it as UTF-8")
             text = io.TextIOWrapper(cast(IO[bytes], handle), encoding="utf-8", errors="surrogateescape")
             for number, line in enumerate(text, 1):
                 if not line.isascii():
@@ -178,10 +179,8 @@ def _row(line: str) -> dict[str, Any]:
     try:
         row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        hint = "; one JSON map a line is expected, not one array" if line.strip() == "[" else ""
+        hint = "; one JSON map a line is expected, each on one line" if line.strip() in ("[", "{") else ""
         raise ValueError(f"not JSON: {error}{hint}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON that can be read: maps and lists are nested too deeply") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON map, found {line.strip()[:60]}")
     return row

@@ -53,11 +53,11 @@ def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A message's content as blocks, checked but for their clips.
 
     Raises:
-        ValueError: no role, content that is neither text nor a list of blocks, or a block without a known type, or
+        ValueError: no map, content that is neither text nor a list of blocks, or a block without a known type, or
             without its text.
     """
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise ValueError(f"a message has 'role' and 'content', found {message!r:.120}")
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message is a map of 'role' and 'content', found {message!r:.120}")
     content = message.get("content")
     if isinstance(content, str):
         return [{"type": "text", "text": proper(content, "content")}]

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from usam.processor.audio import Waveform, read_audio
+from usam.processor.audio import Waveform, is_pair, read_audio
 from usam.registry import did_you_mean
 
 KINDS = ("audio", "audio_url", "input_audio")  # of blocks in a message
 SOURCES = ("audio", "path", "url", "audio_url", "input_audio", "data", "array", "bytes")
 RANGE = ("start", "offset", "duration", "end", "channel")
 ALIASES = {"offset": "start"}
+LONGEST = 1e9  # seconds: what lies beyond them is no time in a recording, nor is NaN
 LONGEST_PATH = 4096  # characters; Linux takes no longer one
 KEYS = (*SOURCES, *RANGE, "sampling_rate", "format", "type")
 
@@ -108,14 +109,21 @@ def known_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> N
 
 def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, Any]) -> Any:
     """Where the sound is; what is said beside it (range, channel, rate) goes into `said`."""
+    if isinstance(given, Clip):
+        given = given.block()
+    if isinstance(given, Mapping):
+        return _named(given, folder, said)
     if isinstance(given, (str, os.PathLike)):
         return _located(os.fsdecode(given), folder)
-    if not isinstance(given, Mapping):
-        if given is None or isinstance(given, (bool, Real)):
-            raise ValueError(f"a clip is a path, sound, or a map that names one; found {given!r}")
-        if isinstance(given, (list, tuple)) and not _holds_samples(given):
-            raise ValueError(f"one clip was expected, found a list: {given!r:.120}")
-        return given
+    if given is None or isinstance(given, (bool, Real)):
+        raise ValueError(f"a clip is a path, sound, or a map that names one; found {given!r}")
+    if isinstance(given, (list, tuple)) and not _holds_samples(given):
+        raise ValueError(f"one clip was expected, found a list: {given!r:.120}")
+    return given
+
+
+def _named(given: Mapping[str, Any], folder: str | os.PathLike[str] | None, said: dict[str, Any]) -> Any:
+    """The source that a map names."""
     known_keys(given, KEYS, "a clip")
     given = {key: value for key, value in given.items() if value is not None}
     if given.get("type", "audio") not in KINDS:
@@ -135,26 +143,28 @@ def _source(given: Any, folder: str | os.PathLike[str] | None, said: dict[str, A
             f"in {_short(given)}"
         )
     (key,) = named
-    value = given[key]
+    _check_kind(key, given[key])
     if "format" in given and (key != "data" or not isinstance(given["format"], str)):
         raise ValueError("'format' is text and goes with 'data'; a file or an array says its format itself")
-    if key == "data":
-        return _decoded(value)
+    source = _decoded(given[key]) if key == "data" else _source(given[key], folder, said)
+    rate = said.pop("sampling_rate", None)
+    if rate is not None and (is_pair(source) or not _holds_samples(source)):
+        raise ValueError("'sampling_rate' goes with an array of samples; everything else says its rate itself")
+    name = {} if path is None else {"path": path}
+    if key == "bytes":
+        return {"bytes": source, **name} if name else source
+    # A bare array has the model's rate; one under 'array', as `datasets` writes it, says its own.
+    bare = rate is None and not name and (key != "array" or "type" in given)
+    return source if bare else {"array": source, "sampling_rate": rate, **name}
+
+
+def _check_kind(key: str, value: Any) -> None:
     if key == "bytes" and not isinstance(value, (bytes, bytearray, memoryview)):
         raise ValueError(f"'bytes' holds bytes, found {type(value).__name__}; base64 text goes under 'data'")
     if key in ("path", "url") and not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"'{key}' is text, found {value!r:.80}")
     if key == "array" and isinstance(value, (str, os.PathLike, Mapping)):
         raise ValueError(f"'array' holds samples, found {value!r:.80}; a file goes under 'path'")
-    source = _source(value, folder, said)
-    rate = said.pop("sampling_rate", None)
-    if rate is not None and isinstance(source, (str, bytes, Mapping)):
-        raise ValueError("'sampling_rate' goes with an array of samples; a file says its rate itself")
-    if rate is not None or path is not None or (key == "array" and "type" not in given):
-        if key == "bytes":
-            return {"bytes": source, "path": path}
-        return {"array": source, "sampling_rate": rate, **({"path": path} if path is not None else {})}
-    return source
 
 
 def _holds_samples(given: Any, depth: int = 2) -> bool:
@@ -174,11 +184,22 @@ def _say(said: dict[str, Any], key: str, value: Any) -> None:
         said[name] = int(value)
         return
     least = "0 or more" if name == "start" else "more than 0"
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    seconds = _seconds(value)
+    if not abs(seconds) < LONGEST:
         raise ValueError(f"'{key}' is in seconds, {least}; found {value!r:.80}")
-    if value < 0 or (value == 0 and name != "start"):
-        raise ValueError(f"'{key}' is {value:g} s; expected {least}")
-    said[name] = float(value)
+    if seconds < 0 or (seconds == 0 and name != "start"):
+        raise ValueError(f"'{key}' is {seconds:g} s; expected {least}")
+    said[name] = seconds
+
+
+def _seconds(value: Any) -> float:
+    """NaN for what is no number, infinity for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -221,9 +242,12 @@ def _decoded(data: Any) -> bytes:
     if not isinstance(data, str):
         raise ValueError(f"'data' is base64 text, found {type(data).__name__}; bytes go under 'bytes'")
     try:
-        return base64.b64decode("".join(data.split()), validate=True)
+        sound = base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"not base64 ({error}): {data[:20]!r}... of {len(data)} characters") from error
+    if not sound:
+        raise ValueError("no sound: the base64 text is empty")
+    return sound
 
 
 def _short(given: Mapping[str, Any]) -> str:
