@@ -135,6 +135,29 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
                 raise ComponentError(f"{where}: tensor '{name}' holds {found}; take weights from before that happened")
 
 
+def check_stored(source: Source, model: Any) -> None:
+    """Refuse files that hold a parameter of a transformers model as integers or 8-bit floats, which it would convert.
+
+    Raises:
+        ComponentError: names the first such tensor.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    own, base = {name for name, _ in model.named_parameters(remove_duplicate=False)}, f"{model.base_model_prefix}."
+    for file in source.files:
+        for name, dtype in _stored_dtypes(file).items():
+            if dtype not in FLOAT_NAMES and own & {name, base + name, name.removeprefix(base)}:
+                raise ComponentError(f"{file}: tensor '{name}' is {dtype}; expected floats of 16 or 32 bits")
+
+
+def _stored_dtypes(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {name: str(tensor.dtype) for name, tensor in _read_pickle(file, None).items()}
+    with safe_open(file, framework="pt") as handle:
+        return {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118 (it is no dict)
+
+
+FLOAT_NAMES = ("F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -168,14 +191,31 @@ def reading(what: str, folder: str | Path | None) -> Iterator[None]:
         if local is not None and local.exists():
             for file in sorted((local if local.is_dir() else local.parent).iterdir()):
                 _check_file(file)
+        if isinstance(error, pickle.UnpicklingError):
+            raise ComponentError(f"{what}: refused, for it holds more than tensors and would execute code") from error
+        if "trust_remote_code" in str(error):
+            raise ComponentError(
+                f"{what}: it comes with Python code of its own, which is never run; take a model and a tokenizer of a "
+                "type that transformers knows"
+            ) from error
         raise ComponentError(f"{what}: {type(error).__name__}: {error}") from error
 
 
-MAPS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+MAPS: dict[str, tuple[str, ...]] = {  # by file, keys that it must have
+    "config.json": ("model_type",),
+    "generation_config.json": (),
+    "tokenizer.json": ("model", "added_tokens"),
+    "tokenizer_config.json": (),
+    "preprocessor_config.json": (),
+    "processor_config.json": (),
+}
+
+
+NOT_WEIGHTS = ("training_args", "rng_state")  # of a Trainer's checkpoint
 
 
 def _check_file(file: Path) -> None:
-    if not file.is_file():
+    if not file.is_file() or file.name.startswith(NOT_WEIGHTS):
         return
     _refuse_pointer(file)
     if file.suffix == ".safetensors":
@@ -185,7 +225,9 @@ def _check_file(file: Path) -> None:
     elif file.name.endswith(".index.json"):
         _shards(file)
     elif file.name in MAPS:
-        read_json(file)
+        missing = [key for key in MAPS[file.name] if key not in read_json(file)]
+        if missing:
+            raise ComponentError(f"{file}: lacks '{missing[0]}'; download or copy it again")
     elif file.suffix == ".json":
         _parse_json(file)
 

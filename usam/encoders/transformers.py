@@ -28,7 +28,7 @@ from usam.encoders._wav2vec2 import plain_name
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
-from usam.weights import check_finite, read_config, reading
+from usam.weights import check_finite, check_stored, read_config, reading
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 REFUSED = {
@@ -140,6 +140,7 @@ class Transformers(Encoder):
                 trust_remote_code=False,
                 **kind.loading,
             )
+        check_stored(source, model)
         faults = [f"missing {name}" for name in sorted(info["missing_keys"] - {"masked_spec_embed"})]
         faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
         if faults:
