@@ -225,7 +225,8 @@ def _check_file(file: Path) -> None:
     elif file.name.endswith(".index.json"):
         _shards(file)
     elif file.name in MAPS:
-        missing = [key for key in MAPS[file.name] if key not in read_json(file)]
+        found = read_json(file)
+        missing = [key for key in MAPS[file.name] if key not in found]
         if missing:
             raise ComponentError(f"{file}: lacks '{missing[0]}'; download or copy it again")
     elif file.suffix == ".json":
