@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,65 @@ def test_a_missing_shard_is_named(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ComponentError, match=r"index\.json names files that are not there: 1\.safetensors"):
         locate(str(tmp_path))
+
+
+@pytest.mark.parametrize("shard", ["../../../etc/secret.bin", "/etc/secret.bin", "a/b.safetensors", "a.txt"])
+def test_a_shard_that_lies_elsewhere_is_refused(shard, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"encoder.weight": shard}}))
+    with pytest.raises(ComponentError, match=rf"index\.json: 'weight_map' names '{shard}' for 'encoder\.weight'; exp"):
+        locate(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}'])
+def test_an_index_without_a_map_of_weights(text, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ComponentError, match=r"index\.json: 'weight_map': expected a map of tensors' names to files"):
+        locate(str(tmp_path))
+
+
+def test_an_index_that_is_no_json(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(ComponentError, match=r"index\.json: not a JSON map"):
+        locate(str(tmp_path))
+
+
+def test_one_file_is_preferred_to_shards_as_in_transformers(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    save_file(TENSORS, tmp_path / "1.safetensors")
+    index = {"weight_map": dict.fromkeys(TENSORS, "1.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [file.name for file in locate(str(tmp_path)).files] == ["model.safetensors"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\nsize 135\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "a.pt"])
+def test_a_note_of_git_lfs_in_place_of_the_weights(name, tmp_path):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(ComponentError, match=rf"{name}: not the file itself but git-lfs' note of it: run `git"):
+        read(locate(str(tmp_path / name)))
+
+
+def test_a_note_of_git_lfs_in_place_of_a_config(tmp_path):
+    (tmp_path / "config.json").write_bytes(POINTER)
+    with pytest.raises(ComponentError, match=r"config\.json: not the file itself but git-lfs' note of it"):
+        read_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "NaN"), (math.inf, "infinity")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_numbers(value, said, dtype, tmp_path):
+    broken = torch.ones(2, 3, dtype=dtype)
+    broken[1, 2] = value
+    save_file(TENSORS | {"b": broken}, tmp_path / "a.safetensors")
+    with pytest.raises(ComponentError, match=rf"a\.safetensors: tensor 'b' holds {said}"):
+        read(locate(str(tmp_path / "a.safetensors")))
+
+
+def test_the_minus_infinity_of_a_mask_is_a_number(tmp_path):
+    save_file({"mask": torch.tensor([0.0, -math.inf])}, tmp_path / "a.safetensors")
+    assert read(locate(str(tmp_path / "a.safetensors"))).keys() == {"mask"}
 
 
 def test_a_folder_without_weights_says_what_to_place_there(tmp_path):
@@ -141,17 +202,37 @@ def test_a_hash_is_that_of_the_content(tmp_path):
     assert sha256(tmp_path / "a") == hashlib.sha256(b"weights").hexdigest()
 
 
-def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
+@pytest.fixture
+def settled(monkeypatch):
+    """As if the files of a test had been there for long."""
+    monkeypatch.setattr("usam.weights.SETTLED", 0)
+
+
+def test_a_hash_is_remembered(cache, settled, tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    digest = sha256(tmp_path / "a")
+    memory = cache / "sha256.json"
+    memory.write_text(memory.read_text().replace(digest, "from memory"))
+    assert sha256(tmp_path / "a") == "from memory"
+
+
+def test_a_hash_is_not_remembered_while_a_change_could_still_get_the_same_time(cache, tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    sha256(tmp_path / "a")
+    assert not (cache / "sha256.json").exists()
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(settled, tmp_path):
     file = tmp_path / "a"
     file.write_bytes(b"one")
-    first = sha256(file)
-    os.utime(file, ns=(1, 1))
+    first, stat = sha256(file), file.stat()
+    time.sleep(0.05)  # until the file system's clock has moved on
     file.write_bytes(b"two")
-    os.utime(file, ns=(2, 2))
-    assert sha256(file) != first
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert sha256(file) == hashlib.sha256(b"two").hexdigest() != first
 
 
-@pytest.mark.parametrize("left", ["", '{"cut'])
+@pytest.mark.parametrize("left", ["", '{"cut', "[]", "3"])
 def test_a_memory_of_hashes_that_was_cut_off_is_forgotten(left, cache, tmp_path):
     (cache / "sha256.json").write_text(left)
     (tmp_path / "a").write_bytes(b"weights")

@@ -24,7 +24,7 @@ from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
 from usam.versions.tested import UnsupportedVersion
-from usam.weights import Source, locate
+from usam.weights import Source, dtype_faults, locate
 
 ADAPTER = "usam"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -223,7 +223,7 @@ def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], who: str, rando
     """Compare a source's tensors with what a module holds, but for the names that no source gives.
 
     Raises:
-        ComponentError: names every key that is missing, unexpected or of another shape.
+        ComponentError: names every key that is missing, unexpected, of another shape, or no float.
     """
     own = module.state_dict()
     missing = [key for key in own.keys() - tensors.keys() if not any(fnmatchcase(key, name) for name in random)]
@@ -234,6 +234,7 @@ def check_keys(module: nn.Module, tensors: Mapping[str, Tensor], who: str, rando
         for key in own.keys() & tensors.keys()
         if own[key].shape != tensors[key].shape
     ]
+    faults += dtype_faults(module, tensors)
     if faults:
         raise ComponentError(f"{who}: the checkpoint does not fit: " + "; ".join(sorted(faults)))
 

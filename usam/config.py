@@ -44,6 +44,9 @@ class UsamConfig(PreTrainedConfig):
     delta: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name, value in {"spec": self.spec, "text_config": self.text_config}.items():
+            if not isinstance(value, dict | PreTrainedConfig | None):
+                raise ComponentError(f"config.json: '{name}': expected a map, found {value!r:.80}")
         if self.spec is not None:
             self.spec = as_saved(self.spec, self.provenance or {})
             self.text_config = self._text_config()

@@ -45,7 +45,7 @@ class Answerer:
     def load(cls, path: str | Path, **kwargs: Any) -> Answerer:
         """The model and processor in a saved folder; `kwargs` as `from_pretrained` takes them."""
         model = UsamForConditionalGeneration.from_pretrained(path, **kwargs)
-        return cls(model, UsamProcessor.from_pretrained(path))
+        return cls(model, UsamProcessor.from_pretrained(path, trust_remote_code=False))
 
     def ask(self, audio: Any = None, prompt: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
         """The messages of one question about one or several clips.

@@ -1,6 +1,6 @@
 """Weights come from a hub id, a folder or a file; nothing in them is executed, and their hash is known.
 
-Only safetensors and `torch.load(weights_only=True)` are read.
+Only safetensors and `torch.load(weights_only=True)` are read, and only numbers are taken for weights.
 """
 
 from __future__ import annotations
@@ -8,23 +8,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
+import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from usam.registry import ComponentError
+from usam.spec.page import SpecError
 
-# In order of preference: sharded or single, safetensors before pickles.
-INDEXES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+# In the order in which transformers prefers them, so that what is hashed is what it reads.
+INDEXES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
@@ -85,13 +88,27 @@ def read_config(path: str, revision: str | None = None, name: str = "config.json
     file = (local if local.is_dir() else local.parent) / name
     if not file.is_file():
         raise ComponentError(f"{path}: no {name} beside the weights; give the architecture as 'arch' instead")
+    return read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON map.
+
+    Raises:
+        ComponentError: it is none, or what git-lfs leaves in its place.
+    """
+    found = _parse_json(file)
+    if not isinstance(found, dict):
+        raise ComponentError(f"{file}: not a JSON map but a {type(found).__name__}")
+    return found
+
+
+def _parse_json(file: Path) -> Any:
+    _refuse_pointer(file)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ComponentError(f"{file}: not a JSON map: {error}") from error
-    if not isinstance(config, dict):
-        raise ComponentError(f"{file}: not a JSON map but a {type(config).__name__}")
-    return config
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ComponentError(f"{file}: not a JSON map: {error}; download or copy it again") from error
 
 
 def read(source: Source, prefix: str = "", nested: str | None = None) -> dict[str, Tensor]:
@@ -111,16 +128,139 @@ def read(source: Source, prefix: str = "", nested: str | None = None) -> dict[st
         tensors |= {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
     if not tensors:
         raise ComponentError(f"{source.path}: no tensor's name starts with '{prefix}'; is this another architecture?")
+    check_finite(tensors, source.path)
     return tensors
 
 
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that are not numbers; minus infinity among zeros, as in a mask, is none of them.
+
+    Raises:
+        ComponentError: names the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOATS and tensor.numel() and not tensor.is_meta:
+            low, high = (float(x) for x in tensor.detach().aminmax())
+            if math.isnan(high) or high == math.inf or (low == -math.inf and high > 0):
+                found = "NaN" if math.isnan(high) else "infinity"
+                raise ComponentError(f"{where}: tensor '{name}' holds {found}; take weights from before that happened")
+
+
+def check_stored(source: Source, model: Any) -> None:
+    """Refuse files that hold a parameter of a transformers model as integers or 8-bit floats, which it would convert.
+
+    Raises:
+        ComponentError: names the first such tensor.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    own, base = {name for name, _ in model.named_parameters(remove_duplicate=False)}, f"{model.base_model_prefix}."
+    for file in source.files:
+        for name, dtype in _stored_dtypes(file).items():
+            if dtype not in FLOAT_NAMES and own & {name, base + name, name.removeprefix(base)}:
+                raise ComponentError(f"{file}: tensor '{name}' is {dtype}; expected floats of 16 or 32 bits")
+
+
+def _stored_dtypes(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {name: str(tensor.dtype) for name, tensor in _read_pickle(file, None).items()}
+    with safe_open(file, framework="pt") as handle:
+        return {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118 (it is no dict)
+
+
+FLOAT_NAMES = ("F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def dtype_faults(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Which tensors are no floats of 16 bits or more, where the module has such parameters."""
+    own = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.dtype in FLOATS}
+    return [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected floats of 16 or 32 bits"
+        for name, tensor in tensors.items()
+        if name in own and tensor.dtype not in FLOATS
+    ]
+
+
+@contextlib.contextmanager
+def reading(what: str, folder: str | Path | None) -> Iterator[None]:
+    """While a library reads a folder: whatever it fails with is told as of the file that is broken.
+
+    Args:
+        what: for the error, where no file is found to be broken.
+        folder: the folder, or a file in it; None or a hub id when there is none here.
+
+    Raises:
+        ComponentError: names the file.
+    """
+    try:
+        yield
+    except (ComponentError, SpecError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers, for one, raises plain Exceptions
+        local = Path(folder).expanduser() if folder else None
+        if local is not None and local.exists():
+            for file in sorted((local if local.is_dir() else local.parent).iterdir()):
+                _check_file(file)
+        if isinstance(error, pickle.UnpicklingError):
+            raise ComponentError(f"{what}: refused, for it holds more than tensors and would execute code") from error
+        if "trust_remote_code" in str(error):
+            raise ComponentError(
+                f"{what}: it comes with Python code of its own, which is never run; take a model and a tokenizer of a "
+                "type that transformers knows"
+            ) from error
+        raise ComponentError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+MAPS: dict[str, tuple[str, ...]] = {  # by file, keys that it must have
+    "config.json": ("model_type",),
+    "generation_config.json": (),
+    "tokenizer.json": ("model", "added_tokens"),
+    "tokenizer_config.json": (),
+    "preprocessor_config.json": (),
+    "processor_config.json": (),
+}
+
+
+NOT_WEIGHTS = ("training_args", "rng_state")  # of a Trainer's checkpoint
+
+
+def _check_file(file: Path) -> None:
+    if not file.is_file() or file.name.startswith(NOT_WEIGHTS):
+        return
+    _refuse_pointer(file)
+    if file.suffix == ".safetensors":
+        _read_safetensors(file, "\0")
+    elif file.suffix in (".bin", ".pt", ".pth"):
+        _load(file)
+    elif file.name.endswith(".index.json"):
+        _shards(file)
+    elif file.name in MAPS:
+        found = read_json(file)
+        missing = [key for key in MAPS[file.name] if key not in found]
+        if missing:
+            raise ComponentError(f"{file}: lacks '{missing[0]}'; download or copy it again")
+    elif file.suffix == ".json":
+        _parse_json(file)
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as handle:
+        if handle.read(40).startswith(b"version https://git-lfs"):
+            raise ComponentError(
+                f"{file}: not the file itself but git-lfs' note of it: run `git lfs pull` in {file.parent}, "
+                "or download the file again"
+            )
+
+
 def _read_safetensors(file: Path, prefix: str) -> dict[str, Tensor]:
+    _refuse_pointer(file)
     try:
         with safe_open(file, framework="pt") as handle:
             names = handle.keys()  # a handle is no dict
             return {name: handle.get_tensor(name) for name in names if name.startswith(prefix)}
     except SafetensorError as error:
-        raise ComponentError(f"{file}: not a whole safetensors file: {error}") from error
+        raise ComponentError(f"{file}: not a whole safetensors file: {error}; download or copy it again") from error
 
 
 def read_entry(source: Source, name: str) -> Any:
@@ -143,12 +283,13 @@ def _read_pickle(file: Path, nested: str | None) -> dict[str, Tensor]:
 
 
 def _load(file: Path) -> dict[Any, Any]:
+    _refuse_pointer(file)
     try:  # checkpoints from before PyTorch 1.6 are no zip files and cannot be mapped into memory
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise ComponentError(f"{file}: refused, for it holds more than tensors and would execute code") from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ComponentError(f"{file}: not a whole PyTorch checkpoint: {error}") from error
+        raise ComponentError(f"{file}: not a whole PyTorch checkpoint: {error}; download or copy it again") from error
     if not isinstance(found, dict):
         raise ComponentError(f"{file}: holds a {type(found).__name__}, not a map of names to tensors")
     return found
@@ -160,7 +301,7 @@ def _weight_files(folder: Path, path: str, variant: str | None = None) -> tuple[
             continue
         names: Iterable[str] = [name]
         if name.endswith(".json"):
-            names = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
+            names = _shards(folder / name)
         missing = [shard for shard in names if not (folder / shard).is_file()]
         if missing:
             raise ComponentError(f"{path}: {name} names files that are not there: {', '.join(missing)}")
@@ -184,6 +325,19 @@ def _of_variant(name: str, variant: str | None) -> str:
     return f"{stem}.{variant}.{ending}"
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, all of which lie beside it."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(shard, str) for shard in found.values()):
+        raise ComponentError(f"{index}: 'weight_map': expected a map of tensors' names to files, found {found!r:.80}")
+    for name, shard in found.items():
+        if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
+            raise ComponentError(
+                f"{index}: 'weight_map' names '{shard}' for '{name}'; expected a .safetensors or .bin file beside it"
+            )
+    return sorted(set(found.values()))
+
+
 def _download(path: str, revision: str | None, patterns: list[str], **options: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -200,25 +354,32 @@ def _download(path: str, revision: str | None, patterns: list[str], **options: A
 
 
 def sha256(file: Path) -> str:
-    """A file's hash, remembered by path, size and time of change."""
+    """A file's hash, remembered until the file system says that something was written to it."""
     stat = file.stat()
-    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    # Anybody can set the size and the time of change; ctime is the system's.
+    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
     memory = _hash_memory()
     known: dict[str, str] = {}
     if memory.is_file():
         try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-        except ValueError:  # cut off while it was written: hash anew
+            known = dict(json.loads(memory.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):  # cut off while it was written: hash anew
             known = {}
-    if key not in known:
-        with file.open("rb") as handle:
-            known[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+    if key in known:
+        return known[key]
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if time.time_ns() - stat.st_ctime_ns > SETTLED:
+        known[key] = digest
         with contextlib.suppress(OSError):  # a folder that cannot be written costs only the next hash's time
             memory.parent.mkdir(parents=True, exist_ok=True)
             part = memory.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(known), encoding="utf-8")
             part.replace(memory)
-    return known[key]
+    return digest
+
+
+SETTLED = 2_000_000_000  # nanoseconds after which another change gets another time, whatever the file system's clock
 
 
 def _hash_memory() -> Path:

@@ -499,6 +499,29 @@ def test_another_feature_extractor(checkpoint, tmp_path):
     assert "at 24000 Hz is not supported" in fault(arch=AST, preprocessor={"sampling_rate": 24000})
 
 
+def test_weights_that_are_not_whole_are_named(checkpoint, tmp_path):
+    folder = edited(checkpoint, "hubert", "config.json", tmp_path)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\n")
+    with pytest.raises(ComponentError, match=r"model\.safetensors: not the file itself but git-lfs' note of it"):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor * torch.nan, "holds NaN"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "is F8_E4M3; expected floats of 16 or 32 bits"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(change, message, checkpoint, tmp_path):
+    folder = edited(checkpoint, "hubert", "config.json", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = "encoder.layers.0.attention.q_proj.weight"
+    save_file({**tensors, name: change(tensors[name])}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ComponentError, match=rf"{name}' {message}"):
+        build(folder)
+
+
 def test_no_feature_extractor(checkpoint, tmp_path):
     folder = edited(checkpoint, "hubert", "config.json", tmp_path)
     (folder / "preprocessor_config.json").unlink()

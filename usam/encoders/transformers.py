@@ -29,7 +29,7 @@ from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.sizes import SECONDS
 from usam.types import Frames, prefix_mask
-from usam.weights import read_config
+from usam.weights import check_finite, check_stored, read_config, reading
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 REFUSED = {
@@ -131,21 +131,26 @@ class Transformers(Encoder):
             raise ComponentError(f"{self.config.path}: transformers with 'arch' needs 'preprocessor' too, perhaps {{}}")
         dtype = self.config.dtype
         kind, network = network_of(self.config.arch)
-        model, info = kind.loader.from_pretrained(
-            source.folder,
-            config=network,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **kind.loading,
-        )
+        with reading(str(self.config.path), source.folder):
+            model, info = kind.loader.from_pretrained(
+                source.folder,
+                config=network,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                **kind.loading,
+            )
+        check_stored(source, model)
         faults = [f"missing {name}" for name in sorted(info["missing_keys"] - {"masked_spec_embed"})]
         faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
         if faults:
             raise ComponentError(f"{self.config.path}: the checkpoint does not fit: " + "; ".join(faults))
         own = {base_name(name) for name in self.state_dict()}  # without layers past the last one needed
         tensors = {f"network.{own_name(name)}": tensor for name, tensor in model.state_dict().items()}
-        return {name: tensor for name, tensor in tensors.items() if name in own}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in own}
+        check_finite(tensors, str(self.config.path))
+        return tensors
 
     def forward(self, audio: Tensor, mask: Tensor) -> Frames:
         """Frames of (batch, config.length(samples), dim)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from usam.component import adapt
 from usam.llm import LLM
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
+from usam.weights import check_finite, check_stored, read_config, reading
 
 # Model types whose causal LM is more than `Head(backbone(embed(ids)))`, and why; test_llm_types.py compares all.
 REFUSED: dict[str, str] = {
@@ -153,13 +155,16 @@ class Transformers(LLM):
         if source is None:
             return {}
         dtype = self.config.dtype
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            config=self.text_config(),
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with reading(f"llm: {self.config.path}", source.folder):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                config=self.text_config(),
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+        check_stored(source, model)
         faults = [f"missing {name}" for name in sorted(info["missing_keys"])]
         faults += [f"{name} is {tuple(a)}, expected {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
         if faults:
@@ -169,6 +174,7 @@ class Transformers(LLM):
             tensors |= {f"head.{n}": t for n, t in model.get_output_embeddings().state_dict().items()}
         elif (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
             tensors["head.bias"] = bias.detach()
+        check_finite(tensors, f"llm: {self.config.path}")
         return tensors
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -176,10 +182,8 @@ class Transformers(LLM):
         path = self.config.tokenizer or self.config.path
         if path is None:
             raise SpecError("llm: give 'tokenizer' (hub id or folder), for there is no 'path' to take it from")
-        try:
-            return AutoTokenizer.from_pretrained(path, revision=self.config.revision)
-        except (OSError, ValueError) as error:
-            raise ComponentError(f"llm: no tokenizer at '{path}': {error}") from error
+        with reading(f"llm: no tokenizer at '{path}'", path):
+            return AutoTokenizer.from_pretrained(here(path), revision=self.config.revision, trust_remote_code=False)
 
 
 def backbone_of(causal_lm: Any) -> nn.Module:
@@ -223,12 +227,25 @@ def logit_factor(config: PreTrainedConfig) -> float:
 
 def read_arch(path: str, revision: str | None) -> dict[str, Any]:
     """A causal LM's config as data: what differs from its type's defaults, and the type."""
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise ComponentError(f"llm: no config of a language model at '{path}': {error}") from error
+    with reading(f"llm: no config of a language model at '{path}'", path):
+        if Path(here(path)).exists():
+            found = read_config(path)
+            if not isinstance(found.get("model_type"), str):
+                raise ComponentError(
+                    f"{path}: config.json: 'model_type': expected transformers' name of a language model, found "
+                    f"{found.get('model_type')!r}"
+                )
+        config = AutoConfig.from_pretrained(here(path), revision=revision, trust_remote_code=False)
     arch = {name: value for name, value in config.to_diff_dict().items() if name not in NOT_ARCHITECTURE}
     return {"model_type": config.model_type, **arch}
+
+
+def here(path: str) -> str:
+    """The folder of a path on this machine, which transformers would not find under `~` or from a file; or a hub id."""
+    local = Path(path).expanduser()
+    if not local.exists():
+        return path
+    return str(local.parent if local.is_file() else local)
 
 
 NOT_ARCHITECTURE = {"architectures", "transformers_version", "_name_or_path", "auto_map", "torch_dtype", "dtype"}

@@ -19,7 +19,7 @@ from usam.component import DTYPES, Component, Parts, is_adapter, with_base_layer
 from usam.config import UsamConfig
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
-from usam.weights import Source
+from usam.weights import Source, dtype_faults
 
 BACKBONE, HEAD = "model.language_model.", "lm_head."
 # Patterns of modules that stay as they are when the language model is quantised, and the option that takes them.
@@ -133,8 +133,10 @@ def assembled(
     """The model with these tensors, frozen where the skeleton is; and what transformers tells of the loading.
 
     Raises:
-        ComponentError: lists every tensor that is missing, unexpected or of another shape.
+        ComponentError: lists every tensor that is missing, unexpected, of another shape, or no float.
     """
+    if faults := dtype_faults(skeleton, tensors):
+        raise ComponentError(f"{who} do not fit the model: " + "; ".join(sorted(faults)))
     quantization = skeleton.config.parsed.llm.to_dict().get("quantization_config")
     if quantization is not None and "quantization_config" not in kwargs:
         kwargs["quantization_config"] = with_skip_list(quantization)

@@ -36,7 +36,7 @@ from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec
 from usam.types import Prompt
-from usam.weights import Source, locate, read
+from usam.weights import Source, check_finite, locate, read, read_config, reading
 
 # What AutoModel and pipelines pass on that has no meaning here: nothing in a folder is executed.
 WITHOUT_MEANING = ["weights_only", "trust_remote_code", "code_revision", "resume_download", "proxies"]
@@ -80,9 +80,10 @@ def load(
         source = Source("state_dict", None, Path(), ())
     else:
         source = locate(str(path), revision, **{name: value for name, value in where.items() if value})
+        beside = read_usam_config(source.folder)
+        config = config if isinstance(config, UsamConfig) else beside
     if safe and any(file.suffix != ".safetensors" for file in source.files):
         raise ComponentError(f"{path}: use_safetensors=True, but its weights are {source.files[0].name}")
-    config = config if isinstance(config, UsamConfig) else UsamConfig.from_pretrained(source.folder)
     if config.spec is None:
         raise ComponentError(f"{path}: not a model that usam saved; a language model goes into a spec, as llm.path")
     if config.delta:  # the spec says how to quantise; what is read here is not quantised yet
@@ -117,7 +118,8 @@ def load(
     model.sourced = frozenset(base.tensors.keys() - saved.keys())
     model.name_or_path = model.config.name_or_path = str(path)
     if path is not None and "generation_config" not in kwargs and (source.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source.folder)
+        with reading(f"{path}: generation_config.json", source.folder):
+            model.generation_config = GenerationConfig.from_pretrained(source.folder)
     if path is not None and (source.folder / ADDED).is_file():
         load_added(model, source.folder, adapter)
     return (model, info) if tells else model
@@ -131,6 +133,50 @@ def load_body(path: str | Path | None, *overrides: Override, **kwargs: Any) -> A
     return (model.model, info) if tells else model.model
 
 
+def read_usam_config(folder: Path) -> UsamConfig:
+    """The config.json in a saved model's folder.
+
+    Raises:
+        ComponentError: it is broken: names the file and the key.
+    """
+    found = read_config(str(folder))
+    kinds = {"spec": dict, "provenance": dict, "text_config": dict, "delta": bool, "audio_token_id": int}
+    for key, kind in kinds.items():
+        if found.get(key) is not None and type(found[key]) is not kind:
+            raise _broken(folder, key, WORDS[kind], found[key])
+    for key in ("sources", "components"):
+        entries = (found.get("provenance") or {}).get(key, {})
+        if not isinstance(entries, dict):
+            raise _broken(folder, f"provenance.{key}", WORDS[dict], entries)
+        for name, entry in entries.items():
+            whole = isinstance(entry, str) if key == "components" else _is_source(entry)
+            if not whole:
+                raise _broken(folder, f"provenance.{key}.{name}", EXPECTED[key], entry)
+    with reading(f"{folder / 'config.json'}: not a config of usam", folder):
+        return cast(UsamConfig, UsamConfig.from_pretrained(folder))
+
+
+WORDS = {dict: "a map", bool: "true or false", int: "a whole number"}
+EXPECTED = {"components": "a package and its version", "sources": "a map of 'path', 'revision' and 'sha256' by file"}
+
+
+def _is_source(entry: Any) -> bool:
+    digests = entry.get("sha256") if isinstance(entry, dict) else None
+    return (
+        isinstance(digests, dict)
+        and all(isinstance(digest, str) for digest in digests.values())
+        and isinstance(entry.get("path"), str)
+        and isinstance(entry.get("revision"), str | None)
+    )
+
+
+def _broken(folder: Path, key: str, expected: str, found: Any) -> ComponentError:
+    return ComponentError(
+        f"{folder / 'config.json'}: '{key}': expected {expected}, found {found!r:.80}; copy the folder again, or save "
+        "the model anew"
+    )
+
+
 def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: Any, **kwargs: Any) -> None:
     """Write config.json, usam.yaml and the tensors that no source can give back."""
     state = model.state_dict() if state_dict is None else dict(state_dict)
@@ -138,6 +184,7 @@ def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: An
         state = without_added(model, state)
     names = delta_names(model, state)
     kept = {name: tensor for name, tensor in state.items() if name in names}
+    check_finite(kept, f"{folder}: not saved")
     model.config.delta = len(kept) < len(state)
     model.config.provenance = provenance(model)
     with _as_given(model) if model.config.delta or adapter is not None else nullcontext():
@@ -236,7 +283,7 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
         SpecError: an unknown task, or a projector that reads no prompt.
         ComponentError: a stage reads the prompt in a way that cannot be fixed.
     """
-    config = UsamConfig.from_pretrained(locate(str(source)).folder)
+    config = read_usam_config(locate(str(source)).folder)
     cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
     model = load(source, config=config)
     for layer in model.modules():
@@ -303,8 +350,11 @@ def fixed_stages(
 
 def processor_beside(model: str | Path, spec: Spec) -> UsamProcessor:
     """The processor saved with a model, with what a next stage's spec says of it; else the one of the spec."""
-    if (locate(str(model)).folder / "processor_config.json").is_file():
-        return cast(UsamProcessor, UsamProcessor.from_pretrained(model)).with_spec(spec)
+    folder = locate(str(model)).folder
+    if (folder / "processor_config.json").is_file():
+        with reading(f"{folder}: no processor of usam", folder):
+            found = UsamProcessor.from_pretrained(folder, trust_remote_code=False)
+        return cast(UsamProcessor, found).with_spec(spec)
     return UsamProcessor.from_spec(spec)
 
 

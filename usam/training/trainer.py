@@ -19,6 +19,7 @@ from usam.model.model import UsamForConditionalGeneration
 from usam.processor.processor import UsamProcessor
 from usam.training.routing import Routing
 from usam.training.run import Run
+from usam.weights import reading
 
 # What audio batches need, unless the run file says otherwise.
 DEFAULTS = {
@@ -80,6 +81,16 @@ class UsamTrainer(Trainer):
             self._parts.clear()
             logs |= self._routing.means()
         super().log(logs, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """A file that is broken, or would execute code, is named."""
+        with reading(f"{checkpoint}: optimizer or scheduler", checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """A file that is broken, or would execute code, is named."""
+        with reading(f"{checkpoint}: rng_state", checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A delta holds what trains: the rest is missing by design, but nothing may be left over."""
