@@ -19,7 +19,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-all tested test-newest test-lowest test-wheel lint format bench readme clean
+.PHONY: help install lock demo test test-all test-hf tested test-newest test-lowest test-wheel lint format bench readme clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,20 @@ test: lint  ## Lint, types, and all fast tests
 
 test-all: lint  ## Also the slow tests
 	$(BIN)/python $(PYTEST)
+
+# transformers' own tests are in its source distribution only; what they need beside us goes there too.
+HF = $(ENVS)/hf
+TRANSFORMERS := $(shell sed -n 's/^transformers==//p' constraints.txt)
+
+$(HF)/transformers-$(TRANSFORMERS)/tests/__init__.py: | $(STAMP)
+	$(BIN)/$(PIP) download --quiet --no-deps --no-binary transformers --dest $(HF) transformers==$(TRANSFORMERS)
+	$(BIN)/$(PIP) install --quiet --no-deps --upgrade --target $(HF)/lib parameterized
+	tar -xzf $(HF)/transformers-$(TRANSFORMERS).tar.gz --directory $(HF)
+	touch $@
+
+test-hf: $(STAMP) $(HF)/transformers-$(TRANSFORMERS)/tests/__init__.py  ## The tests of transformers itself, on our models; prints the counts
+	PYTHONPATH=$(HF)/lib TRANSFORMERS_SOURCE=$(HF)/transformers-$(TRANSFORMERS) \
+	  $(BIN)/python $(PYTEST) -c tests/hf/pytest.ini tests/hf/suite.py
 
 tested: test  ## Record the environment of constraints.txt as tested, once `make test` has passed in it
 	$(BIN)/python tests/versions/versions.py record constraints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class UsamGeneration(GenerationMixin):
     def _counts(self, values: Tensor, mask: Tensor | None) -> Tensor:
         """How many placeholders each clip has: (clip,)."""
         samples = mask.sum(-1) if mask is not None else torch.full((len(values),), values.shape[1])
-        return cast(Tensor, self.config.parsed.placeholders(samples.to(self.device)))
+        return self.config.parsed.placeholders(samples.to(self.device))
 
     def prepare_inputs_for_generation(
         self,
@@ -81,9 +81,8 @@ class UsamGeneration(GenerationMixin):
         if prompt is not None and prompt.shape == input_ids.shape:
             inputs = {**inputs, "prompt_mask": prompt[:, known:]}
         slots = self.model.is_audio(input_ids)
-        counts = None if values is None else self._counts(values, mask)
-        if counts is None or counts.sum() == slots[:, known:].sum():  # only new clips, or none
-            return inputs
+        if values is None or (counts := self._counts(values, mask)).sum() == slots[:, known:].sum():
+            return inputs  # no clips, or only new ones
         check_counts(slots, counts)
         new = unheard(slots, counts, known).to(values.device)
         clips = {"input_values": values, "input_values_mask": mask}

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
 
 from usam import encoders, fusions, losses
 from usam.component import Parts, build_part, building, drawing, is_frozen, own_dtype
@@ -22,7 +21,7 @@ from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
 from usam.model.inputs import check_heard, check_names, check_shapes, names_of
 from usam.model.objective import loss_inputs
-from usam.model.outputs import UsamModelOutput, UsamOutput
+from usam.model.outputs import UsamModelOutput, UsamOutput, may_be_tuple
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
 from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
@@ -108,7 +107,7 @@ class UsamModel(UsamPreTrainedModel):
         """Fused frames as tokens of the language model's width; clip i hears prompt i."""
         return cast(Frames, self.projector(frames, prompt))
 
-    @can_return_tuple
+    @may_be_tuple
     def get_audio_features(
         self, input_values: Tensor, input_values_mask: Tensor | None = None, prompt: Prompt | None = None
     ) -> BaseModelOutputWithPooling:
@@ -123,7 +122,7 @@ class UsamModel(UsamPreTrainedModel):
         frames = self.project(self.encode(input_values, input_values_mask), prompt)
         return BaseModelOutputWithPooling(last_hidden_state=frames.x, pooler_output=frames.x[frames.mask])
 
-    @can_return_tuple
+    @may_be_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -311,8 +310,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         """The projected clips: see UsamModel."""
         return self.model.get_audio_features(*args, **kwargs)
 
-    @can_return_tuple
-    @can_return_tuple
+    @may_be_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,

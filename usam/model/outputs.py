@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from usam.types import Frames
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def may_be_tuple(forward: F) -> F:
+    """A `forward` that also gives a tuple: with `return_dict=False`, as an argument or in the config."""
+    return cast(F, can_return_tuple(forward))
 
 
 @dataclass
