@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from usam.component import DTYPES, Component, Parts, is_adapter, with_base_layer
 from usam.config import UsamConfig
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
+from usam.spec.page import SpecError
+from usam.spec.spec import Spec, component_config
 from usam.weights import Source
 
 BACKBONE, HEAD = "model.language_model.", "lm_head."
@@ -114,6 +117,28 @@ def asked_dtype(kwargs: dict[str, Any]) -> torch.dtype | None:
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype is 'auto', or one of torch's such as 'bfloat16'; found {dtype!r}")
     return dtype
+
+
+def with_attention(spec: Spec, asked: Any) -> Spec:
+    """The spec with the attention that the caller asks for in its encoders too; of the language model transformers sees.
+
+    An encoder that does not have it keeps its own, with a warning.
+    """
+    if not isinstance(asked, str):
+        return spec
+    encoders: dict[str, Any] = dict(spec.encoders)
+    for name, config in encoders.items():
+        if "attn_implementation" not in type(config).model_fields:
+            continue
+        try:
+            node = {**config.to_dict(), "attn_implementation": asked}
+            encoders[name] = component_config("usam.encoders", node, ("encoders", name))
+        except SpecError:
+            kept = config.attn_implementation or "its default"
+            warnings.warn(
+                f"encoders.{name}: '{config.type}' has no attention '{asked}', and keeps {kept}", stacklevel=3
+            )
+    return spec.model_copy(update={"encoders": encoders})
 
 
 def assemble(

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from usam import __version__
 from usam.component import base_name, is_adapter, with_base_layers
 from usam.config import UsamConfig
-from usam.model.assembly import Base, asked_dtype, assemble, outline, parts, plan_dtypes, sources
+from usam.model.assembly import Base, asked_dtype, assemble, outline, parts, plan_dtypes, sources, with_attention
 from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
@@ -92,6 +92,8 @@ def load(
         config = config.with_spec(spec)
     if overrides:
         config = config.patched(*overrides)
+    if "attn_implementation" in kwargs:
+        config = config.with_spec(with_attention(config.parsed, kwargs["attn_implementation"]))
     skeleton = outline(config)
     saved = with_base_layers(skeleton, read(source))
     if next_stage:  # which may also do without a loss of the stage before
