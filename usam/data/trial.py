@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from usam.component import building
 from usam.config import UsamConfig, resolve
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest, ManifestError
-from usam.model.assembly import outline, parts, plan_dtypes
+from usam.model.assembly import outline, parts, place_of, plan_dtypes
 from usam.model.build import build_model
 from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
@@ -77,11 +78,12 @@ def try_spec(spec: Spec, memory: float = 4.0) -> Trial:
 def _absent(skeleton: UsamForConditionalGeneration) -> set[str]:
     """Hub ids of sources that are not here; what is neither here nor a hub id is an error."""
     found = set()
-    for _, part in parts(skeleton):
+    for prefix, part in parts(skeleton):
         path = getattr(part.config, "path", None)
         if path and not Path(path).expanduser().exists():
             if not HUB_ID.fullmatch(path):
-                part.source()  # says what is wrong
+                with building(place_of(prefix), part.config):
+                    part.source()  # says what is wrong
             found.add(path)
     return found
 

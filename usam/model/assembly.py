@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from usam.component import DTYPES, Component, Parts, is_adapter, with_base_layers
+from usam.component import DTYPES, Component, Parts, building, is_adapter, with_base_layers
 from usam.config import UsamConfig
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
@@ -64,14 +64,21 @@ def parts(model: UsamForConditionalGeneration) -> Iterator[tuple[str, Any]]:
         yield f"losses.{Parts.key(name)}.", loss
 
 
+def place_of(prefix: str) -> str:
+    """Where a part stands in the spec: `encoders.whisper`, `projector.0`, `llm`."""
+    place = prefix.removeprefix("model.").rstrip(".-").replace("projector.stages", "projector")
+    return {"language_model": "llm", "cross_attention": "llm.injection"}.get(place, place)
+
+
 def sources(skeleton: UsamForConditionalGeneration) -> Base:
     """Read every part's source, under the names that the model uses."""
     base = Base()
     for prefix, part in parts(skeleton):
-        origin = part.source()
-        if origin is not None:
-            base.origins[prefix.rstrip(".")] = origin
-        found = part.pretrained()
+        with building(place_of(prefix), part.config):
+            origin = part.source()
+            if origin is not None:
+                base.origins[prefix.rstrip(".")] = origin
+            found = part.pretrained()
         if prefix == BACKBONE:
             halves = {"backbone.": (BACKBONE, skeleton.model.language_model), "head.": (HEAD, skeleton.lm_head)}
             for half, (target, module) in halves.items():
@@ -120,7 +127,7 @@ def asked_dtype(kwargs: dict[str, Any]) -> torch.dtype | None:
 
 
 def with_attention(spec: Spec, asked: Any) -> Spec:
-    """The spec with the attention that the caller asks for in its encoders too; of the language model transformers sees.
+    """The spec with encoders that have the attention which a caller asks for; to the language model transformers sees.
 
     An encoder that does not have it keeps its own, with a warning.
     """
