@@ -65,6 +65,11 @@ def test_a_stage_at_any_place(stage, place):
     assert {p.dtype for p in model.model.projector.stages[place].parameters()} == {torch.bfloat16}
 
 
+def test_a_mixture_without_a_router():
+    assert step("projector=[{type: moe, experts: 1, dtype: bfloat16}]")[0].isfinite()
+    assert step("projector=[{type: moe, experts: 2, gates: [0.2, 0.8], dtype: bfloat16}]")[0].isfinite()
+
+
 @pytest.mark.parametrize(
     "fusion", [{"type": "sum"}, {"type": "sum", "layer_norm": True}, {"type": "concat", "layer_norm": True}]
 )

@@ -92,6 +92,8 @@ class Specs:
         if self.sometimes(0.5):
             names = draw.sample(self.types["usam.losses"], draw.choice([1, 2]))
             spec["losses"] = {name: self.component("usam.losses", name) for name in names}
+            if {"load_balance", "router_z"} & {*names} and self.sometimes(0.8):  # which are of a router
+                spec["projector"].append(self.component("usam.projectors", "moe"))
             if self.sometimes(0.7):
                 spec["losses"].setdefault("cross_entropy", {"type": "cross_entropy"})
         if self.sometimes(0.2):

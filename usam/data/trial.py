@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from usam.component import building
 from usam.config import UsamConfig, resolve
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest, ManifestError
-from usam.model.assembly import outline, parts, plan_dtypes
+from usam.model.assembly import outline, parts, place_of, plan_dtypes
 from usam.model.build import build_model
 from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
@@ -37,9 +38,13 @@ FAULTS = 20  # rows of which each is told, before they are only counted
 class Trial:
     """What came of a trial that found no fault."""
 
-    sound: bool = False
-    """Whether chats were rendered and a step was taken: what is sound trains, given its weights."""
     not_tried: list[str] = field(default_factory=list)
+    """What could not be tried here, and why."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything was tried: what is sound trains."""
+        return not self.not_tried
 
 
 def try_spec(spec: Spec, memory: float = 4.0) -> Trial:
@@ -60,13 +65,27 @@ def try_spec(spec: Spec, memory: float = 4.0) -> Trial:
     batch, placeholder = _render(full, trial)
     if placeholder is not None:
         skeleton.config.audio_token_id = placeholder
+    if absent := sorted(_absent(skeleton)):
+        trial.not_tried.append(f"weights that would come from the hub: {', '.join(absent)}")
     need = step_bytes(full, skeleton)
     if need > memory * GIB:
         trial.not_tried.append(f"a training step, which takes some {need / GIB:.1f} GiB here (--memory {memory:g})")
         return trial
-    _step(full, skeleton, batch, trial)
-    trial.sound = batch is not None
+    _step(full, skeleton, batch, weights=not absent)
     return trial
+
+
+def _absent(skeleton: UsamForConditionalGeneration) -> set[str]:
+    """Hub ids of sources that are not here; what is neither here nor a hub id is an error."""
+    found = set()
+    for prefix, part in parts(skeleton):
+        path = getattr(part.config, "path", None)
+        if path and not Path(path).expanduser().exists():
+            if not HUB_ID.fullmatch(path):
+                with building(place_of(prefix), part.config):
+                    part.source()  # says what is wrong
+            found.add(path)
+    return found
 
 
 def _render(spec: Spec, trial: Trial) -> tuple[dict[str, Tensor] | None, int | None]:
@@ -153,15 +172,13 @@ def step_bytes(spec: Spec, skeleton: UsamForConditionalGeneration) -> int:
     return int(weights + 3 * trains + 4 * (states + 2 * frames * 8 * sum(widths)))
 
 
-def _step(spec: Spec, skeleton: UsamForConditionalGeneration, batch: dict[str, Tensor] | None, trial: Trial) -> None:
+def _step(
+    spec: Spec, skeleton: UsamForConditionalGeneration, batch: dict[str, Tensor] | None, *, weights: bool
+) -> None:
     """Evaluate, train one step, evaluate."""
-    sources = [part.config.path for _, part in parts(skeleton) if getattr(part.config, "path", None)]
-    here = all(Path(path).expanduser().exists() for path in sources)
-    if sources and not here:
-        trial.not_tried.append(f"weights ({', '.join(sorted(set(sources)))})")
-    if sources and here:
+    if weights and any(part.source() for _, part in parts(skeleton)):
         model = build_model(spec, seed=0)
-    else:  # what is there already
+    else:  # from what is there already
         model = UsamForConditionalGeneration(skeleton.config, plan_dtypes(skeleton, {}, (), None), seed=0)
     batch = _stand_in(spec, model) if batch is None else batch
     with torch.random.fork_rng([]):

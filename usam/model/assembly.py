@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from usam.component import DTYPES, Component, Parts, is_adapter, with_base_layers
+from usam.component import DTYPES, Component, Parts, building, is_adapter, with_base_layers
 from usam.config import UsamConfig
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
+from usam.spec.page import SpecError
+from usam.spec.spec import Spec, component_config
 from usam.weights import Source, dtype_faults
 
 BACKBONE, HEAD = "model.language_model.", "lm_head."
@@ -61,14 +64,21 @@ def parts(model: UsamForConditionalGeneration) -> Iterator[tuple[str, Any]]:
         yield f"losses.{Parts.key(name)}.", loss
 
 
+def place_of(prefix: str) -> str:
+    """Where a part stands in the spec: `encoders.whisper`, `projector.0`, `llm`."""
+    place = prefix.removeprefix("model.").rstrip(".-").replace("projector.stages", "projector")
+    return {"language_model": "llm", "cross_attention": "llm.injection"}.get(place, place)
+
+
 def sources(skeleton: UsamForConditionalGeneration) -> Base:
     """Read every part's source, under the names that the model uses."""
     base = Base()
     for prefix, part in parts(skeleton):
-        origin = part.source()
-        if origin is not None:
-            base.origins[prefix.rstrip(".")] = origin
-        found = part.pretrained()
+        with building(place_of(prefix), part.config):
+            origin = part.source()
+            if origin is not None:
+                base.origins[prefix.rstrip(".")] = origin
+            found = part.pretrained()
         if prefix == BACKBONE:
             halves = {"backbone.": (BACKBONE, skeleton.model.language_model), "head.": (HEAD, skeleton.lm_head)}
             for half, (target, module) in halves.items():
@@ -119,6 +129,28 @@ def asked_dtype(kwargs: dict[str, Any]) -> torch.dtype | None:
 def assemble(*args: Any, **kwargs: Any) -> UsamForConditionalGeneration:
     """The model that `assembled` makes."""
     return assembled(*args, **kwargs)[0]
+
+
+def with_attention(spec: Spec, asked: Any) -> Spec:
+    """The spec with encoders that have the attention which a caller asks for; to the language model transformers sees.
+
+    An encoder that does not have it keeps its own, with a warning.
+    """
+    if not isinstance(asked, str):
+        return spec
+    encoders: dict[str, Any] = dict(spec.encoders)
+    for name, config in encoders.items():
+        if "attn_implementation" not in type(config).model_fields:
+            continue
+        try:
+            node = {**config.to_dict(), "attn_implementation": asked}
+            encoders[name] = component_config("usam.encoders", node, ("encoders", name))
+        except SpecError:
+            kept = config.attn_implementation or "its default"
+            warnings.warn(
+                f"encoders.{name}: '{config.type}' has no attention '{asked}', and keeps {kept}", stacklevel=3
+            )
+    return spec.model_copy(update={"encoders": encoders})
 
 
 def assembled(

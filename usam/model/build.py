@@ -18,6 +18,7 @@ from usam.model.assembly import (
     parts,
     plan_dtypes,
     sources,
+    with_attention,
 )
 from usam.model.checkpoint import load
 from usam.model.model import UsamForConditionalGeneration
@@ -54,7 +55,7 @@ def build_model(
             raise TypeError(f"build_model takes no '{option}', which belongs to from_pretrained of a saved model")
     if weights and isinstance(spec, (str, Path)) and (Path(spec) / "config.json").is_file():
         return cast(UsamForConditionalGeneration, load(spec, *overrides, seed=seed, **kwargs))
-    config = config_of(load_spec(spec, *overrides), weights)
+    config = config_of(with_attention(load_spec(spec, *overrides), kwargs.get("attn_implementation")), weights)
     skeleton = outline(config)
     base = sources(skeleton) if weights else Base()
     dtypes = plan_dtypes(skeleton, base.tensors, (), asked_dtype(kwargs))

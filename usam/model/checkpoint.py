@@ -28,7 +28,17 @@ from usam.component import base_name, is_adapter, with_base_layers
 from usam.config import UsamConfig, in_full, providers
 from usam.model.added import CONFIG as ADDED
 from usam.model.added import added_adapter, load_added, save_added, without_added
-from usam.model.assembly import Base, asked_dtype, assemble, assembled, outline, parts, plan_dtypes, sources
+from usam.model.assembly import (
+    Base,
+    asked_dtype,
+    assemble,
+    assembled,
+    outline,
+    parts,
+    plan_dtypes,
+    sources,
+    with_attention,
+)
 from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
@@ -93,6 +103,8 @@ def load(
         config = config.with_spec(spec)
     if overrides:
         config = config.patched(*overrides)
+    if "attn_implementation" in kwargs:
+        config = config.with_spec(with_attention(config.parsed, kwargs["attn_implementation"]))
     skeleton = outline(config)
     found = read(source) if given is None else dict(given)
     who = f"{source.path}: its weights"

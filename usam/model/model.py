@@ -20,6 +20,7 @@ from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hea
 from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
 from usam.model.inputs import check_heard, check_names, check_shapes, names_of
+from usam.model.lengths import wrong_length
 from usam.model.objective import loss_inputs
 from usam.model.outputs import UsamModelOutput, UsamOutput, may_be_tuple
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
@@ -92,16 +93,17 @@ class UsamModel(UsamPreTrainedModel):
 
     def encode(self, input_values: Tensor, input_values_mask: Tensor | None = None) -> Frames:
         """The fused frames of clips (clip, samples) at the spec's sample rate, before projection."""
-        rate = self.config.parsed.sample_rate
-        if input_values_mask is None:
-            input_values_mask = torch.ones_like(input_values, dtype=torch.bool)
-        audio = Audio(input_values.float(), input_values_mask.bool(), rate)
+        audio = self._audio(input_values, input_values_mask)
         streams = {}
         for name, encoder in self.encoders.parts():
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
         return cast(Frames, self.fusion(same_dtype(streams, own_dtype(self.fusion)), audio))
+
+    def _audio(self, values: Tensor, mask: Tensor | None = None) -> Audio:
+        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+        return Audio(values.float(), mask, self.config.parsed.sample_rate)
 
     def project(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
         """Fused frames as tokens of the language model's width; clip i hears prompt i."""
@@ -216,7 +218,7 @@ class UsamModel(UsamPreTrainedModel):
         if self.cross_attention is not None:
             check_counts(slots, torch.ones_like(frames.lengths), "clips")
             return embeds, *beside(slots, frames)
-        check_counts(slots, frames.lengths)
+        check_counts(slots, frames.lengths, why=lambda: wrong_length(self, input_values, input_values_mask, prompt))
         return scatter(embeds, slots, frames), by_sample(slots, frames), None
 
     def _beside(self, embeds: Tensor, audio: Frames | None, places: Tensor | None, cache: Any) -> Listening | None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,16 @@ def prompts_of(embeds: Tensor, prompt_mask: Tensor, owner: Tensor) -> Prompt:
     return Prompt(embeds.masked_fill(~mask.unsqueeze(-1), 0)[owner], mask[owner])
 
 
-def check_counts(slots: Tensor, counts: Tensor, what: str = "tokens") -> None:
+def check_counts(
+    slots: Tensor, counts: Tensor, what: str = "tokens", why: Callable[[], str | None] = lambda: None
+) -> None:
     """Compare placeholders with how many each clip takes, row by row; not while compiling.
+
+    Args:
+        slots: True at the placeholders: (batch, length).
+        counts: how many each clip takes.
+        what: of what.
+        why: looks for a reason, when they differ.
 
     Raises:
         ValueError: they differ in number, or a row does not hold whole clips.
@@ -36,10 +46,10 @@ def check_counts(slots: Tensor, counts: Tensor, what: str = "tokens") -> None:
     # Every row holds whole clips: else one sample would hear the end of another's.
     whole = torch.isin(rows, nn.functional.pad(clips, (1, 0))).all() & (rows[-1] == clips[-1])
     if not whole:
+        remedy = why() or "make both with one UsamProcessor, and do not cut input_ids"
         raise ValueError(
             f"{int(rows[-1])} audio placeholders for {int(clips[-1])} audio {what}: the {len(counts)} clips have "
-            f"{counts.tolist()} {what}, the {len(slots)} rows {slots.sum(-1).tolist()} placeholders; "
-            "make both with one UsamProcessor, and do not cut input_ids"
+            f"{counts.tolist()} {what}, the {len(slots)} rows {slots.sum(-1).tolist()} placeholders; {remedy}"
         )
 
 

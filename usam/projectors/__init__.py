@@ -82,12 +82,17 @@ class Chain(nn.Module):
         """All stages; `aux` gathers the by-products of each under `<index>.<name>`."""
         aux = [frames.aux]
         for i, stage in enumerate(self.stages):
-            dtype = None if stage.any_dtype else own_dtype(stage)
-            x = frames.x if dtype is None else frames.x.to(dtype)
-            read = prompt if dtype is None or prompt is None else Prompt(prompt.x.to(dtype), prompt.mask)
-            frames = stage(Frames(x, frames.mask, frames.rate), read)
+            frames = self.run(stage, frames, prompt)
             aux.append(named(f"{i}.", frames.aux))
         return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
+
+    def run(self, stage: Any, frames: Frames, prompt: Prompt | None) -> Frames:
+        """One stage, on frames and a prompt of its own dtype."""
+        dtype = None if stage.any_dtype else own_dtype(stage)
+        x = frames.x if dtype is None else frames.x.to(dtype)
+        read = prompt if dtype is None or prompt is None else Prompt(prompt.x.to(dtype), prompt.mask)
+        found: Frames = stage(Frames(x, frames.mask, frames.rate), read)
+        return found
 
 
 registry: Registry[Projector] = Registry(Projector, "usam.projectors")

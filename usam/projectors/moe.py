@@ -184,7 +184,8 @@ class MoE(Projector):
     def _fixed(self, x: Tensor) -> Tensor:
         """Experts with fixed gates are one network, its last layer scaled by them."""
         assert self.gates is not None
-        down, bias = self.w_down * self.gates.view(-1, 1, 1), self.gates @ self.b_down
+        gates = self.gates.to(self.w_down.dtype)
+        down, bias = self.w_down * gates.view(-1, 1, 1), gates @ self.b_down
         if self.w_up is None or self.b_up is None:
             return F.linear(x, down.sum(0).mT, bias)
         hidden = F.linear(x, rearrange(self.w_up, "e h d -> (e h) d"), self.b_up.flatten())
