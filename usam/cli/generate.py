@@ -36,8 +36,6 @@ def generate(
     the text as it is. A file that cannot be answered is named on stderr, the others are answered, and the status is 1.
     """
     files = list(audio or [])
-    if not files:
-        raise ValueError("name at least one audio file: usam generate MODEL a.wav b.wav --task TASK")
     if prompt is not None and task is not None:
         raise ValueError("give either --prompt or --task, not both")
     for name, value in (("max-new-tokens", max_new_tokens), ("num-beams", num_beams), ("batch-size", batch_size)):
@@ -49,7 +47,11 @@ def generate(
     import torch
 
     from usam.generate import Answerer
+    from usam.weights import locate
 
+    locate(model)
+    if not files:
+        raise ValueError("name at least one audio file: usam generate MODEL a.wav b.wav --task TASK")
     answerer = Answerer.load(model, device_map=_device(device) or ("cuda" if torch.cuda.is_available() else None))
     if prompt is None and task is None and len(answerer.processor.prompts) == 1:
         task = next(iter(answerer.processor.prompts))

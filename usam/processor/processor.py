@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from usam.config import AUDIO_TOKEN, resolve
 from usam.llm import build_llm
@@ -34,7 +34,8 @@ NOT_VARIABLES = {
     "messages",
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"tools", "documents"},
 }
-PASSED_ON = ("load_audio_from_video",)  # servers say it to every processor
+# Pipelines and servers pass these on to every processor.
+PASSED_ON = {"load_audio_from_video", "timeout", *GenerationConfig().to_dict()}
 
 
 class UsamProcessor(ProcessorMixin):
