@@ -144,6 +144,11 @@ def test_a_template_with_a_slot_missing_or_twice_is_refused(template, make):
         make(template=template)
 
 
+def test_a_template_whose_answer_comes_first_is_refused(make):
+    with pytest.raises(ValueError, match=r"\{answer\} comes after \{prompt\} and \{audio\}"):
+        make(template="{answer}: {prompt} {audio}")
+
+
 def test_the_chat_template_is_the_tokenizers(chatml):
     text = chatml.apply_chat_template([user(clip(), "What?")], add_generation_prompt=True)
     assert text == "<|im_start|>user\n<|audio|>What?<|im_end|>\n<|im_start|>assistant\n"

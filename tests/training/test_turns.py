@@ -3,10 +3,13 @@
 import json
 
 import soundfile
+import toys  # noqa: F401
 from conftest import CHATML, make_tokenizer, noise
 
+from usam import UsamProcessor, build_model, load_spec
 from usam.data.manifest import Manifest
 from usam.generate import Answerer
+from usam.model.checkpoint import processor_beside
 from usam.training.run import read_run
 from usam.training.trainer import train
 
@@ -15,6 +18,17 @@ THINKING = CHATML.replace(
     "{{ m['content'] }}",
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}",
 )
+
+
+def test_a_next_stage_renders_with_the_options_of_its_own_spec(qwen3, tmp_path):
+    make_tokenizer(THINKING + "{{ note }}").save_pretrained(tmp_path / "tokenizer")
+    llm = {"type": "transformers", "path": qwen3, "tokenizer": str(tmp_path / "tokenizer")}
+    first = {"encoders": {"toy": {}}, "projector": "linear", "llm": llm}
+    build_model(first).save_pretrained(tmp_path / "m")
+    UsamProcessor.from_spec(first).save_pretrained(tmp_path / "m")
+    spec = load_spec(tmp_path / "m", "llm.template_options.note=Hm")
+    processor = processor_beside(tmp_path / "m", spec)
+    assert processor.apply_chat_template([{"role": "user", "content": "What?"}]).endswith("Hm")
 
 
 def test_chats_whose_past_answers_are_rewritten_train_evaluate_and_are_continued(qwen3, tmp_path):

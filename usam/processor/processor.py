@@ -85,6 +85,8 @@ class UsamProcessor(ProcessorMixin):
             missing = [slot for slot in ("{prompt}", "{audio}", "{answer}") if template.count(slot) != 1]
             if missing:
                 raise ValueError(f"template {template!r}: write {', '.join(missing)} exactly once, or 'auto'")
+            if not template.index("{answer}") > max(template.index("{prompt}"), template.index("{audio}")):
+                raise ValueError(f"template {template!r}: {{answer}} comes after {{prompt}} and {{audio}}")
             self.chat_template = None
         elif chat_template is None:
             self.chat_template = tokenizer.chat_template

@@ -62,9 +62,7 @@ class Turns:
             ValueError: the template changes the user's words, or those of an answer to learn.
         """
         size = len(self.turns)
-        past = [
-            i for i, turn in enumerate(self.turns) if turn["role"] == "assistant" and not (follow and i == size - 1)
-        ]
+        past = [i for i, turn in enumerate(self.turns[: size - follow]) if turn["role"] == "assistant"]
         if generate or follow or past[-1:] != [size - 1]:
             text, own = self.draw(self.turns, generate, follow), []
             drawn = (size, generate, follow)
@@ -175,10 +173,8 @@ class Turns:
 def wrapping(draw: Draw, special: Iterable[str], eos: str) -> tuple[str, str]:
     """What a template writes of itself before an answer, where generation begins, and between it and its end token."""
     mark = chr(MARKS[0])
-    chat = Turns(
-        [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], [[], []], draw, special, eos
-    )
-    (row,) = chat.render().rows
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    row = Turns(turns, [], draw, special, eos).render()
     ((start, end),) = row.answers
     before, _, after = row.text[start:end].partition(mark)
     return before, next((after[: -len(token)] for token in (eos, *special) if after.endswith(token)), after)
