@@ -310,7 +310,7 @@ def test_two_questions_before_an_answer(chatml):
     assert instruction(chatml, [user("First."), user(clip(), "Then?"), assistant("ok")]) == "First.Then?"
 
 
-@pytest.mark.parametrize("words", ["What?", "end", "user", "-", "assistant\n", "im", "e"])
+@pytest.mark.parametrize("words", ["What?", "end", "user", "-", "assistant\n", "im", "e", "audio", "a", "<", "|", "o|"])
 def test_words_that_others_say_too_are_marked_where_the_user_says_them(words, named):
     """In the system prompt, in the answer, in the template's own text."""
     _, processor = named

@@ -11,6 +11,8 @@ import soundfile
 import torch
 import toys  # noqa: F401
 from conftest import CHATML, LLAMA3, make_tokenizer, noise
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from usam import UsamProcessor, load_spec
 from usam.data.collate import Collator
@@ -291,6 +293,25 @@ def test_an_answer_as_a_template_would_begin_it_keeps_its_words(published):
     processor, *_ = published("harmony")
     told = processor.tokenizer("final score: 3<|return|>", add_special_tokens=False)["input_ids"]
     assert processor.answer_text(told) == "final score: 3"
+
+
+@pytest.mark.parametrize("template", [QWEN3, HARMONY, MISTRAL, VICUNA])
+def test_tokenizers_that_write_spaces_of_their_own_give_the_answer_alone(template, published, tmp_path):
+    """SentencePiece's way, in which a space begins every text, and follows every special token."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(pieces)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["A dog barks. What do you hear?", "final assistant user ASSISTANT (over)"], trainer)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
+    fast.add_tokens([*SPECIAL, "<|im_start|>", "<|im_end|>"], special_tokens=True)
+    fast.add_tokens(["<think>", "</think>"])
+    processor = UsamProcessor(published("qwen3")[0].feature_extractor, fast)
+    (row,) = learned(processor, ONE)
+    assert processor.answer_text(row) == "A dog barks."
 
 
 def test_other_keys_of_a_message_reach_the_template(make):

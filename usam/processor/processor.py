@@ -411,12 +411,14 @@ class UsamProcessor(ProcessorMixin):
 
     def answer_text(self, generated: Sequence[int] | Tensor) -> str:
         """The answer in generated tokens: without special tokens, and without what the template wraps around it."""
-        raw = self.tokenizer.decode(generated, skip_special_tokens=False).lstrip()
-        text = str(self.tokenizer.decode(generated, skip_special_tokens=True)).strip()
+        raw = self.tokenizer.decode(generated, skip_special_tokens=False)
+        text = str(self.tokenizer.decode(generated, skip_special_tokens=True))
         before, after = (piece.strip() for piece in self._wrapping())
-        if before and raw.startswith(before):
-            text = text.removeprefix(self._bare(before).strip()).lstrip()
-        return text.removesuffix(after).rstrip()
+        if before and re.match(_loosely(before), raw):
+            text = re.sub(r"\A" + _loosely(self._bare(before)), "", text)
+        if after:
+            text = re.sub(_loosely(after) + r"\s*\Z", "", text)
+        return text.strip()
 
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
@@ -495,6 +497,11 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if options["padding"] == "max_length" and options["max_length"] is None:
         raise ValueError("padding='max_length' needs 'max_length'")
     return options
+
+
+def _loosely(text: str) -> str:
+    """A pattern for a text, whatever white space tokenizers write between its characters."""
+    return r"\s*" + r"\s*".join(re.escape(character) for character in "".join(text.split()))
 
 
 def _padded(row: list[Any], size: int, fill: Any, side: str) -> list[Any]:
