@@ -298,13 +298,12 @@ def test_an_answer_as_a_template_would_begin_it_keeps_its_words(published):
 @pytest.mark.parametrize("template", [QWEN3, HARMONY, MISTRAL, VICUNA])
 def test_tokenizers_that_write_spaces_of_their_own_give_the_answer_alone(template, published, tmp_path):
     """SentencePiece's way, in which a space begins every text, and follows every special token."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    pieces = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(pieces)
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(["A dog barks. What do you hear?", "final assistant user ASSISTANT (over)"], trainer)
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(["A dog barks. What do you hear?", *map(chr, range(128))], trainer)
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
     fast.add_tokens([*SPECIAL, "<|im_start|>", "<|im_end|>"], special_tokens=True)
