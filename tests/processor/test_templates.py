@@ -5,6 +5,7 @@ Each template here does what a published one does, in words of its own.
 
 import itertools
 import json
+import re
 
 import pytest
 import soundfile
@@ -282,6 +283,13 @@ def test_an_answer_that_the_template_would_cut_is_refused(published):
         learned(processor, [ONE[0], assistant("<think>hm</think>A dog.")])
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|end|>"])
+def test_an_answer_that_holds_its_own_end_is_refused(end, published):
+    processor, *_ = published("chatml")
+    with pytest.raises(ValueError, match=re.escape(f"message 1 holds '{end}', at which generation ends")):
+        learned(processor, [ONE[0], assistant(f"A dog.{end}A cat.")])
+
+
 def test_a_past_answer_that_the_template_cuts_can_be_read(published):
     processor, *_ = published("deepseek r1")
     chat = [ONE[0], assistant("<think>hm</think>A dog."), {"role": "user", "content": "And then?"}]
@@ -393,7 +401,8 @@ def test_templates_with_names(make):
     hello = [{"role": "user", "content": "Hello"}]
     assert processor.apply_chat_template(hello) == "<|im_start|>user\nHello<|im_end|>\n"
     assert processor.apply_chat_template(hello, chat_template="bare") == "Hello"
-    processor.chat_template = {"bare": "{{ messages[0]['content'] }}"}
+    processor.chat_template = processor.tokenizer.chat_template = {"bare": "{{ messages[0]['content'] }}"}
+    assert UsamProcessor(processor.feature_extractor, processor.tokenizer).chat_template == processor.chat_template
     with pytest.raises(ValueError, match=r"several chat templates \(bare\): name one"):
         processor.apply_chat_template(hello)
 
@@ -416,6 +425,10 @@ def test_chats_of_one_and_two_turns_train_together(name, published, tmp_path):
     assert len(batch["tasks"]) == len(batch["input_values"]) == size in (2, 3)
     assert batch["tasks"] == ["of 2", *["of 4"] * (size - 1)]
     assert (batch["labels"] != -100).any(1).all()
+    instructions = {
+        processor.tokenizer.decode(r[m]).strip() for r, m in zip(batch["input_ids"], batch["prompt_mask"], strict=True)
+    }
+    assert instructions == {"What do you hear?"}
     described = describe_batch(processor, samples)
     assert described.count("d.jsonl:1") == 1
     assert described.count("d.jsonl:2") == size - 1

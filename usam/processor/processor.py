@@ -90,10 +90,11 @@ class UsamProcessor(ProcessorMixin):
             self.chat_template = None
         elif chat_template is None:
             self.chat_template = tokenizer.chat_template
-        try:
-            self._check_variables(self._template(), self.template_options)
-        except ValueError as error:
-            raise ValueError(f"llm.template_options: {error}") from error
+        if self.template_options:
+            try:
+                self._check_variables(self._template(), self.template_options)
+            except ValueError as error:
+                raise ValueError(f"llm.template_options: {error}") from error
 
     @classmethod
     def from_spec(cls, spec: SpecSource, *overrides: Override) -> UsamProcessor:

@@ -97,6 +97,11 @@ class Turns:
                 "'chat_template', or a plain 'template' in the spec"
             )
         end = self._end.search(tail)
+        for token in {end.group() if end else self.eos, self.eos}:
+            if token in words:
+                raise ValueError(
+                    f"the answer {words[:60]!r} of message {i} holds {token!r}, at which generation ends; take it out"
+                )
         start, stop = len(prompt), len(prompt) + len(own)
         return Answered(prompt + own + tail, start, stop, stop + end.end() if end else None)
 
