@@ -344,6 +344,15 @@ def test_text_without_a_template_is_all_instruction(chatml):
 # Tokens
 
 
+def test_a_sample_is_measured_as_the_model_reads_it(named):
+    _, processor = named
+    tokens, (first, second) = processor.measure(processor.render(MANY), ["a.wav", "b.wav"])
+    assert tokens == ids(processor, MANY).shape[1]
+    assert (first.name, first.tokens, first.seconds) == ("a.wav", 3, 4000 / 24000)
+    assert processor.measure(processor.render(MANY))[1][1].name == "2"
+    assert second.tokens == 3
+
+
 def test_a_clip_has_its_placeholders_in_its_place(plain):
     batch = plain(text=["a<|audio|>b<|audio|>", "<|audio|>c"], audio=[np.zeros(n) for n in (1, 1601, 8000)])
     text = plain.tokenizer.batch_decode(batch["input_ids"])
