@@ -144,6 +144,11 @@ def test_a_template_with_a_slot_missing_or_twice_is_refused(template, make):
         make(template=template)
 
 
+def test_a_template_whose_answer_comes_first_is_refused(make):
+    with pytest.raises(ValueError, match=r"\{answer\} comes after \{prompt\} and \{audio\}"):
+        make(template="{answer}: {prompt} {audio}")
+
+
 def test_the_chat_template_is_the_tokenizers(chatml):
     text = chatml.apply_chat_template([user(clip(), "What?")], add_generation_prompt=True)
     assert text == "<|im_start|>user\n<|audio|>What?<|im_end|>\n<|im_start|>assistant\n"
@@ -305,7 +310,7 @@ def test_two_questions_before_an_answer(chatml):
     assert instruction(chatml, [user("First."), user(clip(), "Then?"), assistant("ok")]) == "First.Then?"
 
 
-@pytest.mark.parametrize("words", ["What?", "end", "user", "-", "assistant\n", "im", "e"])
+@pytest.mark.parametrize("words", ["What?", "end", "user", "-", "assistant\n", "im", "e", "audio", "a", "<", "|", "o|"])
 def test_words_that_others_say_too_are_marked_where_the_user_says_them(words, named):
     """In the system prompt, in the answer, in the template's own text."""
     _, processor = named
@@ -337,6 +342,15 @@ def test_text_without_a_template_is_all_instruction(chatml):
 
 
 # Tokens
+
+
+def test_a_sample_is_measured_as_the_model_reads_it(named):
+    _, processor = named
+    tokens, (first, second) = processor.measure(processor.render(MANY), ["a.wav", "b.wav"])
+    assert tokens == ids(processor, MANY).shape[1]
+    assert (first.name, first.tokens, first.seconds) == ("a.wav", 3, 4000 / 24000)
+    assert processor.measure(processor.render(MANY))[1][1].name == "2"
+    assert second.tokens == 3
 
 
 def test_a_clip_has_its_placeholders_in_its_place(plain):

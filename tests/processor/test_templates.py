@@ -5,12 +5,15 @@ Each template here does what a published one does, in words of its own.
 
 import itertools
 import json
+import re
 
 import pytest
 import soundfile
 import torch
 import toys  # noqa: F401
 from conftest import CHATML, LLAMA3, make_tokenizer, noise
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from usam import UsamProcessor, load_spec
 from usam.data.collate import Collator
@@ -280,6 +283,13 @@ def test_an_answer_that_the_template_would_cut_is_refused(published):
         learned(processor, [ONE[0], assistant("<think>hm</think>A dog.")])
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|end|>"])
+def test_an_answer_that_holds_its_own_end_is_refused(end, published):
+    processor, *_ = published("chatml")
+    with pytest.raises(ValueError, match=re.escape(f"message 1 holds '{end}', at which generation ends")):
+        learned(processor, [ONE[0], assistant(f"A dog.{end}A cat.")])
+
+
 def test_a_past_answer_that_the_template_cuts_can_be_read(published):
     processor, *_ = published("deepseek r1")
     chat = [ONE[0], assistant("<think>hm</think>A dog."), {"role": "user", "content": "And then?"}]
@@ -291,6 +301,24 @@ def test_an_answer_as_a_template_would_begin_it_keeps_its_words(published):
     processor, *_ = published("harmony")
     told = processor.tokenizer("final score: 3<|return|>", add_special_tokens=False)["input_ids"]
     assert processor.answer_text(told) == "final score: 3"
+
+
+@pytest.mark.parametrize("template", [QWEN3, HARMONY, MISTRAL, VICUNA])
+def test_tokenizers_that_write_spaces_of_their_own_give_the_answer_alone(template, published, tmp_path):
+    """SentencePiece's way, in which a space begins every text, and follows every special token."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    pieces = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(pieces)
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(["A dog barks. What do you hear?", *map(chr, range(128))], trainer)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
+    fast.add_tokens([*SPECIAL, "<|im_start|>", "<|im_end|>"], special_tokens=True)
+    fast.add_tokens(["<think>", "</think>"])
+    processor = UsamProcessor(published("qwen3")[0].feature_extractor, fast)
+    (row,) = learned(processor, ONE)
+    assert processor.answer_text(row) == "A dog barks."
 
 
 def test_other_keys_of_a_message_reach_the_template(make):
@@ -373,7 +401,8 @@ def test_templates_with_names(make):
     hello = [{"role": "user", "content": "Hello"}]
     assert processor.apply_chat_template(hello) == "<|im_start|>user\nHello<|im_end|>\n"
     assert processor.apply_chat_template(hello, chat_template="bare") == "Hello"
-    processor.chat_template = {"bare": "{{ messages[0]['content'] }}"}
+    processor.chat_template = processor.tokenizer.chat_template = {"bare": "{{ messages[0]['content'] }}"}
+    assert UsamProcessor(processor.feature_extractor, processor.tokenizer).chat_template == processor.chat_template
     with pytest.raises(ValueError, match=r"several chat templates \(bare\): name one"):
         processor.apply_chat_template(hello)
 
@@ -396,6 +425,10 @@ def test_chats_of_one_and_two_turns_train_together(name, published, tmp_path):
     assert len(batch["tasks"]) == len(batch["input_values"]) == size in (2, 3)
     assert batch["tasks"] == ["of 2", *["of 4"] * (size - 1)]
     assert (batch["labels"] != -100).any(1).all()
+    instructions = {
+        processor.tokenizer.decode(r[m]).strip() for r, m in zip(batch["input_ids"], batch["prompt_mask"], strict=True)
+    }
+    assert instructions == {"What do you hear?"}
     described = describe_batch(processor, samples)
     assert described.count("d.jsonl:1") == 1
     assert described.count("d.jsonl:2") == size - 1

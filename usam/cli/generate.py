@@ -29,18 +29,16 @@ def generate(
         str | None, typer.Option(help="For example cuda or cpu; default: the GPU if there is one.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help='Print maps instead: {"audio": [file], "answer": text, "complete": bool}.')
+        bool, typer.Option("--json", help="Print JSON instead: a map of 'audio' (files), 'answer' and 'complete'.")
     ] = False,
     plugin: PluginOption = None,
 ) -> None:
     r"""Answer a prompt about audio files; prints one line `file<TAB>answer` for each.
 
-    A line break, tab or backslash in a name or an answer is printed as \n, \t, \\ (and so on as in JSON); --json gives
-    the text as it is. A file that cannot be answered is named on stderr, the others are answered, and the status is 1.
+    A line break, tab or backslash in a name or an answer is printed as \n, \t, \\, as in JSON. A file that cannot be
+    answered is named on stderr, the others are answered, and the status is 1; an answer that is cut off is noted there.
     """
     files = list(audio or [])
-    if not files:
-        raise ValueError("name at least one audio file: usam generate MODEL a.wav b.wav --task TASK")
     if prompt is not None and task is not None:
         raise ValueError("give either --prompt or --task, not both")
     for name, value in (("max-new-tokens", max_new_tokens), ("num-beams", num_beams), ("batch-size", batch_size)):
@@ -52,7 +50,11 @@ def generate(
     import torch
 
     from usam.generate import Answerer
+    from usam.weights import locate
 
+    locate(model)
+    if not files:
+        raise ValueError("name at least one audio file: usam generate MODEL a.wav b.wav --task TASK")
     answerer = Answerer.load(model, device_map=_device(device) or ("cuda" if torch.cuda.is_available() else None))
     if prompt is None and task is None and len(answerer.processor.prompts) == 1:
         task = next(iter(answerer.processor.prompts))
@@ -64,7 +66,9 @@ def generate(
         name = " ".join(group)
         if reply.fault is not None:
             failed += 1
-            print(f"error: {_line(_with_name(name, str(reply.fault)))}", file=sys.stderr, flush=True)
+            message = str(reply.fault)
+            told = message if message.startswith(f"{name}:") else f"{name}: {message}"
+            print(f"error: {_line(told)}", file=sys.stderr, flush=True)
             continue
         if not reply.complete:
             cut = f"the answer was cut off at {max_new_tokens} tokens; --max-new-tokens allows more"
@@ -93,10 +97,6 @@ def _device(device: str | None) -> str | None:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _with_name(name: str, message: str) -> str:
-    return message if name in message else f"{name}: {message}"
 
 
 BREAKS = {ord(c): json.dumps(c)[1:-1] for c in "\\\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}

@@ -35,9 +35,9 @@ class Collator:
 
     def rows(self, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Sample]]:
         """The tensors, and the sample of each row: a chat has several where its template rewrites past answers."""
-        rendered = [self._render(sample) for sample in samples]
-        owners = [sample for sample, chat in zip(samples, rendered, strict=True) for _ in chat.rows]
-        return dict(self.processor.encode(rendered, labels=True)), owners
+        rows = [(sample, row) for sample in samples for row in self._render(sample).rows]
+        batch = self.processor.encode([row for _, row in rows], labels=True)
+        return dict(batch), [sample for sample, _ in rows]
 
     def _render(self, sample: Sample) -> Any:
         try:

@@ -27,7 +27,8 @@ class Rendered:
     @property
     def rows(self) -> tuple[Rendered, ...]:
         """What a chat is in training: this text, and one row for each answer that needs a text of its own."""
-        return (self, *(replace(row, audio=self.audio[: row.text.count(AUDIO_TOKEN)]) for row in self.more))
+        first = replace(self, more=())
+        return (first, *(replace(row, audio=self.audio[: row.text.count(AUDIO_TOKEN)]) for row in self.more))
 
     def starts(self, moves: Sequence[tuple[int, int]]) -> list[int]:
         """Where answers begin, after the placeholders were repeated."""

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from usam.config import AUDIO_TOKEN, providers, resolve
 from usam.llm import build_llm
@@ -34,7 +34,8 @@ NOT_VARIABLES = {
     "messages",
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"tools", "documents"},
 }
-PASSED_ON = ("load_audio_from_video",)  # servers say it to every processor
+# Pipelines and servers pass these on to every processor.
+PASSED_ON = {"load_audio_from_video", "timeout", *GenerationConfig().to_dict()}
 
 
 class UsamProcessor(ProcessorMixin):
@@ -84,13 +85,16 @@ class UsamProcessor(ProcessorMixin):
             missing = [slot for slot in ("{prompt}", "{audio}", "{answer}") if template.count(slot) != 1]
             if missing:
                 raise ValueError(f"template {template!r}: write {', '.join(missing)} exactly once, or 'auto'")
+            if not template.index("{answer}") > max(template.index("{prompt}"), template.index("{audio}")):
+                raise ValueError(f"template {template!r}: {{answer}} comes after {{prompt}} and {{audio}}")
             self.chat_template = None
         elif chat_template is None:
             self.chat_template = tokenizer.chat_template
-        try:
-            self._check_variables(self._template(), self.template_options)
-        except ValueError as error:
-            raise ValueError(f"llm.template_options: {error}") from error
+        if self.template_options:
+            try:
+                self._check_variables(self._template(), self.template_options)
+            except ValueError as error:
+                raise ValueError(f"llm.template_options: {error}") from error
 
     @classmethod
     def from_spec(cls, spec: SpecSource, *overrides: Override) -> UsamProcessor:
@@ -408,12 +412,14 @@ class UsamProcessor(ProcessorMixin):
 
     def answer_text(self, generated: Sequence[int] | Tensor) -> str:
         """The answer in generated tokens: without special tokens, and without what the template wraps around it."""
-        raw = self.tokenizer.decode(generated, skip_special_tokens=False).lstrip()
-        text = str(self.tokenizer.decode(generated, skip_special_tokens=True)).strip()
+        raw = self.tokenizer.decode(generated, skip_special_tokens=False)
+        text = str(self.tokenizer.decode(generated, skip_special_tokens=True))
         before, after = (piece.strip() for piece in self._wrapping())
-        if before and raw.startswith(before):
-            text = text.removeprefix(self._bare(before).strip()).lstrip()
-        return text.removesuffix(after).rstrip()
+        if before and re.match(_loosely(before), raw):
+            text = re.sub(r"\A" + _loosely(self._bare(before)), "", text)
+        if after:
+            text = re.sub(_loosely(after) + r"\s*\Z", "", text)
+        return text.strip()
 
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
@@ -492,6 +498,11 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if options["padding"] == "max_length" and options["max_length"] is None:
         raise ValueError("padding='max_length' needs 'max_length'")
     return options
+
+
+def _loosely(text: str) -> str:
+    """A pattern for a text, whatever white space tokenizers write between its characters."""
+    return r"\s*" + r"\s*".join(re.escape(character) for character in "".join(text.split()))
 
 
 def _padded(row: list[Any], size: int, fill: Any, side: str) -> list[Any]:

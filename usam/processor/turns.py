@@ -62,9 +62,7 @@ class Turns:
             ValueError: the template changes the user's words, or those of an answer to learn.
         """
         size = len(self.turns)
-        past = [
-            i for i, turn in enumerate(self.turns) if turn["role"] == "assistant" and not (follow and i == size - 1)
-        ]
+        past = [i for i, turn in enumerate(self.turns[: size - follow]) if turn["role"] == "assistant"]
         if generate or follow or past[-1:] != [size - 1]:
             text, own = self.draw(self.turns, generate, follow), []
             drawn = (size, generate, follow)
@@ -99,6 +97,11 @@ class Turns:
                 "'chat_template', or a plain 'template' in the spec"
             )
         end = self._end.search(tail)
+        for token in {end.group() if end else self.eos, self.eos}:
+            if token in words:
+                raise ValueError(
+                    f"the answer {words[:60]!r} of message {i} holds {token!r}, at which generation ends; take it out"
+                )
         start, stop = len(prompt), len(prompt) + len(own)
         return Answered(prompt + own + tail, start, stop, stop + end.end() if end else None)
 
@@ -175,10 +178,8 @@ class Turns:
 def wrapping(draw: Draw, special: Iterable[str], eos: str) -> tuple[str, str]:
     """What a template writes of itself before an answer, where generation begins, and between it and its end token."""
     mark = chr(MARKS[0])
-    chat = Turns(
-        [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}], [[], []], draw, special, eos
-    )
-    (row,) = chat.render().rows
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    row = Turns(turns, [], draw, special, eos).render()
     ((start, end),) = row.answers
     before, _, after = row.text[start:end].partition(mark)
     return before, next((after[: -len(token)] for token in (eos, *special) if after.endswith(token)), after)
