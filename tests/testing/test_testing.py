@@ -10,10 +10,11 @@ from einops import rearrange
 from pydantic import ConfigDict
 from tokenizers import normalizers
 from torch import nn
-from transformers import GraniteConfig
+from transformers import AutoModel, GraniteConfig, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from usam import SpecError, encoders, fusions, llm, losses, projectors
+from usam.component import adapt
 from usam.llm.tiny import Tiny
 from usam.testing import (
     BrokenPromises,
@@ -789,7 +790,7 @@ class AddsWords(Tiny):
 @llm.register("kit_lora_starts_as_no_op")
 class RandomLoRA(Tiny):
     def backbone(self, text_config):
-        backbone = super().backbone(text_config)
+        backbone = adapt(super().backbone(text_config), self.config)
         for name, parameter in backbone.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.02)
@@ -804,16 +805,124 @@ class DropsAttention(Tiny):
         return config
 
 
-@llm.register("kit_stays_frozen_head")
-class TrainsItsHead(Tiny):
-    def head(self, text_config):
-        return super().head(text_config).requires_grad_(True)
+@llm.register("kit_stays_frozen_thaws")
+class ThawsInTraining(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        train = backbone.train
+
+        def thaw(mode=True):
+            backbone.norm.requires_grad_(True)
+            return train(mode)
+
+        backbone.train = thaw
+        return backbone
 
 
 @llm.register("kit_gradient_reaches_every_trainable_parameter")
-class FreezesItsHead(Tiny):
+class SparesALayer(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        backbone.spare = nn.Linear(4, 4)
+        return backbone
+
+
+def before(backbone, change):
+    """Lets `change` see the arguments of each call first."""
+    backbone.register_forward_pre_hook(lambda module, args, kwargs: (args, change(kwargs)), with_kwargs=True)
+    return backbone
+
+
+@llm.register("kit_decodes_from_its_cache")
+class IgnoresItsCache(Tiny):
+    def backbone(self, text_config):
+        def fresh(kwargs):
+            kept = {name: value for name, value in kwargs.items() if name not in ("cache", "past_key_values")}
+            return {**kept, "attention_mask": kept["attention_mask"][:, -kept["inputs_embeds"].shape[1] :]}
+
+        return before(super().backbone(text_config), fresh)
+
+
+@llm.register("kit_decodes_from_its_cache_positions")
+class BeginsAnewAfterItsCache(Tiny):
+    def backbone(self, text_config):
+        def anew(kwargs):
+            length = kwargs["inputs_embeds"].shape[1]
+            return {**kwargs, "position_ids": kwargs["position_ids"] - kwargs["position_ids"][:, :1] * (length < 5)}
+
+        return before(super().backbone(text_config), anew)
+
+
+@llm.register("kit_decodes_from_its_cache_padding")
+class SeesPaddingAfterItsCache(Tiny):
+    def backbone(self, text_config):
+        def unmasked(kwargs):
+            step = kwargs["inputs_embeds"].shape[1] < 5
+            return {**kwargs, "attention_mask": None} if step else kwargs
+
+        return before(super().backbone(text_config), unmasked)
+
+
+@llm.register("kit_decodes_from_its_cache_returns")
+class GivesNoCache(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        backbone.register_forward_hook(lambda module, args, found: BaseModelOutput(found.last_hidden_state))
+        return backbone
+
+
+@llm.register("kit_answers_inside_a_model")
+class HeadOfItsOwnScale(Tiny):
+    """What is neither in its config nor in its weights is lost when it is saved."""
+
+    made = 0
+
     def head(self, text_config):
-        return super().head(text_config).requires_grad_(False)
+        head = super().head(text_config)
+        HeadOfItsOwnScale.made += 1
+        scale = HeadOfItsOwnScale.made
+        head.register_forward_hook(lambda module, args, logits: logits * scale)
+        return head
+
+
+@llm.register("kit_answers_inside_a_model_config")
+class ConfigUnderAnothersName(Tiny):
+    """Its config calls itself a Llama's, and comes back as one."""
+
+    def text_config(self):
+        return type("MyConfig", (LlamaConfig,), {})(**super().text_config().to_diff_dict())
+
+    def backbone(self, text_config):
+        return LlamaModel(text_config)
+
+
+@llm.register("kit_tokenizer_gives_offsets")
+class ForgetsItsPlaces(Tiny):
+    def tokenizer(self):
+        class Slow(PreTrainedTokenizerFast):
+            def _batch_encode_plus(self, *args, return_offsets_mapping=False, **kwargs):
+                if return_offsets_mapping:
+                    raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
+                return super()._batch_encode_plus(*args, **kwargs)
+
+            _encode_plus = _batch_encode_plus
+
+        fast = super().tokenizer()
+        return Slow(tokenizer_object=fast.backend_tokenizer, pad_token=fast.pad_token, eos_token=fast.eos_token)
+
+
+@llm.register("kit_tokenizer_gives_offsets_elsewhere")
+class CountsFromOne(Tiny):
+    def tokenizer(self):
+        class Shifted(PreTrainedTokenizerFast):
+            def __call__(self, *args, **kwargs):
+                found = super().__call__(*args, **kwargs)
+                if "offset_mapping" in found:
+                    found["offset_mapping"] = [(max(a - 1, 0), max(b - 1, 0)) for a, b in found["offset_mapping"]]
+                return found
+
+        fast = super().tokenizer()
+        return Shifted(tokenizer_object=fast.backend_tokenizer, pad_token=fast.pad_token, eos_token=fast.eos_token)
 
 
 @llm.register("kit_keeps_gradient_checkpointing")
@@ -849,8 +958,16 @@ LLMS = {
     "tokenizer_round_trips_within": "at most 258 tokens; found 259",
     "lora_starts_as_no_op": "the states without LoRA",
     "stays_frozen": "two equal calls in training mode",
-    "stays_frozen_head": "that nothing trains; found weight",
-    "gradient_reaches_every_trainable_parameter": "a head that trains; found a frozen one",
+    "stays_frozen_thaws": r"that nothing trains; found norm\.weight",
+    "gradient_reaches_every_trainable_parameter": r"none for backbone\.spare\.weight",
+    "decodes_from_its_cache": "the states of the whole at once",
+    "decodes_from_its_cache_positions": "the states of the whole at once",
+    "decodes_from_its_cache_padding": "the states of the whole at once",
+    "decodes_from_its_cache_returns": "a Cache in its output; found None",
+    "answers_inside_a_model": "the answer's logits after it was saved and loaded",
+    "answers_inside_a_model_config": "a MyConfig from the saved config; found a LlamaConfig",
+    "tokenizer_gives_offsets": "offsets; found NotImplementedError",
+    "tokenizer_gives_offsets_elsewhere": r"a token for every character; found none for \['\.'\]",
     "keeps_gradient_checkpointing": r"found (\d+) saved elements instead of \1",
     "is_deterministic": "the same states twice",
 }
@@ -864,9 +981,60 @@ def test_a_broken_llm_is_caught(name):
         broken[0]()
 
 
+@pytest.mark.parametrize("name", ["decodes_from_its_cache", "decodes_from_its_cache_positions"])
+def test_what_is_wrong_with_a_cache_is_heard_in_a_model_too(name):
+    (promise,) = (p for p in llm_promises(f"kit_{name}", dim=16, heads=2) if p.name == "answers_inside_a_model")
+    with pytest.raises(BrokenPromises, match="the logits of an answer in one pass"):
+        promise()
+
+
+@llm.register("kit_bare")
+class Bare(Tiny):
+    """Neither adapts its backbone nor freezes its head: that is done outside."""
+
+    def backbone(self, text_config):
+        return AutoModel.from_config(text_config)
+
+    def head(self, text_config):
+        return nn.Linear(self.config.dim, text_config.vocab_size, bias=False)
+
+
+@llm.register("kit_diligent")
+class Diligent(Bare):
+    """Does by itself what is done outside, as builders once had to."""
+
+    def backbone(self, text_config):
+        return adapt(super().backbone(text_config), self.config)
+
+    def head(self, text_config):
+        return super().head(text_config).requires_grad_(self.config.freeze != "all")
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze"),
+    [(name, freeze) for name in ("kit_bare", "kit_diligent") for freeze in ("all", "none", ["layers.0.*"])]
+    + [("kit_bare", ["lm_head"])],
+)
+def test_adapters_and_freezing_are_done_outside_whether_the_builder_does_them_or_not(name, freeze):
+    builder = llm.build_llm(name, dim=16, heads=2, freeze=freeze, lora={"r": 2, "target_modules": ["q_proj"]})
+    halves = llm.build_backbone(builder, builder.text_config()), llm.build_head(builder, builder.text_config())
+    trains = {name: p.requires_grad for name, p in halves[0].named_parameters()}
+    adapters = [name for name in trains if "lora_" in name]
+    assert len(adapters) == 4
+    assert all(trains[name] for name in adapters)
+    assert trains["norm.weight"] == (freeze != "all")
+    assert trains["layers.0.mlp.up_proj.weight"] == (freeze in ("none", ["lm_head"]))
+    assert halves[1].weight.requires_grad == (freeze not in ("all", ["lm_head"]))
+
+
+@pytest.mark.parametrize("name", ["kit_bare", "kit_diligent"])
+def test_a_builder_keeps_its_promises_either_way(name):
+    assert len(check_llm(name, dim=16, heads=2, lora={"r": 2, "target_modules": ["q_proj"]}).kept) == 20
+
+
 def test_an_honest_llm_keeps_all():
     report = check_llm("tiny", dim=16, heads=2, injection="cross_attention")
-    assert len(report.kept) == 17
+    assert len(report.kept) == 20
     assert "hears_from_beside" not in report.notes
 
 
