@@ -642,6 +642,13 @@ class Float32StatesOnly(HonestLoss):
         return self.map(inputs.hidden).square().mean(-1)
 
 
+@losses.register("kit_does_without_what_is_not_given")
+class NeedsItsTeacher(HonestLoss):
+    def distance(self, inputs):
+        weights = [extra["x_weight"] for extra in inputs.batch["extra"]]
+        return super().distance(inputs) * sum(weights)
+
+
 LOSSES = {
     "gives_a_finite_scalar": r"a scalar; found shape \(19,\)",
     "says_nothing_without_supervision": "expected 0; found nan",
@@ -649,19 +656,21 @@ LOSSES = {
     "survives_degenerate_batches": "a finite value for constant inputs; found inf",
     "survives_degenerate_batches_gradient": "finite gradients for constant inputs; found NaN or infinity in hidden",
     "ignores_the_order_of_samples": "the value of reordered samples",
+    "does_without_what_is_not_given": "a ValueError that says what is missing; found KeyError: 'extra'",
     "takes_states_of_another_dtype": "raised RuntimeError",
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_broken_loss_is_caught(name):
-    broken = [p for p in loss_promises(f"kit_{name}") if name.startswith(p.name)]
+    columns = {"extra": [{"x_weight": 1.0}] * 4} if name.startswith("does_without") else None
+    broken = [p for p in loss_promises(f"kit_{name}", batch=columns) if name.startswith(p.name)]
     with pytest.raises(BrokenPromises, match=LOSSES[name]):
         broken[0]()
 
 
 def test_an_honest_loss_keeps_all():
-    assert len(check_loss("kit_honest").kept) == 15
+    assert len(check_loss("kit_honest").kept) == 16
 
 
 @losses.register("kit_aux")
@@ -670,6 +679,22 @@ class OfTheRouter(losses.Loss):
         if "0.gates" not in inputs.aux:
             return LossOutput(self.nothing(inputs))
         return LossOutput(inputs.aux["0.gates"].square().mean() + 0 * inputs.hidden.sum())
+
+
+@losses.register("kit_columns")
+class WeighsItsSamples(HonestLoss):
+    """Each token weighs what its row says."""
+
+    def distance(self, inputs):
+        weights = [extra.get("x_weight", 1.0) for extra in inputs.batch.get("extra") or [{}] * len(inputs.answer[1])]
+        ends = inputs.answer[1].sum(-1).cumsum(0)
+        sample = torch.searchsorted(ends, torch.arange(len(inputs.hidden)), right=True)
+        return super().distance(inputs) * torch.tensor(weights)[sample]
+
+
+def test_a_loss_is_given_the_columns_it_reads():
+    report = check_loss("kit_columns", batch={"extra": [{"x_weight": weight} for weight in (1.0, 2.0, 0.5, 3.0)]})
+    assert len(report.kept) == 16
 
 
 def test_a_loss_is_given_the_by_products_it_reads():

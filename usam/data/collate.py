@@ -20,7 +20,8 @@ class Collator:
 
     Args:
         processor: the model's processor.
-        tasks: also give `tasks`, each sample's own or None; UsamTrainer takes it out before the model is called.
+        tasks: also give `tasks`, each sample's own or None, which UsamTrainer takes out before the model is called,
+            and `batch`, what `passed_along` gives, which the model hands to its losses.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, or a chat not rendered; the row is named.
@@ -32,7 +33,9 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         batch = self.processor.encode([self._render(sample) for sample in samples], labels=True)
-        return {**batch, "tasks": [sample.task for sample in samples]} if self.tasks else dict(batch)
+        if not self.tasks:
+            return dict(batch)
+        return {**batch, "tasks": [sample.task for sample in samples], "batch": passed_along(samples)}
 
     def _render(self, sample: Sample) -> Any:
         try:
@@ -41,6 +44,15 @@ class Collator:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
+
+
+def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """What losses may want to know of each sample: `ids` (else file:line), `tasks`, and its user's columns, `extra`."""
+    return {
+        "ids": [sample.origin if sample.id is None else sample.id for sample in samples],
+        "tasks": [sample.task for sample in samples],
+        "extra": [dict(sample.extra) for sample in samples],
+    }
 
 
 def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
