@@ -14,7 +14,7 @@ def check(
     data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="A manifest to try one batch of.")] = None,
     set_: SetOption = None,
     plugin: PluginOption = None,
-    rows: Annotated[int, typer.Option(help="Rows of the batch that is shown.")] = 2,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the batch that is shown.")] = 2,
 ) -> None:
     """Check a spec; with data, print one batch's exact text, audio spans and supervised tokens."""
     from usam.spec.spec import load_spec

@@ -15,9 +15,9 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="The instruction.")] = None,
     task: Annotated[str | None, typer.Option(help="A task of the model's 'prompts', instead of --prompt.")] = None,
     together: Annotated[bool, typer.Option("--together", help="One answer to all files, not one for each.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    num_beams: Annotated[int, typer.Option(help="Beams; 1 is greedy.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Files answered at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Files answered at once.")] = 8,
     device: Annotated[
         str | None, typer.Option(help="For example cuda or cpu; default: the GPU if there is one.")
     ] = None,
