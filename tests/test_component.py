@@ -125,11 +125,12 @@ def test_an_encoder_without_its_rates_says_what_is_missing(monkeypatch, name, va
 @pytest.mark.parametrize(
     ("family", "build", "needs"),
     [
-        (llm, lambda: build_model("tiny", {"llm": "part"}), "dim"),
-        (fusions, lambda: build_model("tiny", {"fusion": "part"}), "dim"),
+        (llm, lambda: build_model("tiny", {"llm": "part"}), "llm: Part has no tokenizer"),
+        (llm, lambda: build_model("tiny", {"llm": "part"}, weights=False), "llm: .* Part has no text_config"),
+        (fusions, lambda: build_model("tiny", {"fusion": "part"}), "fusion: Part needs 'dim'"),
     ],
 )
-def test_a_language_model_and_a_fusion_without_a_width_say_what_is_missing(monkeypatch, family, build, needs):
+def test_a_language_model_and_a_fusion_say_what_they_lack(monkeypatch, family, build, needs):
     offered(monkeypatch, family, type("Part", (family.registry.base,), {"__module__": __name__}))
     with pytest.raises(ComponentError, match=needs):
         build()

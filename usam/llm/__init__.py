@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from usam.component import ComponentConfig, adapt, build, is_adapter, own_config, source_of
-from usam.registry import Registry, did_you_mean
+from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.spec import Config
 from usam.weights import Source
 
@@ -105,7 +105,7 @@ class LLM:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """A new tokenizer."""
-        raise NotImplementedError(f"{type(self).__name__} has no tokenizer()")
+        raise ComponentError(f"llm: {type(self).__name__} has no tokenizer()")
 
 
 def build_backbone(llm: LLM, text_config: PreTrainedConfig) -> nn.Module:
