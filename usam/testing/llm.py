@@ -124,6 +124,7 @@ def keeps_its_text_config(case: LLMCase) -> None:
     config = llm.text_config()
     kept = llm.backbone(config).config is config
     require(kept, "backbone.config is text_config", "a copy", "backbone: AutoModel.from_config keeps it")
+    require(llm.text_config() is not config, "a new config for each call", "the same one", "text_config: it is changed")
 
 
 def matches_the_causal_lm(case: LLMCase) -> str | None:
@@ -172,6 +173,27 @@ def looks_only_back(case: LLMCase) -> None:
         reference, ours = (_states(backbone, inputs_embeds=x.clone())[:, :-1] for x in (embeds, other))
     look_at = "text_config: an encoder attends both ways unless is_decoder"
     require_same(ours, reference, "the states before the last word, when that changes,", look_at, TOLERANCE)
+
+
+def hears_all_before(case: LLMCase) -> None:
+    """Another first word changes the last state: audio that came first is not forgotten."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        other = torch.cat([embeds[:, -1:], embeds[:, 1:]], 1)
+        first, second = (_states(backbone, inputs_embeds=x.clone())[:, -1] for x in (embeds, other))
+    moved = bool((first != second).any(-1).all())
+    require(moved, "another last state for another first word", "the same", "a window that is too short for any audio")
+
+
+def keeps_batch_items_apart(case: LLMCase) -> None:
+    """A text's states do not depend on the text beside it."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        both = _states(backbone, inputs_embeds=embeds.clone())
+        alone = _states(backbone, inputs_embeds=embeds[1:].clone())
+    require_same(both[1:], alone, "the states of a text beside another", "what mixes the batch axis", TOLERANCE)
 
 
 def ignores_left_padding(case: LLMCase) -> None:
@@ -348,6 +370,9 @@ def tokenizer_round_trips(case: LLMCase) -> str | None:
         tokenizer = llm.tokenizer()
     except (SpecError, ComponentError) as error:
         return f"it has no tokenizer: {error}"
+    require(
+        llm.tokenizer() is not tokenizer, "a new one for each call", "the same", "tokenizer: tokens are added to it"
+    )
     text = "Describe this audio: déjà vu, 3 cats."
     again = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
     require(again.strip() == text, f"{text!r}", f"{again!r}", "tokenizer")
@@ -465,6 +490,8 @@ CLAIMS: list[Claim] = [
     matches_the_causal_lm,
     hears_embeddings_as_ids,
     looks_only_back,
+    hears_all_before,
+    keeps_batch_items_apart,
     ignores_left_padding,
     decodes_from_its_cache,
     answers_inside_a_model,

@@ -127,10 +127,34 @@ def _value(loss: Any, inputs: LossInputs) -> Tensor:
 
 def gives_a_finite_scalar(case: LossCase) -> None:
     """The value is one finite number with a gradient."""
-    value = _value(case.build(), *case.inputs())
+    found = case.build()(*case.inputs())
+    value = found.value
     require(value.shape == (), "a scalar", f"shape {tuple(value.shape)}", "the mean in forward")
     require(bool(value.isfinite()), "a finite value", f"{value.item()}", "logarithms and divisions")
     require(value.requires_grad, "a gradient", "none", "detach or no_grad in forward")
+    held = [name for name, tensor in found.aux.items() if tensor.requires_grad]
+    require(not held, "by-products without a gradient", f"one in {', '.join(held)}", "detach what stands in aux")
+
+
+def pulls_at_something(case: LossCase) -> None:
+    """What it says depends on the states, on the audio or on the by-products that it was given."""
+    (inputs,) = case.inputs()
+    aux = {n: v.clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
+    inputs = replace(inputs, aux=aux)
+    torch.autograd.backward(_value(case.build(), inputs))
+    pulled = [inputs.hidden, inputs.audio.x, *aux.values()]
+    moved = any(tensor.grad is not None and bool(tensor.grad.any()) for tensor in pulled)
+    require(moved, "a gradient that is not zero for what it was given", "none", "what forward reads of its inputs")
+
+
+def is_a_mean(case: LossCase) -> None:
+    """The same samples twice do not count twice: it is a mean, not a sum."""
+    loss = case.build()
+    once = abs(float(_value(loss, case.batch(range(SAMPLES))).detach()))
+    twice = abs(float(_value(loss, case.batch([*range(SAMPLES), *range(SAMPLES)])).detach()))
+    require(
+        twice <= 1.75 * once + 1e-6, f"about {once:.3g} for the same samples twice", f"{twice:.3g}", "a sum in forward"
+    )
 
 
 def says_nothing_without_supervision(case: LossCase) -> None:
@@ -196,6 +220,8 @@ def takes_states_of_another_dtype(case: LossCase) -> None:
 
 CLAIMS: list[Claim] = [
     gives_a_finite_scalar,
+    pulls_at_something,
+    is_a_mean,
     says_nothing_without_supervision,
     survives_degenerate_batches,
     ignores_the_order_of_samples,
