@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from usam import SpecError, build_encoder, build_projector
+from usam import (
+    ComponentError,
+    SpecError,
+    build_encoder,
+    build_model,
+    build_projector,
+    encoders,
+    fusions,
+    llm,
+    load_spec,
+    projectors,
+)
 from usam.component import is_adapter
 
 TINY = {
@@ -81,3 +92,45 @@ def test_target_modules_that_do_not_exist_are_an_error():
 
 def test_a_named_dtype_is_kept():
     assert build_projector("linear", in_dim=4, dtype="bfloat16").map[0].weight.dtype == torch.bfloat16
+
+
+# What a component must say of itself
+
+
+def offered(monkeypatch, family, cls):
+    monkeypatch.setattr(family.registry, "_registered", {})
+    family.registry.register("part")(cls)
+
+
+@pytest.mark.parametrize("dim", [None, 0, "4", 2.5, True])
+def test_a_part_without_a_width_says_what_is_missing(monkeypatch, dim):
+    space = {"__module__": __name__, **({} if dim is None else {"dim": dim})}
+    offered(monkeypatch, projectors, type("Stage", (projectors.Projector,), space))
+    found = "none" if dim is None else repr(dim)
+    with pytest.raises(ComponentError, match=f"^projector.0: Stage needs 'dim', the width of .*; found {found}$"):
+        build_model("tiny", {"projector": [{"type": "part"}]})
+    with pytest.raises(ComponentError, match="Stage needs 'dim'"):
+        projectors.build_projector("part", in_dim=4)
+
+
+@pytest.mark.parametrize("name", ["sample_rate", "frame_rate"])
+@pytest.mark.parametrize("value", [None, 0, "16000"])
+def test_an_encoder_without_its_rates_says_what_is_missing(monkeypatch, name, value):
+    space = {"__module__": __name__, "sample_rate": 16000, "frame_rate": 50, "dim": 1, name: value}
+    offered(monkeypatch, encoders, type("Ear", (encoders.Encoder,), space))
+    with pytest.raises(ComponentError, match=f"Ear needs '{name}', .*: a positive number, of the class"):
+        load_spec("tiny", {"encoders": {"part": {}}}).audio_tokens(16000)
+
+
+@pytest.mark.parametrize(
+    ("family", "build", "needs"),
+    [
+        (llm, lambda: build_model("tiny", {"llm": "part"}), "llm: Part has no tokenizer"),
+        (llm, lambda: build_model("tiny", {"llm": "part"}, weights=False), "llm: .* Part has no text_config"),
+        (fusions, lambda: build_model("tiny", {"fusion": "part"}), "fusion: Part needs 'dim'"),
+    ],
+)
+def test_a_language_model_and_a_fusion_say_what_they_lack(monkeypatch, family, build, needs):
+    offered(monkeypatch, family, type("Part", (family.registry.base,), {"__module__": __name__}))
+    with pytest.raises(ComponentError, match=needs):
+        build()

@@ -187,7 +187,24 @@ def build_part(place: str, registry: Registry[Any], config: Any, seed: int | Non
     """One component at its place in a model, with its adapters, and frozen where its config says so."""
     with building(place, config, seed):
         module = registry.get(config.type)(config, **widths)
+        check_width(module)
         return adapt(module, module.config)
+
+
+def check_width(module: Any) -> None:
+    """Ask a component whose family has a width for its own.
+
+    Raises:
+        ComponentError: it has none, or one that is no positive whole number.
+    """
+    if any("dim" in vars(cls).get("__annotations__", {}) for cls in type(module).__mro__):
+        dim = getattr(module, "dim", None)
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            found = "none" if dim is None else repr(dim)
+            raise ComponentError(
+                f"{type(module).__name__} needs 'dim', the width of the frames that it gives: a whole number, of the "
+                f"class or set in __init__; found {found}"
+            )
 
 
 @contextmanager
@@ -373,6 +390,7 @@ def build(group: str, component: str | Mapping[str, Any] | Config, options: Mapp
 
 def finish(module: M, config: ComponentConfig, weights: bool) -> M:
     """Load and adapt a component that stands alone."""
+    check_width(module)
     if weights and isinstance(module, Component):
         module.load_weights()
     adapt(module, config)

@@ -10,10 +10,11 @@ from einops import rearrange
 from pydantic import ConfigDict
 from tokenizers import normalizers
 from torch import nn
-from transformers import GraniteConfig
+from transformers import AutoModel, GraniteConfig, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from usam import SpecError, encoders, fusions, llm, losses, projectors
+from usam.component import adapt
 from usam.llm.tiny import Tiny
 from usam.testing import (
     BrokenPromises,
@@ -301,6 +302,38 @@ class RandomConstant(Honest):
         return super().features(windows) + self.offset
 
 
+@encoders.register("kit_hears_its_clip")
+class HearsNothing(Honest):
+    def features(self, windows):
+        return super().features(0 * windows)
+
+
+@encoders.register("kit_hears_its_clip_to_its_end")
+class HearsTheBeginning(Honest):
+    def heard(self, audio, mask):
+        first = torch.arange(audio.shape[1]) < 500
+        return super().heard(audio, mask & first)
+
+
+@encoders.register("kit_leaves_its_input_alone")
+class MasksInPlace(Honest):
+    def heard(self, audio, mask):
+        return audio.masked_fill_(~mask, 0).mul_(0.5)
+
+
+@encoders.register("kit_is_deterministic_between")
+class RemembersWhatItHeard(Honest):
+    """Scales by the loudest and the softest of the batches that it has heard so far."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.peaks = set()
+
+    def features(self, windows):
+        self.peaks.add(windows.abs().max().tolist())
+        return super().features(windows / (max(self.peaks) + min(self.peaks)))
+
+
 ENCODERS = {
     "true_width": r"expected frames \(3, 100, 5\); found \(3, 100, 4\)",
     "true_width_aux": r"aux\['power'\] by item; found \(100, 3, 4\)",
@@ -329,6 +362,10 @@ ENCODERS = {
     "compiles_branch": "no graph break; found 1: generic_jump",
     "compiles_otherwise": "the result without torch.compile",
     "is_deterministic": "the same output twice",
+    "is_deterministic_between": "the same output twice",
+    "hears_its_clip": "other frames in the first third",
+    "hears_its_clip_to_its_end": "other frames in the last third",
+    "leaves_its_input_alone": "the input as it was given",
     "state_dict_round_trips": "the output of the module that was saved",
 }
 
@@ -349,8 +386,8 @@ def test_an_option_of_none_where_the_default_is_not_none_is_caught():
 
 def test_an_honest_encoder_keeps_all():
     report = check_encoder("kit_honest", arch={"any": 1})
-    assert (len(report.kept), report.expected_failures, report.notes) == (16, {}, {})
-    assert str(report) == "usam.encoders:kit_honest: 16 promises kept, 0 expected failures"
+    assert (len(report.kept), report.expected_failures, report.notes) == (18, {}, {})
+    assert str(report) == "usam.encoders:kit_honest: 18 promises kept, 0 expected failures"
 
 
 # Fusions: the streams side by side, with their mean as an offset.
@@ -459,7 +496,7 @@ def test_a_broken_fusion_is_caught(name):
 
 
 def test_an_honest_fusion_keeps_all():
-    assert len(check_fusion("kit_honest").kept) == 18
+    assert len(check_fusion("kit_honest").kept) == 19
 
 
 # Projectors: frames scaled by what the prompt says.
@@ -551,6 +588,39 @@ class SumsOverBatch(HonestProjector):
         return x + x[:, :1].sum(0, keepdim=True)
 
 
+@projectors.register("kit_hears_every_frame")
+class HearsThePromptAlone(HonestProjector):
+    def project(self, x, mask):
+        return super().project(0 * x, mask)
+
+
+@projectors.register("kit_hears_every_frame_but_some")
+class SkipsFrames(HonestProjector):
+    class Config(projectors.Projector.Config):
+        def length(self, frames, rate):
+            return -(-frames // 2), rate / 2
+
+    def forward(self, frames, prompt=None):
+        out = super().forward(frames, prompt)
+        return Frames(out.x[:, ::2], out.mask[:, ::2], out.rate / 2)
+
+
+@projectors.register("kit_follows_time")
+class TurnsTimeAround(HonestProjector):
+    """Reverses an item's own frames, so that all else stays true."""
+
+    def project(self, x, mask):
+        size = mask.sum(-1, keepdim=True)
+        index = (size - 1 - torch.arange(x.shape[1])).clamp_min(0)
+        return super().project(x.gather(1, index.unsqueeze(-1).expand_as(x)), mask)
+
+
+@projectors.register("kit_fixes_its_prompt")
+class FixesWithoutThePrompt(HonestProjector):
+    def fixed(self, prompt):
+        return {"type": "linear", "stack": 1}, {"map.0.weight": self.map.weight, "map.0.bias": self.map.bias}
+
+
 PROJECTORS = {
     "true_width": "dim 8 for out_dim=8; found 12",
     "true_rate": "at least 1 frame for 1 frame; found 0",
@@ -561,6 +631,10 @@ PROJECTORS = {
     "ignores_prompt_padding": "whose prompt has 6 words, among 6 and 12",
     "ignores_padding": "frames of an item of 1 frames, alone and in a batch of 53",
     "keeps_batch_items_apart": "the frames of an item beside others",
+    "hears_every_frame": "that every frame is heard",
+    "hears_every_frame_but_some": r"that \[1, 3, 5, 7, 9\] of 40 are not",
+    "follows_time": "the first half hears around frame 29.5, the second around 9.5",
+    "fixes_its_prompt": "the frames with that prompt",
 }
 
 
@@ -572,7 +646,7 @@ def test_a_broken_projector_is_caught(name):
 
 
 def test_an_honest_projector_keeps_all():
-    assert len(check_projector("kit_honest").kept) == 16
+    assert len(check_projector("kit_honest").kept) == 20
 
 
 # Losses: the distance of the states from the mean embedding of the answers.
@@ -641,6 +715,38 @@ class Float32StatesOnly(HonestLoss):
         return self.map(inputs.hidden).square().mean(-1)
 
 
+@losses.register("kit_does_without_what_is_not_given")
+class NeedsItsTeacher(HonestLoss):
+    def distance(self, inputs):
+        weights = [extra["x_weight"] for extra in inputs.batch["extra"]]
+        return super().distance(inputs) * sum(weights)
+
+
+@losses.register("kit_pulls_at_something")
+class PullsAtItself(losses.Loss):
+    def __init__(self, config, *, dim):
+        super().__init__(config, dim=dim)
+        self.bias = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        return LossOutput(self.bias.square() + self.nothing(inputs))
+
+
+@losses.register("kit_is_a_mean")
+class Adds(HonestLoss):
+    def forward(self, inputs):
+        if inputs.labels.numel() == 0:
+            return LossOutput(self.nothing(inputs))
+        return LossOutput(self.distance(inputs).sum())
+
+
+@losses.register("kit_gives_a_finite_scalar_and_lets_go")
+class HoldsItsGraph(HonestLoss):
+    def forward(self, inputs):
+        value = super().forward(inputs).value
+        return LossOutput(value, {"distance": value})
+
+
 LOSSES = {
     "gives_a_finite_scalar": r"a scalar; found shape \(19,\)",
     "says_nothing_without_supervision": "expected 0; found nan",
@@ -648,19 +754,24 @@ LOSSES = {
     "survives_degenerate_batches": "a finite value for constant inputs; found inf",
     "survives_degenerate_batches_gradient": "finite gradients for constant inputs; found NaN or infinity in hidden",
     "ignores_the_order_of_samples": "the value of reordered samples",
+    "gives_a_finite_scalar_and_lets_go": "by-products without a gradient; found one in distance",
+    "pulls_at_something": "a gradient that is not zero for what it was given; found none",
+    "is_a_mean": "for the same samples twice; found",
+    "does_without_what_is_not_given": "a ValueError that says what is missing; found KeyError: 'extra'",
     "takes_states_of_another_dtype": "raised RuntimeError",
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_broken_loss_is_caught(name):
-    broken = [p for p in loss_promises(f"kit_{name}") if name.startswith(p.name)]
+    columns = {"extra": [{"x_weight": 1.0}] * 4} if name.startswith("does_without") else None
+    broken = [p for p in loss_promises(f"kit_{name}", batch=columns) if name.startswith(p.name)]
     with pytest.raises(BrokenPromises, match=LOSSES[name]):
         broken[0]()
 
 
 def test_an_honest_loss_keeps_all():
-    assert len(check_loss("kit_honest").kept) == 15
+    assert len(check_loss("kit_honest").kept) == 19
 
 
 @losses.register("kit_aux")
@@ -669,6 +780,22 @@ class OfTheRouter(losses.Loss):
         if "0.gates" not in inputs.aux:
             return LossOutput(self.nothing(inputs))
         return LossOutput(inputs.aux["0.gates"].square().mean() + 0 * inputs.hidden.sum())
+
+
+@losses.register("kit_columns")
+class WeighsItsSamples(HonestLoss):
+    """Each token weighs what its row says."""
+
+    def distance(self, inputs):
+        weights = [extra.get("x_weight", 1.0) for extra in inputs.batch.get("extra") or [{}] * len(inputs.answer[1])]
+        ends = inputs.answer[1].sum(-1).cumsum(0)
+        sample = torch.searchsorted(ends, torch.arange(len(inputs.hidden)), right=True)
+        return super().distance(inputs) * torch.tensor(weights)[sample]
+
+
+def test_a_loss_is_given_the_columns_it_reads():
+    report = check_loss("kit_columns", batch={"extra": [{"x_weight": weight} for weight in (1.0, 2.0, 0.5, 3.0)]})
+    assert len(report.kept) == 19
 
 
 def test_a_loss_is_given_the_by_products_it_reads():
@@ -789,7 +916,7 @@ class AddsWords(Tiny):
 @llm.register("kit_lora_starts_as_no_op")
 class RandomLoRA(Tiny):
     def backbone(self, text_config):
-        backbone = super().backbone(text_config)
+        backbone = adapt(super().backbone(text_config), self.config)
         for name, parameter in backbone.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.02)
@@ -804,16 +931,124 @@ class DropsAttention(Tiny):
         return config
 
 
-@llm.register("kit_stays_frozen_head")
-class TrainsItsHead(Tiny):
-    def head(self, text_config):
-        return super().head(text_config).requires_grad_(True)
+@llm.register("kit_stays_frozen_thaws")
+class ThawsInTraining(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        train = backbone.train
+
+        def thaw(mode=True):
+            backbone.norm.requires_grad_(True)
+            return train(mode)
+
+        backbone.train = thaw
+        return backbone
 
 
 @llm.register("kit_gradient_reaches_every_trainable_parameter")
-class FreezesItsHead(Tiny):
+class SparesALayer(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        backbone.spare = nn.Linear(4, 4)
+        return backbone
+
+
+def before(backbone, change):
+    """Lets `change` see the arguments of each call first."""
+    backbone.register_forward_pre_hook(lambda module, args, kwargs: (args, change(kwargs)), with_kwargs=True)
+    return backbone
+
+
+@llm.register("kit_decodes_from_its_cache")
+class IgnoresItsCache(Tiny):
+    def backbone(self, text_config):
+        def fresh(kwargs):
+            kept = {name: value for name, value in kwargs.items() if name not in ("cache", "past_key_values")}
+            return {**kept, "attention_mask": kept["attention_mask"][:, -kept["inputs_embeds"].shape[1] :]}
+
+        return before(super().backbone(text_config), fresh)
+
+
+@llm.register("kit_decodes_from_its_cache_positions")
+class BeginsAnewAfterItsCache(Tiny):
+    def backbone(self, text_config):
+        def anew(kwargs):
+            length = kwargs["inputs_embeds"].shape[1]
+            return {**kwargs, "position_ids": kwargs["position_ids"] - kwargs["position_ids"][:, :1] * (length < 5)}
+
+        return before(super().backbone(text_config), anew)
+
+
+@llm.register("kit_decodes_from_its_cache_padding")
+class SeesPaddingAfterItsCache(Tiny):
+    def backbone(self, text_config):
+        def unmasked(kwargs):
+            step = kwargs["inputs_embeds"].shape[1] < 5
+            return {**kwargs, "attention_mask": None} if step else kwargs
+
+        return before(super().backbone(text_config), unmasked)
+
+
+@llm.register("kit_decodes_from_its_cache_returns")
+class GivesNoCache(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        backbone.register_forward_hook(lambda module, args, found: BaseModelOutput(found.last_hidden_state))
+        return backbone
+
+
+@llm.register("kit_answers_inside_a_model")
+class HeadOfItsOwnScale(Tiny):
+    """What is neither in its config nor in its weights is lost when it is saved."""
+
+    made = 0
+
     def head(self, text_config):
-        return super().head(text_config).requires_grad_(False)
+        head = super().head(text_config)
+        HeadOfItsOwnScale.made += 1
+        scale = HeadOfItsOwnScale.made
+        head.register_forward_hook(lambda module, args, logits: logits * scale)
+        return head
+
+
+@llm.register("kit_answers_inside_a_model_config")
+class ConfigUnderAnothersName(Tiny):
+    """Its config calls itself a Llama's, and comes back as one."""
+
+    def text_config(self):
+        return type("MyConfig", (LlamaConfig,), {})(**super().text_config().to_diff_dict())
+
+    def backbone(self, text_config):
+        return LlamaModel(text_config)
+
+
+@llm.register("kit_tokenizer_gives_offsets")
+class ForgetsItsPlaces(Tiny):
+    def tokenizer(self):
+        class Slow(PreTrainedTokenizerFast):
+            def _batch_encode_plus(self, *args, return_offsets_mapping=False, **kwargs):
+                if return_offsets_mapping:
+                    raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
+                return super()._batch_encode_plus(*args, **kwargs)
+
+            _encode_plus = _batch_encode_plus
+
+        fast = super().tokenizer()
+        return Slow(tokenizer_object=fast.backend_tokenizer, pad_token=fast.pad_token, eos_token=fast.eos_token)
+
+
+@llm.register("kit_tokenizer_gives_offsets_elsewhere")
+class CountsFromOne(Tiny):
+    def tokenizer(self):
+        class Shifted(PreTrainedTokenizerFast):
+            def __call__(self, *args, **kwargs):
+                found = super().__call__(*args, **kwargs)
+                if "offset_mapping" in found:
+                    found["offset_mapping"] = [(max(a - 1, 0), max(b - 1, 0)) for a, b in found["offset_mapping"]]
+                return found
+
+        fast = super().tokenizer()
+        return Shifted(tokenizer_object=fast.backend_tokenizer, pad_token=fast.pad_token, eos_token=fast.eos_token)
 
 
 @llm.register("kit_keeps_gradient_checkpointing")
@@ -824,6 +1059,39 @@ class EvalWhenFrozen(Tiny):
             backbone.train = lambda mode=True: backbone
             nn.Module.train(backbone, False)
         return backbone
+
+
+@llm.register("kit_hears_all_before")
+class ForgetsAtOnce(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        for layer in backbone.layers:
+            layer.self_attn.register_forward_hook(lambda module, args, found: (0 * found[0], *found[1:]))
+        return backbone
+
+
+@llm.register("kit_keeps_batch_items_apart")
+class CentresItsBatch(Tiny):
+    def backbone(self, text_config):
+        backbone = super().backbone(text_config)
+        backbone.norm.register_forward_hook(lambda module, args, output: output - output.mean(0, keepdim=True))
+        return backbone
+
+
+@llm.register("kit_keeps_its_text_config_for_all")
+class OneConfigForAll(Tiny):
+    def text_config(self):
+        if not hasattr(self, "kept"):
+            self.kept = super().text_config()
+        return self.kept
+
+
+@llm.register("kit_tokenizer_round_trips_for_all")
+class OneTokenizerForAll(Tiny):
+    def tokenizer(self):
+        if not hasattr(self, "kept"):
+            self.kept = super().tokenizer()
+        return self.kept
 
 
 @llm.register("kit_is_deterministic")
@@ -841,6 +1109,10 @@ LLMS = {
     "hears_embeddings_as_ids": "the states from token ids",
     "hears_embeddings_as_ids_in_place": "inputs_embeds as they were given",
     "looks_only_back": "the states before the last word",
+    "hears_all_before": "another last state for another first word; found the same",
+    "keeps_batch_items_apart": "the states of a text beside another",
+    "keeps_its_text_config_for_all": "a new config for each call; found the same one",
+    "tokenizer_round_trips_for_all": "a new one for each call; found the same",
     "ignores_left_padding": "the states without padding",
     "hears_from_beside": "a Cache in its output; found None",
     "hears_from_beside_too_late": r"all states from its place on hear it; found a change of 0",
@@ -849,8 +1121,16 @@ LLMS = {
     "tokenizer_round_trips_within": "at most 258 tokens; found 259",
     "lora_starts_as_no_op": "the states without LoRA",
     "stays_frozen": "two equal calls in training mode",
-    "stays_frozen_head": "that nothing trains; found weight",
-    "gradient_reaches_every_trainable_parameter": "a head that trains; found a frozen one",
+    "stays_frozen_thaws": r"that nothing trains; found norm\.weight",
+    "gradient_reaches_every_trainable_parameter": r"none for backbone\.spare\.weight",
+    "decodes_from_its_cache": "the states of the whole at once",
+    "decodes_from_its_cache_positions": "the states of the whole at once",
+    "decodes_from_its_cache_padding": "the states of the whole at once",
+    "decodes_from_its_cache_returns": "a Cache in its output; found None",
+    "answers_inside_a_model": "the answer's logits after it was saved and loaded",
+    "answers_inside_a_model_config": "a MyConfig from the saved config; found a LlamaConfig",
+    "tokenizer_gives_offsets": "offsets; found NotImplementedError",
+    "tokenizer_gives_offsets_elsewhere": r"a token for every character; found none for \['\.'\]",
     "keeps_gradient_checkpointing": r"found (\d+) saved elements instead of \1",
     "is_deterministic": "the same states twice",
 }
@@ -864,9 +1144,60 @@ def test_a_broken_llm_is_caught(name):
         broken[0]()
 
 
+@pytest.mark.parametrize("name", ["decodes_from_its_cache", "decodes_from_its_cache_positions"])
+def test_what_is_wrong_with_a_cache_is_heard_in_a_model_too(name):
+    (promise,) = (p for p in llm_promises(f"kit_{name}", dim=16, heads=2) if p.name == "answers_inside_a_model")
+    with pytest.raises(BrokenPromises, match="the logits of an answer in one pass"):
+        promise()
+
+
+@llm.register("kit_bare")
+class Bare(Tiny):
+    """Neither adapts its backbone nor freezes its head: that is done outside."""
+
+    def backbone(self, text_config):
+        return AutoModel.from_config(text_config)
+
+    def head(self, text_config):
+        return nn.Linear(self.config.dim, text_config.vocab_size, bias=False)
+
+
+@llm.register("kit_diligent")
+class Diligent(Bare):
+    """Does by itself what is done outside, as builders once had to."""
+
+    def backbone(self, text_config):
+        return adapt(super().backbone(text_config), self.config)
+
+    def head(self, text_config):
+        return super().head(text_config).requires_grad_(self.config.freeze != "all")
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze"),
+    [(name, freeze) for name in ("kit_bare", "kit_diligent") for freeze in ("all", "none", ["layers.0.*"])]
+    + [("kit_bare", ["lm_head"])],
+)
+def test_adapters_and_freezing_are_done_outside_whether_the_builder_does_them_or_not(name, freeze):
+    builder = llm.build_llm(name, dim=16, heads=2, freeze=freeze, lora={"r": 2, "target_modules": ["q_proj"]})
+    halves = llm.build_backbone(builder, builder.text_config()), llm.build_head(builder, builder.text_config())
+    trains = {name: p.requires_grad for name, p in halves[0].named_parameters()}
+    adapters = [name for name in trains if "lora_" in name]
+    assert len(adapters) == 4
+    assert all(trains[name] for name in adapters)
+    assert trains["norm.weight"] == (freeze != "all")
+    assert trains["layers.0.mlp.up_proj.weight"] == (freeze in ("none", ["lm_head"]))
+    assert halves[1].weight.requires_grad == (freeze not in ("all", ["lm_head"]))
+
+
+@pytest.mark.parametrize("name", ["kit_bare", "kit_diligent"])
+def test_a_builder_keeps_its_promises_either_way(name):
+    assert len(check_llm(name, dim=16, heads=2, lora={"r": 2, "target_modules": ["q_proj"]}).kept) == 22
+
+
 def test_an_honest_llm_keeps_all():
     report = check_llm("tiny", dim=16, heads=2, injection="cross_attention")
-    assert len(report.kept) == 17
+    assert len(report.kept) == 22
     assert "hears_from_beside" not in report.notes
 
 
@@ -893,7 +1224,7 @@ def test_every_broken_promise_is_listed_at_once():
     with pytest.raises(BrokenPromises) as caught:
         check_encoder("kit_keeps_batch_items_apart", arch={"any": 1})
     message = str(caught.value)
-    assert message.startswith("usam.encoders:kit_keeps_batch_items_apart breaks 2 of 16 promises:")
+    assert message.startswith("usam.encoders:kit_keeps_batch_items_apart breaks 3 of 18 promises:")
     assert "  ignores_padding: expected the frames of a clip" in message
     assert "  keeps_batch_items_apart: expected the frames of a clip beside others" in message
     assert "look at what mixes the batch axis" in message
@@ -905,7 +1236,7 @@ def test_a_component_that_cannot_be_built_says_so_once():
         def __init__(self, config):
             raise RuntimeError("no such kernel")
 
-    with pytest.raises(BrokenPromises, match="breaks 15 of 16 promises") as caught:
+    with pytest.raises(BrokenPromises, match="breaks 17 of 18 promises") as caught:
         check_encoder("kit_fails")
     assert str(caught.value).count("raised RuntimeError: no such kernel") == 1
 
@@ -943,7 +1274,7 @@ def test_a_single_promise_is_a_test_case_that_names_itself():
 
 
 def test_nothing_is_built_before_a_promise_is_called():
-    assert len(encoder_promises("no_such_encoder")) == 16
+    assert len(encoder_promises("no_such_encoder")) == 18
 
 
 def test_a_wrong_option_is_no_broken_promise():

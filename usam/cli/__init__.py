@@ -33,26 +33,10 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        message = None if os.environ.get("USAM_TRACEBACK") else _for_its_user(error)
+        from usam.cli._errors import for_its_user
+
+        message = None if os.environ.get("USAM_TRACEBACK") else for_its_user(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _for_its_user(error: Exception) -> str | None:
-    """What to print when a user can mend it; None for our own faults, whose traceback is wanted."""
-    from usam.registry import ComponentError
-    from usam.spec.page import SpecError
-    from usam.versions.tested import UnsupportedVersion, suspects
-
-    cause: BaseException = error
-    while isinstance(cause, ComponentError) and cause.__cause__:
-        cause = cause.__cause__
-    outside = suspects(cause)
-    how = "USAM_TRACEBACK=1 shows the traceback."
-    if isinstance(error, (ComponentError, SpecError, ValueError, FloatingPointError, FileNotFoundError)):
-        return f"{error}\n{how}" if outside else str(error)
-    if isinstance(error, UnsupportedVersion):
-        return f"{error}\n{how}"
-    return "\n".join([f"{type(error).__name__}: {error}", *outside, how]) if outside else None

@@ -10,7 +10,7 @@ import typer
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where corpus, model and results go.")] = Path("runs/demo"),
-    clips: Annotated[int, typer.Option(help="Training clips to speak.")] = 3000,
+    clips: Annotated[int, typer.Option(min=1, help="Training clips to speak.")] = 3000,
 ) -> None:
     """Speak a corpus, train the embedded model on it, and test it on unseen sentences and voices."""
     from usam.training.demo import run

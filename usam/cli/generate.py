@@ -20,10 +20,10 @@ def generate(
         str | None, typer.Option(help="A task of the model's 'prompts', instead of --prompt; needless if it has one.")
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="One answer to all files, not one for each.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    num_beams: Annotated[int, typer.Option(help="Beams; 1 is greedy.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     batch_size: Annotated[
-        int | None, typer.Option(help="Files answered at once; default: 8.", show_default=False)
+        int | None, typer.Option(min=1, help="Files answered at once; default: 8.", show_default=False)
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="For example cuda or cpu; default: the GPU if there is one.")
@@ -41,9 +41,6 @@ def generate(
     files = list(audio or [])
     if prompt is not None and task is not None:
         raise ValueError("give either --prompt or --task, not both")
-    for name, value in (("max-new-tokens", max_new_tokens), ("num-beams", num_beams), ("batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is at least 1, found {value}")
     if together and batch_size is not None:
         raise ValueError("--batch-size does nothing with --together, which asks one question about all files")
 

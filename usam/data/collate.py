@@ -19,7 +19,8 @@ class Collator:
 
     Args:
         processor: the model's processor.
-        tasks: also give `tasks`, each row's own or None; UsamTrainer takes it out before the model is called.
+        tasks: also give `tasks`, each row's own or None, which UsamTrainer takes out before the model is called, and
+            `batch`, what `passed_along` gives, which the model hands to its losses.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, or a chat not rendered; the row is named.
@@ -31,7 +32,9 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         batch, owners = self.rows(samples)
-        return {**batch, "tasks": [sample.task for sample in owners]} if self.tasks else batch
+        if not self.tasks:
+            return batch
+        return {**batch, "tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
 
     def rows(self, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Sample]]:
         """The tensors, and the sample of each row: a chat has several where its template rewrites past answers."""
@@ -46,6 +49,15 @@ class Collator:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
+
+
+def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """What losses may want to know of each sample: `ids` (else file:line), `tasks`, and its user's columns, `extra`."""
+    return {
+        "ids": [sample.origin if sample.id is None else sample.id for sample in samples],
+        "tasks": [sample.task for sample in samples],
+        "extra": [dict(sample.extra) for sample in samples],
+    }
 
 
 def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from usam.clock import N, rescale
 from usam.component import Component, ComponentConfig, build, finish
-from usam.registry import Registry
+from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
 from usam.types import Frames
 
@@ -31,12 +31,12 @@ class Encoder(Component):
         @property
         def sample_rate(self) -> int:
             """Samples per second of the audio this encoder takes."""
-            return int(self.component.sample_rate)
+            return int(_of_class(self.component, "sample_rate", "samples per second of the audio that it takes"))
 
         @property
         def rate(self) -> float:
             """Frames per second of its output."""
-            return float(self.component.frame_rate)
+            return float(_of_class(self.component, "frame_rate", "frames per second that it gives"))
 
         def length(self, samples: N) -> N:
             """Frames for `samples` samples at `sample_rate`; ints or integer tensors."""
@@ -58,6 +58,16 @@ class Encoder(Component):
             Frames of (batch, config.length(samples), dim); the mask has config.length(n) True for n samples.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward(audio, mask)")
+
+
+def _of_class(cls: type[Any], name: str, what: str) -> Any:
+    found = getattr(cls, name, None)
+    if not isinstance(found, (int, float)) or isinstance(found, bool) or found <= 0:
+        raise ComponentError(
+            f"{cls.__name__} needs '{name}', {what}: a positive number, of the class, or a property of its Config; "
+            f"found {'none' if found is None else repr(found)}"
+        )
+    return found
 
 
 registry: Registry[Encoder] = Registry(Encoder, "usam.encoders")

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from usam.component import ComponentConfig, build, own_config, source_of
-from usam.registry import Registry, did_you_mean
+from usam.component import ComponentConfig, adapt, build, is_adapter, own_config, source_of
+from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.sizes import HEADS, LAYERS, TOKENS, WIDTH
 from usam.spec.spec import Config
 from usam.weights import Source
@@ -85,11 +85,17 @@ class LLM:
         raise NotImplementedError(f"{type(self).__name__} has no text_config()")
 
     def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
-        """Embeddings in, `last_hidden_state` out, no head; a transformers model whose config is `text_config`."""
+        """Embeddings in, `last_hidden_state` out, no head; a transformers model whose config is `text_config`.
+
+        Adapters, and what `freeze` says, are added to it outside.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no backbone(text_config)")
 
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
-        """States to logits: a Linear, or a subclass that adds the model's logit scale or soft cap."""
+        """States to logits: a Linear, or a subclass that adds the model's logit scale or soft cap.
+
+        Whether it trains is decided outside, by `freeze`: not under `all`, nor where a pattern begins with `lm_head`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no head(text_config)")
 
     def source(self) -> Source | None:
@@ -102,8 +108,28 @@ class LLM:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """A new tokenizer."""
-        raise NotImplementedError(f"{type(self).__name__} has no tokenizer()")
+        raise ComponentError(f"llm: {type(self).__name__} has no tokenizer()")
 
+
+def build_backbone(llm: LLM, text_config: PreTrainedConfig) -> nn.Module:
+    """A builder's backbone with the adapters of its config, and frozen where that says so."""
+    backbone, config = llm.backbone(text_config), llm.config
+    changes: dict[str, Any] = {}
+    if any(is_adapter(name) for name, _ in backbone.named_parameters()):  # it has called `adapt` by itself
+        changes["lora"] = None
+    if isinstance(config.freeze, list):
+        changes["freeze"] = [pattern for pattern in config.freeze if not pattern.startswith(HEAD)]
+    return adapt(backbone, config.model_copy(update=changes))
+
+
+def build_head(llm: LLM, text_config: PreTrainedConfig) -> nn.Linear:
+    """A builder's head, frozen where its config says so."""
+    freeze = llm.config.freeze
+    named = isinstance(freeze, list) and any(pattern.startswith(HEAD) for pattern in freeze)
+    return llm.head(text_config).requires_grad_(freeze != "all" and not named)
+
+
+HEAD = "lm_head"  # how a pattern of `freeze` that means the head begins
 
 registry: Registry[LLM] = Registry(LLM, "usam.llm")
 register = registry.register

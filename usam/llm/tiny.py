@@ -9,7 +9,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from usam.component import adapt
 from usam.llm import LLM
 from usam.spec.sizes import HEADS, LAYERS, WIDTH
 
@@ -60,13 +59,12 @@ class Tiny(LLM):
 
     def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
         """A LlamaModel."""
-        backbone: nn.Module = adapt(AutoModel.from_config(text_config), self.config)
+        backbone: nn.Module = AutoModel.from_config(text_config)
         return backbone
 
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
         """A linear layer without bias."""
-        head = nn.Linear(self.config.dim, text_config.vocab_size, bias=False)
-        return head.requires_grad_(self.config.freeze != "all")
+        return nn.Linear(self.config.dim, text_config.vocab_size, bias=False)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """One token a byte, and tokens for padding and the end of a turn."""

@@ -19,7 +19,6 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from usam.component import adapt
 from usam.llm import LLM
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
@@ -130,7 +129,7 @@ class Transformers(LLM):
 
     def backbone(self, text_config: PreTrainedConfig) -> nn.Module:
         """The causal LM without its head."""
-        backbone: nn.Module = adapt(AutoModel.from_config(text_config), self.config)
+        backbone: nn.Module = AutoModel.from_config(text_config)
         return backbone
 
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
@@ -139,11 +138,7 @@ class Transformers(LLM):
         if not isinstance(output, nn.Linear):
             raise ComponentError(f"llm: '{text_config.model_type}' has no linear head")
         added = text_config.vocab_size - self._outline.config.vocab_size  # by resize_token_embeddings
-        head = Head(output.in_features, output.out_features + added, output.bias is not None, text_config)
-        trains = self.config.freeze == "none" or (
-            self.config.freeze != "all" and not any(p.startswith("lm_head") for p in self.config.freeze)
-        )
-        return head.requires_grad_(trains)
+        return Head(output.in_features, output.out_features + added, output.bias is not None, text_config)
 
     def pretrained(self) -> dict[str, Tensor]:
         """The checkpoint's tensors under `backbone.` and `head.`.

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from usam import encoders, fusions, losses
 from usam.component import Parts, build_part, building, drawing, is_frozen, own_dtype
 from usam.config import UsamConfig
+from usam.llm import build_backbone, build_head
 from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
@@ -48,7 +49,7 @@ class UsamModel(UsamPreTrainedModel):
             self.fusion = build_part("fusion", fusions.registry, spec.fusion, seed, dims=dims)
             self.projector = Chain(spec.projector, in_dim=self.fusion.dim, prompt_dim=dim, out_dim=dim, seed=seed)
         with building("llm", llm.config, seed):
-            self.language_model: Any = llm.backbone(cast(Any, config.text_config))
+            self.language_model: Any = build_backbone(llm, cast(Any, config.text_config))
         config.text_config = self.language_model.config
         self.cross_attention = blocks_before(self.language_model, llm.config.injection, dim, seed)
         self._takes_cache = cache_argument(self.language_model.forward)
@@ -267,7 +268,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         self._known = names_of(self.forward, self.model.language_model.forward)
         llm = config.llm()
         with building("llm", llm.config), drawing("llm.head", seed):  # or it would draw what the token table draws
-            self.lm_head = llm.head(cast(Any, config.text_config))
+            self.lm_head = build_head(llm, cast(Any, config.text_config))
         with in_float32():
             parts = sorted(config.parsed.losses.items())
             built = {n: build_part(f"losses.{n}", losses.registry, c, seed, dim=llm.dim) for n, c in parts}

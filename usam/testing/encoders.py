@@ -164,6 +164,24 @@ def survives_silence(case: EncoderCase) -> None:
         require(finite, f"finite frames for {what}", "NaN or infinity", "logarithms and divisions in the front-end")
 
 
+def hears_its_clip(case: EncoderCase) -> None:
+    """Another sound in a third of a clip changes frames of that third."""
+    encoder = case.build()
+    audio, mask = clips([case.longest], names="a")
+    other, _ = clips([case.longest], names="b")
+    before = own_frames(_encode(encoder, audio, mask), 0)
+    for part, name in enumerate(("first", "second", "last")):
+        samples, frames = (slice(part * n // 3, (part + 1) * n // 3) for n in (case.longest, len(before)))
+        changed = audio.clone()
+        changed[:, samples] = other[:, samples]
+        after = own_frames(_encode(encoder, changed, mask), 0)
+        heard = frames.start == frames.stop or not torch.equal(after[frames], before[frames])
+        found = "that they do not change"
+        require(
+            heard, f"other frames in the {name} third for another sound there", found, "what forward reads of audio"
+        )
+
+
 def ignores_padding(case: EncoderCase) -> None:
     """A clip alone and the same clip in a longer batch, noise behind it, give the same frames."""
     encoder = case.build()
@@ -209,6 +227,7 @@ CLAIMS: list[Claim] = [
     true_width,
     true_rate,
     survives_silence,
+    hears_its_clip,
     ignores_padding,
     keeps_batch_items_apart,
     keeps_its_front_end_in_float32,

@@ -22,7 +22,7 @@ from usam.component import adapt, build
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
 from usam.testing.promises import Broken, Claim, require, require_same
-from usam.types import Frames, LossInputs, LossOutput, Prompt
+from usam.types import Audio, Frames, LossInputs, LossOutput, Prompt
 
 TOLERANCE = 1e-4  # what batching and padding may change, as a share of the largest value (or of 1)
 BFLOAT16 = 0.1  # a bfloat16 output differs from float32's by at most this share of its norm
@@ -314,12 +314,33 @@ def compiles(case: Case) -> None:
         require_same(a, b, "the result without torch.compile", "what runs only when compiling", 1e-5)
 
 
+def leaves_its_input_alone(case: Case) -> None:
+    """What it is given is as it was after the call: another part reads it too."""
+    inputs, copies = case.inputs(), case.inputs()
+    with torch.no_grad():
+        case.build()(*inputs)
+    for ours, reference in zip(_leaves(inputs), _leaves(copies), strict=True):
+        require_same(ours, reference, "the input as it was given", "operations in place, such as mul_ and x[...] =")
+
+
+def _leaves(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a component is given."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Frames, Prompt, Audio, LossInputs)):
+        yield from _leaves(vars(value))
+    elif isinstance(value, (Mapping, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(item)
+
+
 def is_deterministic(case: Case) -> None:
-    """In eval mode two calls give the same bits."""
+    """In eval mode equal calls give the same bits, whatever was called between them."""
     module = case.build()
     with torch.no_grad():
         first = tensors(module(*case.inputs()))
         torch.manual_seed(1)
+        module(*case.inputs(seed=5))
         second = tensors(module(*case.inputs()))
     for a, b in zip(first, second, strict=True):
         require_same(b, a, "the same output twice", "randomness in forward, or state that a call leaves behind")
@@ -344,6 +365,7 @@ EVERY: list[Claim] = [
     stays_frozen,
     runs_in_bfloat16,
     compiles,
+    leaves_its_input_alone,
     is_deterministic,
     state_dict_round_trips,
 ]

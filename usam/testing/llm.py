@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Cache
 
 from usam.component import LoRA, is_adapter, with_base_layers
+from usam.llm import build_backbone, build_head
+from usam.model.build import build_model
+from usam.model.checkpoint import UsamForConditionalGeneration
 from usam.model.cross_attention import CrossAttention, decoder_layers, hearing
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -26,8 +30,8 @@ from usam.testing.every import (
     refuses_unknown_options,
     shake,
 )
-from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
-from usam.types import Frames, prefix_mask
+from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
+from usam.types import IGNORE, Frames, prefix_mask
 from usam.versions.compat import CACHE, cache_argument
 
 LENGTH = 13
@@ -86,7 +90,7 @@ class LLMCase(Case):
         llm = self.structure(**{"lora": None, **changes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            backbone = llm.backbone(llm.text_config()).float()
+            backbone = build_backbone(llm, llm.text_config()).float()
             if llm.config.lora is None:
                 shake(backbone)
         return backbone.eval()
@@ -108,7 +112,7 @@ def true_width(case: LLMCase) -> None:
     width = backbone.get_input_embeddings().weight.shape[1]
     require(llm.dim == width, f"dim {width}, as the embeddings have it", f"{llm.dim}", "dim")
     states = _states(backbone, inputs_embeds=_embed(backbone, *case.inputs()))
-    head = llm.head(llm.text_config())
+    head = build_head(llm, llm.text_config())
     require(isinstance(head, nn.Linear), "a Linear, or a subclass", f"a {type(head).__name__}", "head")
     wide = f"states of {states.shape[-1]}"
     require(states.shape[-1] == head.in_features, f"a head for {wide}", f"{head.in_features}", "head")
@@ -120,6 +124,7 @@ def keeps_its_text_config(case: LLMCase) -> None:
     config = llm.text_config()
     kept = llm.backbone(config).config is config
     require(kept, "backbone.config is text_config", "a copy", "backbone: AutoModel.from_config keeps it")
+    require(llm.text_config() is not config, "a new config for each call", "the same one", "text_config: it is changed")
 
 
 def matches_the_causal_lm(case: LLMCase) -> str | None:
@@ -130,7 +135,7 @@ def matches_the_causal_lm(case: LLMCase) -> str | None:
         return f"transformers has no causal LM for {type(config).__name__}"
     whole = AutoModelForCausalLM.from_config(config).float().eval()
     shake(whole)
-    backbone, head = case.backbone(), llm.head(llm.text_config()).float().eval()
+    backbone, head = case.backbone(), build_head(llm, llm.text_config()).float().eval()
     twin = next((m for m in whole.modules() if type(m) is type(backbone)), None)
     found = f"no {type(backbone).__name__} in {type(whole).__name__}"
     require(twin is not None, "that the backbone is a part of the causal LM", found, "backbone")
@@ -170,6 +175,27 @@ def looks_only_back(case: LLMCase) -> None:
     require_same(ours, reference, "the states before the last word, when that changes,", look_at, TOLERANCE)
 
 
+def hears_all_before(case: LLMCase) -> None:
+    """Another first word changes the last state: audio that came first is not forgotten."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        other = torch.cat([embeds[:, -1:], embeds[:, 1:]], 1)
+        first, second = (_states(backbone, inputs_embeds=x.clone())[:, -1] for x in (embeds, other))
+    moved = bool((first != second).any(-1).all())
+    require(moved, "another last state for another first word", "the same", "a window that is too short for any audio")
+
+
+def keeps_batch_items_apart(case: LLMCase) -> None:
+    """A text's states do not depend on the text beside it."""
+    backbone = case.backbone()
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        both = _states(backbone, inputs_embeds=embeds.clone())
+        alone = _states(backbone, inputs_embeds=embeds[1:].clone())
+    require_same(both[1:], alone, "the states of a text beside another", "what mixes the batch axis", TOLERANCE)
+
+
 def ignores_left_padding(case: LLMCase) -> None:
     """Noise before a prompt, masked, changes nothing: that is how prompts of different lengths are batched."""
     backbone = case.backbone()
@@ -185,6 +211,98 @@ def ignores_left_padding(case: LLMCase) -> None:
         ours = _states(backbone, inputs_embeds=padded, attention_mask=mask, **places)[:, 3:]
     look_at = "backbone: an attention mask that is dropped, a state that runs over padding"
     require_same(ours, reference, "the states without padding", look_at, TOLERANCE)
+
+
+def decodes_from_its_cache(case: LLMCase) -> str | None:
+    """Word by word from its cache, behind padding or not, it gives the states of the whole text at once."""
+    backbone = case.backbone()
+    name = cache_argument(backbone.forward)
+    if name is None:
+        return "its forward takes no cache: every answer is computed from the beginning"
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[1, :3] = 0
+    where = (mask.cumsum(-1) - 1).clamp_min(0)
+    takes = "position_ids" in inspect.signature(backbone.forward).parameters
+
+    def run(start: int, end: int, **more: Any) -> Any:
+        places = {"position_ids": where[:, start:end]} if takes else {}
+        return backbone(inputs_embeds=embeds[:, start:end].clone(), attention_mask=mask[:, :end], **places, **more)
+
+    look_at = "a cache that is not read or not filled, positions that begin anew, a mask that is dropped after it"
+    with torch.no_grad():
+        embeds = _embed(backbone, *case.inputs())
+        reference = run(0, LENGTH, use_cache=False).last_hidden_state
+        found = run(0, LENGTH - 5, use_cache=True)
+        steps, cache = [found.last_hidden_state], found.get(CACHE)
+        require(isinstance(cache, Cache), "a Cache in its output", f"{cache!r:.60}", f"'{CACHE}' of what it returns")
+        for start, end in [(8, 9), (9, 10), (10, 11), (11, LENGTH)]:
+            found = run(start, end, use_cache=True, **{name: cache})
+            steps.append(found.last_hidden_state)
+            cache = found.get(CACHE)
+    ours = torch.cat(steps, 1)
+    heard = mask.bool().unsqueeze(-1)
+    reference, ours = (states.masked_fill(~heard, 0) for states in (reference, ours))
+    require_same(ours, reference, "the states of the whole at once", look_at, TOLERANCE)
+    return None
+
+
+def answers_inside_a_model(case: LLMCase) -> None:
+    """In a model it learns, and answers by its cache as without one, also when it was saved and loaded again."""
+    tree = {"encoders": {"whisper": {"arch": EARS}}, "projector": [{"type": "linear"}], "llm": case.structure().config}
+    model = build_model(tree, weights=False, seed=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shake(model)
+    batch = _questions(case, model)
+    model.train()
+    unsaid = (batch["attention_mask"] == 0) | (batch["input_ids"] == model.config.audio_token_id)
+    loss = model(**batch, labels=batch["input_ids"].masked_fill(unsaid, IGNORE)).loss
+    require(bool(loss.isfinite()), "a finite loss", f"{loss.item()}", "backbone and head")
+    if loss.requires_grad:
+        torch.autograd.backward(loss)
+    answer = _answer(model.eval(), batch)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = UsamForConditionalGeneration.from_pretrained(folder)
+    kind, kinds = type(again.config.text_config).__name__, type(model.config.text_config).__name__
+    require(kind == kinds, f"a {kinds} from the saved config", f"a {kind}", "model_type of the text_config")
+    look_at = "what is neither in the text_config nor a parameter or a persistent buffer"
+    require_same(_answer(again, batch), answer, "the answer's logits after it was saved and loaded", look_at, 1e-5)
+
+
+EARS = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+
+
+def _questions(case: LLMCase, model: Any) -> dict[str, Tensor]:
+    """A batch of two: words, a clip's placeholders, words; the second one begins later."""
+    samples = 3200
+    count = int(model.config.parsed.placeholders(samples))
+    (words,) = case.inputs()
+    slots = torch.full((2, count), model.config.audio_token_id)
+    ids = torch.cat([words[:, :PLACE], slots, words[:, PLACE : PLACE + 3]], 1)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    sound = torch.randn(2, samples, generator=torch.Generator().manual_seed(0)) * 0.1
+    return {"input_ids": ids, "attention_mask": mask, "input_values": sound}
+
+
+def _answer(model: Any, batch: Mapping[str, Tensor], words: int = 4) -> Tensor:
+    """The logits (2, words, vocab) of a greedy answer, compared with those of one pass over question and answer."""
+    generated = model.generate(
+        **batch,
+        do_sample=False,
+        max_new_tokens=words,
+        min_new_tokens=words,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    mask = torch.cat([batch["attention_mask"], torch.ones(2, words, dtype=torch.long)], 1)
+    with torch.no_grad():
+        whole = model(**{**batch, "input_ids": generated.sequences, "attention_mask": mask}, use_cache=False).logits
+    ours, reference = torch.stack(generated.logits, 1), whole[:, -words - 1 : -1]
+    look_at = "its cache, and the positions after it"
+    require_same(ours, reference, "the logits of an answer in one pass", look_at, 10 * TOLERANCE)
+    return ours
 
 
 def hears_from_beside(case: LLMCase) -> str | None:
@@ -231,8 +349,8 @@ def survives_meta_device(case: LLMCase) -> None:
     """Both halves build on the meta device; filled by their own rules, no table is left uninitialised."""
     llm = case.structure()
     with torch.device("meta"):
-        halves = {"backbone": llm.backbone(llm.text_config()), "head": llm.head(llm.text_config())}
-    plain = dict(front_end(llm.backbone(llm.text_config())))
+        halves = {"backbone": build_backbone(llm, llm.text_config()), "head": build_head(llm, llm.text_config())}
+    plain = dict(front_end(build_backbone(llm, llm.text_config())))
     for name, half in halves.items():
         stray = [n for n, p in half.named_parameters() if p.device.type != "meta"]
         require(not stray, "that all is on the meta device", f"{', '.join(stray)} elsewhere", name)
@@ -250,14 +368,42 @@ def tokenizer_round_trips(case: LLMCase) -> str | None:
     llm = case.structure()
     try:
         tokenizer = llm.tokenizer()
-    except (SpecError, ComponentError, NotImplementedError) as error:
+    except (SpecError, ComponentError) as error:
         return f"it has no tokenizer: {error}"
+    require(
+        llm.tokenizer() is not tokenizer, "a new one for each call", "the same", "tokenizer: tokens are added to it"
+    )
     text = "Describe this audio: déjà vu, 3 cats."
     again = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
     require(again.strip() == text, f"{text!r}", f"{again!r}", "tokenizer")
     rows = case.backbone().get_input_embeddings().weight.shape[0]
     require(len(tokenizer) <= rows, f"at most {rows} tokens", f"{len(tokenizer)}", "tokenizer, and vocab_size")
     require(tokenizer.eos_token_id is not None, "a token that ends an answer", "none", "eos_token of the tokenizer")
+    return None
+
+
+def tokenizer_gives_offsets(case: LLMCase) -> str | None:
+    """Each token tells which characters it stands for: by that the instruction and the answer are found in a chat."""
+    try:
+        tokenizer = case.structure().tokenizer()
+    except (SpecError, ComponentError) as error:
+        return f"it has no tokenizer: {error}"
+    text = "Describe this audio: déjà vu, 3 cats."
+    look_at = "tokenizer: a PreTrainedTokenizerFast, whose normaliser keeps the places of characters"
+    try:
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    except (NotImplementedError, ValueError) as error:
+        raise Broken("offsets", f"{type(error).__name__}: {error}", look_at) from error
+    inside = all(0 <= a <= b <= len(text) for a, b in spans) and spans == sorted(spans)
+    require(inside, f"places in order, within {len(text)} characters", f"{spans}", look_at)
+    covered = {i for a, b in spans for i in range(a, b)}
+    lost = [char for i, char in enumerate(text) if i not in covered and not char.isspace()]
+    require(not lost, "a token for every character", f"none for {lost}", look_at)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for start, word in ((0, "Describe"), (len(text) - 5, "cats.")):
+        own = [token for token, (a, b) in zip(ids, spans, strict=True) if a < start + len(word) and b > start]
+        said = tokenizer.decode(own).strip()
+        require(word in said, f"{word!r} at its place", f"{said!r}", look_at)
     return None
 
 
@@ -268,19 +414,19 @@ def lora_starts_as_no_op(case: LLMCase) -> None:
     adapted.load_state_dict(with_base_layers(adapted, plain.state_dict()), strict=False)
     trains = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     others = [name for name in trains if not is_adapter(name)]
-    require(bool(trains) and not others, "that adapters train", f"{others or 'nothing'}", "backbone: call adapt")
+    require(bool(trains) and not others, "that adapters train", f"{others or 'nothing'}", "requires_grad_ in forward")
     embeds = _embed(plain, *case.inputs()).detach()
     with torch.no_grad():
         ours, reference = _states(adapted, inputs_embeds=embeds), _states(plain, inputs_embeds=embeds)
-    require_same(ours, reference, "the states without LoRA", "backbone: adapt after all else is initialised", 1e-5)
+    require_same(ours, reference, "the states without LoRA", "what changes its adapters", 1e-5)
 
 
 def stays_frozen(case: LLMCase) -> None:
     """Frozen, nothing trains or drops out, even in training mode, which gradient checkpointing needs."""
     llm = case.structure(freeze="all", lora=None)
-    backbone, head = case.backbone(freeze="all").train(), llm.head(llm.text_config())
+    backbone, head = case.backbone(freeze="all").train(), build_head(llm, llm.text_config())
     trains = [n for half in (backbone, head) for n, p in half.named_parameters() if p.requires_grad]
-    require(not trains, "that nothing trains", f"{', '.join(trains)}", "backbone: call adapt; head: requires_grad_")
+    require(not trains, "that nothing trains", f"{', '.join(trains)}", "requires_grad_ in train")
     with torch.no_grad():
         first, second = (_states(backbone, inputs_embeds=_embed(backbone, *case.inputs())) for _ in range(2))
     require_same(second, first, "two equal calls in training mode", "dropouts that text_config does not set to 0")
@@ -289,12 +435,13 @@ def stays_frozen(case: LLMCase) -> None:
 def gradient_reaches_every_trainable_parameter(case: LLMCase) -> None:
     """Unfrozen, every step gives every parameter of the backbone and the head a gradient."""
     llm = case.structure(freeze="none", lora=None)
-    halves = nn.ModuleDict({"backbone": case.backbone(freeze="none").train(), "head": llm.head(llm.text_config())})
+    halves = nn.ModuleDict(
+        {"backbone": case.backbone(freeze="none").train(), "head": build_head(llm, llm.text_config())}
+    )
     logits = halves["head"](_states(halves["backbone"], inputs_embeds=_embed(halves["backbone"], *case.inputs())))
-    require(logits.requires_grad, "logits with a gradient", "none", "requires_grad_ in backbone and head")
+    require(logits.requires_grad, "logits with a gradient", "none", "no_grad or detach in either half")
     torch.autograd.backward((logits * torch.randn_like(logits)).sum())
     parameters = dict(halves.named_parameters())
-    require(parameters["head.weight"].requires_grad, "a head that trains", "a frozen one", "head: requires_grad_")
     without = [name for name, p in parameters.items() if p.requires_grad and p.grad is None]
     require(not without, "gradients for all", f"none for {', '.join(without)}", "whether forward always uses it")
 
@@ -343,10 +490,15 @@ CLAIMS: list[Claim] = [
     matches_the_causal_lm,
     hears_embeddings_as_ids,
     looks_only_back,
+    hears_all_before,
+    keeps_batch_items_apart,
     ignores_left_padding,
+    decodes_from_its_cache,
+    answers_inside_a_model,
     hears_from_beside,
     survives_meta_device,
     tokenizer_round_trips,
+    tokenizer_gives_offsets,
     lora_starts_as_no_op,
     stays_frozen,
     gradient_reaches_every_trainable_parameter,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from usam.registry import ComponentError
 from usam.spec.spec import Config
 from usam.testing.every import BFLOAT16, EVERY, Case
-from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
+from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, LossInputs, LossOutput, prefix_mask
 
 DIM, VOCAB = 8, 11
@@ -24,6 +25,7 @@ def check_loss(
     *,
     expected_failures: Mapping[str, str] | None = None,
     aux: Mapping[str, Tensor] | None = None,
+    batch: Mapping[str, Sequence[Any]] | None = None,
     **options: Any,
 ) -> Report:
     """Run every promise of a loss: `check_loss("cross_entropy")`.
@@ -32,12 +34,13 @@ def check_loss(
         component: as everywhere: a name, a dict or a Config; `options` are laid over it.
         expected_failures: promises that it cannot keep, each with the reason.
         aux: by-products of the projector that it reads, for 4 samples (their first axis).
+        batch: what the collator passes along that it reads, for 4 samples: `{"extra": [{"x_weight": 1.0}, ...]}`.
 
     Raises:
         BrokenPromises: once, with every promise that is broken.
         SpecError, ComponentError: the component's name or options are wrong.
     """
-    return check(loss_promises(component, expected_failures=expected_failures, aux=aux, **options))
+    return check(loss_promises(component, expected_failures=expected_failures, aux=aux, batch=batch, **options))
 
 
 def loss_promises(
@@ -46,10 +49,11 @@ def loss_promises(
     *,
     expected_failures: Mapping[str, str] | None = None,
     aux: Mapping[str, Tensor] | None = None,
+    batch: Mapping[str, Sequence[Any]] | None = None,
     **options: Any,
 ) -> list[Promise]:
     """The same promises one by one, each to be called; nothing is built before."""
-    return promises(LossCase(component, options, dict(aux or {})), CLAIMS, expected_failures)
+    return promises(LossCase(component, options, dict(aux or {}), dict(batch or {})), CLAIMS, expected_failures)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class LossCase(Case):
     """A loss, and batches for it."""
 
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     group = "usam.losses"
 
@@ -66,11 +71,18 @@ class LossCase(Case):
 
     def inputs(self, seed: int = 0) -> tuple[Any, ...]:
         """Four samples, whose answers and audio have different lengths."""
-        return (batch(range(SAMPLES), self.aux, seed=seed),)
+        return (self.batch(range(SAMPLES), seed=seed),)
+
+    def batch(self, samples: Sequence[int], *, seed: int = 0, constant: bool = False) -> LossInputs:
+        """What the model gives the loss for these samples, in this order."""
+        names = {"ids": [f"row {i}" for i in range(SAMPLES)], "tasks": ["asr", "aac", None, "asr"]}
+        columns = {**names, "extra": [{} for _ in range(SAMPLES)], **self.columns}
+        inputs = batch(samples, self.aux, seed=seed, constant=constant)
+        return replace(inputs, batch={name: [values[i] for i in samples] for name, values in columns.items()})
 
 
 def batch(samples: Sequence[int], aux: Mapping[str, Tensor], *, seed: int = 0, constant: bool = False) -> LossInputs:
-    """What the model gives a loss for these samples, in this order."""
+    """What the model computes for these samples, in this order."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCAB, (SAMPLES, LENGTH), generator=generator)
     hidden, embeds = (torch.randn(SAMPLES, LENGTH, DIM, generator=generator) for _ in range(2))
@@ -115,10 +127,34 @@ def _value(loss: Any, inputs: LossInputs) -> Tensor:
 
 def gives_a_finite_scalar(case: LossCase) -> None:
     """The value is one finite number with a gradient."""
-    value = _value(case.build(), *case.inputs())
+    found = case.build()(*case.inputs())
+    value = found.value
     require(value.shape == (), "a scalar", f"shape {tuple(value.shape)}", "the mean in forward")
     require(bool(value.isfinite()), "a finite value", f"{value.item()}", "logarithms and divisions")
     require(value.requires_grad, "a gradient", "none", "detach or no_grad in forward")
+    held = [name for name, tensor in found.aux.items() if tensor.requires_grad]
+    require(not held, "by-products without a gradient", f"one in {', '.join(held)}", "detach what stands in aux")
+
+
+def pulls_at_something(case: LossCase) -> None:
+    """What it says depends on the states, on the audio or on the by-products that it was given."""
+    (inputs,) = case.inputs()
+    aux = {n: v.clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
+    inputs = replace(inputs, aux=aux)
+    torch.autograd.backward(_value(case.build(), inputs))
+    pulled = [inputs.hidden, inputs.audio.x, *aux.values()]
+    moved = any(tensor.grad is not None and bool(tensor.grad.any()) for tensor in pulled)
+    require(moved, "a gradient that is not zero for what it was given", "none", "what forward reads of its inputs")
+
+
+def is_a_mean(case: LossCase) -> None:
+    """The same samples twice do not count twice: it is a mean, not a sum."""
+    loss = case.build()
+    once = abs(float(_value(loss, case.batch(range(SAMPLES))).detach()))
+    twice = abs(float(_value(loss, case.batch([*range(SAMPLES), *range(SAMPLES)])).detach()))
+    require(
+        twice <= 1.75 * once + 1e-6, f"about {once:.3g} for the same samples twice", f"{twice:.3g}", "a sum in forward"
+    )
 
 
 def says_nothing_without_supervision(case: LossCase) -> None:
@@ -138,9 +174,9 @@ def survives_degenerate_batches(case: LossCase) -> None:
     """One sample alone, and samples that are all alike, give finite values and gradients."""
     loss = case.build(freeze="none")
     for what, inputs in {
-        "one sample": batch([1], case.aux),
-        "constant inputs": batch(range(SAMPLES), case.aux, constant=True),
-        "one constant sample": batch([3], case.aux, constant=True),
+        "one sample": case.batch([1]),
+        "constant inputs": case.batch(range(SAMPLES), constant=True),
+        "one constant sample": case.batch([3], constant=True),
     }.items():
         value = _value(loss, inputs)
         look_at = "logarithms, square roots, divisions and variances at 0"
@@ -155,8 +191,21 @@ def survives_degenerate_batches(case: LossCase) -> None:
 def ignores_the_order_of_samples(case: LossCase) -> None:
     """The same samples in another order give the same value."""
     loss = case.build()
-    value, other = (_value(loss, batch(order, case.aux)).reshape(1) for order in ([0, 1, 2, 3], [2, 0, 3, 1]))
+    value, other = (_value(loss, case.batch(order)).reshape(1) for order in ([0, 1, 2, 3], [2, 0, 3, 1]))
     require_same(other, value, "the value of reordered samples", "what depends on a sample's place", 1e-5)
+
+
+def does_without_what_is_not_given(case: LossCase) -> None:
+    """Without by-products and without columns it says nothing, or that they are missing: by a ValueError."""
+    (inputs,) = case.inputs()
+    look_at = "what it reads of inputs.aux and inputs.batch"
+    try:
+        value = _value(case.build(), replace(inputs, aux={}, batch={}))
+    except (ValueError, ComponentError):
+        return
+    except Exception as error:
+        raise Broken("a ValueError that says what is missing", f"{type(error).__name__}: {error}", look_at) from error
+    require(bool(value.isfinite()), "a finite value", f"{value.item()}", look_at)
 
 
 def takes_states_of_another_dtype(case: LossCase) -> None:
@@ -171,9 +220,12 @@ def takes_states_of_another_dtype(case: LossCase) -> None:
 
 CLAIMS: list[Claim] = [
     gives_a_finite_scalar,
+    pulls_at_something,
+    is_a_mean,
     says_nothing_without_supervision,
     survives_degenerate_batches,
     ignores_the_order_of_samples,
+    does_without_what_is_not_given,
     takes_states_of_another_dtype,
     *EVERY,
 ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
+from usam.component import build
+from usam.registry import ComponentError
 from usam.spec.spec import Config
 from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
 from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
@@ -136,6 +139,65 @@ def true_rate(case: ProjectorCase) -> None:
         require(found == most, f"{most} frames for {time}", f"{found}", "config.length and forward")
 
 
+def _heard(projector: Any, seed: int) -> Tensor:
+    """How much each frame that goes out depends on each that comes in: (time out, time in), of one item."""
+    frames, prompt = items([TIME], seed=seed)
+    x = frames.x.clone().requires_grad_()
+    out = projector(Frames(x, frames.mask, frames.rate), prompt).x[0]
+    direction = torch.randn(out.shape[-1])
+    rows = [torch.autograd.grad((row * direction).sum(), x, retain_graph=True)[0][0].norm(dim=-1) for row in out]
+    return torch.stack(rows)
+
+
+def hears_every_frame(case: ProjectorCase) -> None:
+    """Every frame that comes in matters to some that goes out, for one of three items at least."""
+    projector = case.build()
+    try:
+        heard = sum(_heard(projector, seed).sum(0) for seed in range(3))
+    except RuntimeError as error:
+        raise Broken(
+            "frames that depend on those that come in", str(error), "what forward reads of frames.x"
+        ) from error
+    deaf = (cast(Tensor, heard) == 0).nonzero().flatten().tolist()
+    require(not deaf, "that every frame is heard", f"that {deaf[:5]} of {TIME} are not", "what forward skips")
+
+
+def follows_time(case: ProjectorCase) -> str | None:
+    """Later frames hear later ones, unless the rate is 0."""
+    projector = case.build()
+    if projector.config.length(TIME, RATE)[1] == 0:
+        return "its rate is 0: its frames do not follow time"
+    weight = cast(Tensor, sum(_heard(projector, seed).double() for seed in range(3)))
+    if len(weight) < 2:
+        return "one frame goes out"
+    centres = (weight * torch.arange(TIME)).sum(1) / weight.sum(1)
+    half = len(centres) // 2
+    early, late = float(centres[:half].mean()), float(centres[-half:].mean())
+    found = f"that the first half hears around frame {early:.1f}, the second around {late:.1f}"
+    require(early < late, "that later frames hear later ones", found, "a reshape or an order that turns time around")
+    return None
+
+
+def fixes_its_prompt(case: ProjectorCase) -> str | None:
+    """What `fixed` gives for a prompt is a stage that needs none and does what this one does with it."""
+    projector = case.build()
+    if not projector.reads_prompt:
+        return "it reads no prompt"
+    frames, prompt = items([TIME])
+    try:
+        options, state = projector.fixed(prompt)
+    except ComponentError:
+        return "it cannot be fixed for a task, and says so"
+    cls, config = build(case.group, options, {})
+    other = cls(config, in_dim=IN_DIM, prompt_dim=PROMPT_DIM, out_dim=OUT_DIM)
+    other.load_state_dict(state)
+    require(not other.reads_prompt, "a stage that reads no prompt", "one that does", "the options that fixed gives")
+    ours = _project(other.eval(), frames, None)
+    look_at = "the options and tensors that fixed gives"
+    require_same(ours.x, _project(projector, frames, prompt).x, "the frames with that prompt", look_at, TOLERANCE)
+    return None
+
+
 def hears_its_own_prompt(case: ProjectorCase) -> None:
     """Item i hears prompt i and no other; one that does not read the prompt does without."""
     projector = case.build()
@@ -197,7 +259,10 @@ def keeps_batch_items_apart(case: ProjectorCase) -> None:
 CLAIMS: list[Claim] = [
     true_width,
     true_rate,
+    hears_every_frame,
+    follows_time,
     hears_its_own_prompt,
+    fixes_its_prompt,
     ignores_prompt_padding,
     ignores_padding,
     keeps_batch_items_apart,
