@@ -101,7 +101,7 @@ class LossInputs:
 
     hidden: Tensor  # N dim: the states that predict the labels
     labels: Tensor  # N
-    head: Callable[[Tensor], Tensor]  # hidden -> logits
+    head: Callable[[Tensor], Tensor]  # hidden -> logits; may say its `size`, and whether it `trains`
     audio: Frames  # each sample's projected clips, joined in order
     answer: tuple[Tensor, Tensor]  # detached input embeddings of the supervised tokens, and their mask
     aux: Mapping[str, Tensor] = field(default_factory=dict)  # by-products of the projector

@@ -126,3 +126,49 @@ def test_a_truncated_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ComponentError, match=r"model.safetensors: not a whole safetensors file"):
         build_encoder("whisper", path=str(tmp_path / "hf"))
+
+
+@pytest.fixture(scope="module")
+def on_the_clip():
+    return build_encoder("whisper", path=str(ORACLE / "hf"), context="clip")
+
+
+def of_noise(encoder, *seconds):
+    """Frames of clips in one batch, each without its padding."""
+    clips = [torch.from_numpy(noise(s, seed=i)) for i, s in enumerate(seconds)]
+    x = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(clip), dtype=torch.bool) for clip in clips], True)
+    frames = encoder(x, mask)
+    return [row[own] for row, own in zip(frames.x, frames.mask, strict=True)]
+
+
+def test_on_the_clip_alone_a_full_window_has_the_same_frames(encoder, on_the_clip):
+    assert torch.allclose(of_noise(on_the_clip, 30.0)[0], of_noise(encoder, 30.0)[0], atol=1e-5)
+
+
+def test_on_the_clip_alone_silence_behind_it_is_not_heard(encoder, on_the_clip):
+    (alone,), (usual,) = of_noise(on_the_clip, 2.0), of_noise(encoder, 2.0)
+    assert alone.shape == usual.shape == (100, 32)
+    assert (alone - usual).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("seconds", [(0.001, 2.0, 0.7), (31.0, 0.5, 61.3)])
+def test_on_the_clip_alone_other_clips_of_the_batch_change_nothing(on_the_clip, seconds):
+    together = of_noise(on_the_clip, *seconds)
+    for i, s in enumerate(seconds):
+        clip = torch.from_numpy(noise(s, seed=i))[None]
+        alone = on_the_clip(clip, torch.ones_like(clip, dtype=torch.bool)).x[0]
+        assert torch.allclose(together[i], alone, atol=1e-5)
+
+
+def test_on_the_clip_alone_frames_are_what_whispers_layers_make_of_them(on_the_clip):
+    """The same by transformers' encoder, whose positions are cut to the clip's."""
+    clip = torch.from_numpy(noise(1.28))[None]
+    own = 64
+    theirs = on_the_clip.encoder
+    mel = LogMel(80)(clip, 3000)[..., : 2 * own]
+    x = torch.nn.functional.gelu(theirs.conv2(torch.nn.functional.gelu(theirs.conv1(mel)))).mT
+    x = x + theirs.embed_positions.weight[:own]
+    for layer in theirs.layers:
+        x = layer(x, None)
+    assert torch.allclose(of_noise(on_the_clip, 1.28)[0], theirs.layer_norm(x)[0], atol=1e-5)

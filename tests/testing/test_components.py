@@ -28,6 +28,11 @@ PROMISES = {
     "whisper": encoder_promises("whisper", arch=WHISPER),
     "whisper in layers": encoder_promises("whisper", arch=WHISPER, layers="weighted"),
     "whisper's first layers": encoder_promises("whisper", arch=WHISPER, layers=[0, 1]),
+    "whisper on the clip": encoder_promises("whisper", arch=WHISPER, context="clip"),
+    "whisper's layers on the clip": encoder_promises("whisper", arch=WHISPER, context="clip", layers="weighted"),
+    "whisper, eager, on the clip": encoder_promises(
+        "whisper", arch=WHISPER, context="clip", attn_implementation="eager"
+    ),
     "whisper in one window": encoder_promises("whisper", arch={**WHISPER, "max_source_positions": 60}),
     "concat": fusion_promises("concat"),
     "concat at 25": fusion_promises("concat", rate=25),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.audio_utils import mel_filter_bank
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from usam.clock import N, ceil_div
@@ -33,6 +35,9 @@ SAMPLES_PER_FRAME = 2 * HOP  # the second convolution halves the mel frames
 class Whisper(Encoder):
     """Clips are cut into the windows Whisper was trained on (30 s), each padded with silence, as the
     original does; longer audio is several windows, and only frames of real audio come out.
+
+    `context: clip` spares the silence: each frame hears the clip alone, at the positions it would have, and other
+    frames come out than Whisper was trained with.
     """
 
     class Config(Encoder.Config):
@@ -44,6 +49,9 @@ class Whisper(Encoder):
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
         """Options of transformers' WhisperConfig; None reads them from `path`."""
+        context: Literal["window", "clip"] = "window"
+        """What a frame hears: its whole window, with the silence behind the clip, as Whisper was trained; or the clip
+        alone, which takes time by its length."""
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         attn_implementation: str = "sdpa"
@@ -119,18 +127,33 @@ class Whisper(Encoder):
     def _encode(self, windows: Tensor, mask: Tensor, *, sounding: int) -> Tensor:
         """(window, samples), of which only the first `sounding` can be other than zero, to frames."""
         mel = self.mel(windows[:, :sounding], 2 * self.window).to(self.encoder.conv1.weight.dtype)
+        if self.config.context == "clip":
+            size = self.config.length(sounding)
+            own = prefix_mask(self.config.length(mask.sum(-1)), size)
+            return cast(Tensor, self.mix(self._states(mel[..., : 2 * size], own)))
         if self.config.layers == "last":
             return cast(Tensor, self.encoder(mel).last_hidden_state)
         return cast(Tensor, self.mix(self._states(mel)))
 
-    def _states(self, mel: Tensor) -> Iterator[Tensor]:
-        """What enters the first layer, and what each layer gives; after the last one comes the final norm."""
+    def _states(self, mel: Tensor, own: Tensor | None = None) -> Iterator[Tensor]:
+        """What enters the first layer, and what each layer gives; after the last one comes the final norm.
+
+        Args:
+            mel: (window, bins, 2 * time).
+            own: (window, time), which frames the clip has: nothing else is heard. None: all.
+        """
         encoder: Any = self.encoder
-        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).mT + encoder.embed_positions.weight
+        if own is not None:  # convolutions end where the clip does
+            mel = mel * repeat(own, "w t -> w 1 (t two)", two=2)
+        x = F.gelu(encoder.conv1(mel))
+        if own is not None:
+            x = x * repeat(own, "w t -> w 1 (t two)", two=2)
+        x = F.gelu(encoder.conv2(x)).mT + encoder.embed_positions.weight[: x.shape[-1] // 2]
         x = F.dropout(x, encoder.dropout, self.training)
+        heard = None if own is None else create_bidirectional_mask(encoder.config, x, own)
         yield x
         for i, layer in enumerate(encoder.layers, start=1):
-            x = layer(x, None)
+            x = layer(x, heard)
             yield encoder.layer_norm(x) if i == self.depth else x
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 from usam.losses import Loss
+from usam.losses._chunks import sum_in_chunks
 from usam.types import LossInputs, LossOutput
 
 
 class CrossEntropy(Loss):
-    """The head runs on the supervised positions only; the loss itself is computed in float32 or wider."""
+    """The head runs on the supervised positions only, a chunk of them at a time; the loss is in float32 or wider."""
 
     class Config(Loss.Config):
         """Options of the cross entropy."""
@@ -23,6 +25,10 @@ class CrossEntropy(Loss):
         """Mean negative log-likelihood of `inputs.labels`."""
         if inputs.labels.numel() == 0:
             return LossOutput(self.nothing(inputs))
-        logits = inputs.head(inputs.hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return LossOutput(F.cross_entropy(logits, inputs.labels, label_smoothing=self.config.label_smoothing))
+
+        def summed(hidden: Tensor, labels: Tensor) -> Tensor:
+            logits = inputs.head(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing, reduction="sum")
+
+        return LossOutput(sum_in_chunks(summed, inputs.hidden, inputs.labels, inputs.head) / len(inputs.labels))

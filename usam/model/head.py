@@ -56,6 +56,16 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.head(as_head(self.head, hidden)))
 
+    @property
+    def size(self) -> int:
+        """Entries of a row of logits."""
+        return cast(int, self.head.out_features)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything of the head trains."""
+        return any(p.requires_grad for p in self.head.parameters())
+
 
 def as_head(head: nn.Module, hidden: Tensor) -> Tensor:
     weight = getattr(head, "weight", hidden)
