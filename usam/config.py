@@ -13,13 +13,14 @@ from transformers.configuration_utils import SubConfigSpec
 from usam.component import building
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
+from usam.saving import SavedWhole
 from usam.spec.spec import Override, Spec, SpecSource, component_config, load_spec
 from usam.versions.compat import CACHE
 
 AUDIO_TOKEN = "<|audio|>"
 
 
-class UsamConfig(PreTrainedConfig):
+class UsamConfig(SavedWhole, PreTrainedConfig):
     """A model's spec with every architecture filled in, so that it reloads without the hub.
 
     `text_config` is built once and becomes the very object that the language model's `config` is: a copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
@@ -32,6 +33,7 @@ from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError, Registry, did_you_mean
+from usam.saving import WEIGHTS, whole
 from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec
 from usam.types import Prompt
@@ -116,17 +118,33 @@ def load(
 
 
 def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: Any, **kwargs: Any) -> None:
-    """Write config.json, usam.yaml and the tensors that no source can give back."""
+    """Write config.json, usam.yaml and the tensors that no source can give back; all of them, or nothing."""
+    check_place(model, folder)
+    main = kwargs.get("is_main_process", True)
     state = model.state_dict() if state_dict is None else dict(state_dict)
     names = delta_names(model, state)
     kept = {name: tensor for name, tensor in state.items() if name in names}
     model.config.delta = len(kept) < len(state)
     model.config.provenance = provenance(model)
-    with _as_given(model) if model.config.delta else nullcontext():
-        PreTrainedModel.save_pretrained(model, folder, state_dict=kept, **kwargs)
-    if kwargs.get("is_main_process", True):
-        text = "# The spec of this model; use it as `base:` in another.\n" + model.config.parsed.to_yaml()
-        (Path(folder) / "usam.yaml").write_text(text, encoding="utf-8")
+    if kwargs.get("push_to_hub"):
+        kwargs.setdefault("repo_id", Path(folder).name)
+    with whole(folder, WEIGHTS) if main else nullcontext(Path(folder)) as place:
+        with _as_given(model) if model.config.delta else nullcontext():
+            PreTrainedModel.save_pretrained(model, place, state_dict=kept, **kwargs)
+        if main:
+            text = "# The spec of this model; use it as `base:` in another.\n" + model.config.parsed.to_yaml()
+            (place / "usam.yaml").write_text(text, encoding="utf-8")
+
+
+def check_place(model: UsamForConditionalGeneration, folder: str | Path) -> None:
+    """Refuse to save a model in the folder of a checkpoint that it was built from, which would be gone then.
+
+    Raises:
+        SpecError: names the part and its source.
+    """
+    for name, origin in model.origins.items():
+        if Path(folder).exists() and os.path.samefile(folder, origin.folder):
+            raise SpecError(f"{folder}: holds the weights that '{name}' is built from; name another folder to save in")
 
 
 @contextmanager
@@ -218,12 +236,16 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
         task: of the spec's `prompts`: the projector is fixed for its prompt, and needs no `prompt_mask` any more.
 
     Raises:
-        SpecError: an unknown task, or a projector that reads no prompt.
+        SpecError: an unknown task, a projector that reads no prompt, or a folder that is the source itself.
         ComponentError: a stage reads the prompt in a way that cannot be fixed.
     """
-    config = UsamConfig.from_pretrained(locate(str(source)).folder)
+    found = locate(str(source)).folder
+    if Path(folder).exists() and os.path.samefile(folder, found):
+        raise SpecError(f"{folder}: is the model to export, which would be overwritten; name another folder")
+    config = UsamConfig.from_pretrained(found)
     cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
     model = load(source, config=config)
+    check_place(model, folder)
     for layer in model.modules():
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()
@@ -249,17 +271,18 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
             for option in ("path", "revision", "tokenizer"):
                 node.pop(option, None)
     tree["losses"] = {}
-    whole = UsamConfig(
+    plain = UsamConfig(
         spec=tree,
         text_config=cast(Any, model.config.text_config).to_dict(),
         audio_token_id=model.config.audio_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    merged = assemble(outline(whole), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
+    merged = assemble(outline(plain), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
     merged.generation_config = model.generation_config
-    merged.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with whole(folder, WEIGHTS) as place:
+        merged.save_pretrained(place)
+        processor.save_pretrained(place)
     return merged
 
 

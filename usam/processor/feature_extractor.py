@@ -11,10 +11,11 @@ from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from usam.processor.audio import read_audio
+from usam.saving import SavedWhole
 from usam.spec.spec import Spec
 
 
-class UsamFeatureExtractor(FeatureExtractionMixin):
+class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
     """Waveforms as one padded batch at the rate the model takes; the encoders' front-ends are in the model.
 
     Args:

@@ -18,6 +18,7 @@ from usam.llm import build_llm
 from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens, moved
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.registry import did_you_mean
+from usam.saving import SavedWhole
 from usam.spec.spec import Override, SpecSource, load_spec
 from usam.types import IGNORE
 
@@ -25,7 +26,7 @@ PLAIN = "{prompt}\n{audio}\n---\n{answer}"
 FIRST_MARK = 0xE000  # Unicode's private use area
 
 
-class UsamProcessor(ProcessorMixin):
+class UsamProcessor(SavedWhole, ProcessorMixin):
     """Chats in, tensors out; also decodes.
 
     Args:
@@ -37,6 +38,7 @@ class UsamProcessor(ProcessorMixin):
         prompts: task name to instruction.
     """
 
+    replaces = ("chat_template*", "additional_chat_templates")
     feature_extractor: Any
     tokenizer: Any
 
