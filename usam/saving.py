@@ -149,7 +149,7 @@ def _explained(place: Path) -> Iterator[None]:
 
 def _is_of_the_disk(error: Exception) -> bool:
     """Whether writing failed: safetensors, tokenizers and torch each say it in their own way."""
-    words = ("os error", "PytorchStreamWriter", "unexpected pos")
+    words = ("os error", "PytorchStreamWriter", "unexpected pos", "iostream error")
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError)  # that is something to read
     return any(word in str(error) for word in words)

@@ -542,7 +542,7 @@ def test_a_model_is_not_exported_over_itself(speech, tmp_path):
 
 def test_a_model_is_not_saved_over_its_sources(speech, llama, tmp_path):
     folder = save_both(build_model(speech), tmp_path / "m")
-    with pytest.raises(SpecError, match="holds the weights that 'model.language_model' is built from"):
+    with pytest.raises(SpecError, match=r"holds the weights that 'model.language_model' is built from"):
         load(folder).save_pretrained(llama)
     with pytest.raises(SpecError, match="is built from; name another folder"):
         export(folder, llama)

@@ -4,38 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import noise
+from runs import SMALL
 
 from usam import SpecError, build_model
 from usam.generate import Answerer
 from usam.training.run import read_run
 from usam.training.trainer import UsamTrainer, learning_rate_scales, train
-
-SMALL = [
-    "model.encoders.whisper.arch={d_model: 16, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 16, "
-    "num_mel_bins: 80, max_source_positions: 50}",
-    "model.llm.dim=16",
-    "model.llm.layers=1",
-    "model.llm.heads=2",
-]
-
-
-@pytest.fixture
-def run_file(tmp_path):
-    """Eight clips of noise, and a run over them."""
-    rows = []
-    for i in range(8):
-        soundfile.write(tmp_path / f"{i}.wav", noise(0.5 + 0.1 * i, seed=i), 16000)
-        rows.append({"audio": f"{i}.wav", "task": "asr", "answer": "ab" * (1 + i % 3)})
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "run.yaml").write_text(
-        "model: tiny\ndata: {train: train.jsonl, eval: train.jsonl}\n"
-        f"train:\n  output_dir: {tmp_path}/out\n  max_steps: 4\n  per_device_train_batch_size: 4\n"
-        "  learning_rate: 1e-3\n  use_cpu: true\n  logging_steps: 2\n  save_steps: 2\n  disable_tqdm: true\n"
-    )
-    return tmp_path / "run.yaml"
 
 
 def test_a_run_trains_saves_and_reloads(run_file):

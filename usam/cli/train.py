@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -12,11 +13,28 @@ from usam.cli._options import SetOption
 def train(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A YAML file with 'model', 'data' and 'train'.")],
     set_: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in output_dir; begin without one.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew in an output_dir that holds a run; removes its checkpoints.")
+    ] = False,
 ) -> None:
     """Train a model; `train:` in the run file takes the arguments of transformers' Trainer."""
+    from usam.training.checkpoints import advice
+    from usam.training.rows import LISTED
     from usam.training.run import read_run
+    from usam.training.trainer import output_dir
     from usam.training.trainer import train as start
 
-    folder = start(read_run(run, *(set_ or [])), resume=resume or None)
+    asked = read_run(run, *(set_ or []))
+    try:
+        folder = start(asked, resume=resume or None, overwrite=overwrite)
+    except KeyboardInterrupt:
+        command = shlex.join(["usam", "train", run, *(word for one in set_ or [] for word in ("--set", one))])
+        typer.echo(f"\ninterrupted; {advice(output_dir(asked), command)}", err=True)
+        raise typer.Exit(130) from None
+    if (folder / LISTED).is_file():
+        lines = (folder / LISTED).read_text(encoding="utf-8").count("\n")
+        typer.echo(f"{lines} rows were skipped or cut; {folder / LISTED} says which, and why", err=True)
     print(f"saved in {folder}")

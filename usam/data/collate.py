@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,16 @@ from usam.data.manifest import ManifestError, Sample
 from usam.processor.audio import AudioError, read_audio
 
 if TYPE_CHECKING:
+    from usam.processor.chat import Rendered
     from usam.processor.processor import UsamProcessor
+
+
+class Skipped(NamedTuple):
+    """A row that is not learned from."""
+
+    row: str  # file:line
+    why: str
+    instead: str | None = None  # the row that takes its place
 
 
 class Collator:
@@ -21,26 +32,105 @@ class Collator:
     Args:
         processor: the model's processor.
         tasks: also give `tasks`, each sample's own or None; UsamTrainer takes it out before the model is called.
+        spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
+            batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
+        allowed: how many rows in a row may be passed over so.
+        context: the language model's positions; None does not look at them.
+        cut: cut the answer of a row that is too long, which then has no end, instead of raising.
 
     Raises:
-        AudioError, ManifestError: a clip cannot be read, or a chat not rendered; the row is named.
+        AudioError, ManifestError: a clip cannot be read, a chat not rendered, or it is too long; the row is named.
     """
 
-    def __init__(self, processor: UsamProcessor, *, tasks: bool = False) -> None:
+    def __init__(
+        self,
+        processor: UsamProcessor,
+        *,
+        tasks: bool = False,
+        spares: Sequence[Sample] | None = None,
+        allowed: int = 0,
+        context: int | None = None,
+        cut: bool = False,
+    ) -> None:
         self.processor = processor
         self.tasks = tasks
+        self.spares = spares
+        self.allowed = allowed
+        self.context = context
+        self.cut = cut
+        self._places = {sample.origin: place for place, sample in enumerate(spares or ())}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        batch = self.processor.encode([self._render(sample) for sample in samples], labels=True)
-        return {**batch, "tasks": [sample.task for sample in samples]} if self.tasks else dict(batch)
+        skipped: list[Skipped] = []
+        read = [self._read(sample, skipped) for sample in samples]
+        batch = dict(self.processor.encode([rendered for _, rendered in read], labels=True))
+        if self.context is not None and batch["input_ids"].shape[1] > self.context:
+            lengths = batch["attention_mask"].sum(-1).tolist()
+            fitted = [self._fitted(*pair, length) for pair, length in zip(read, lengths, strict=True)]
+            batch = dict(self.processor.encode(fitted, labels=True))
+        if self.tasks:
+            batch["tasks"] = [sample.task for sample, _ in read]
+        if self.spares is not None:
+            batch["skipped"] = skipped
+        return batch
 
-    def _render(self, sample: Sample) -> Any:
+    def _read(self, sample: Sample, skipped: list[Skipped]) -> tuple[Sample, Rendered]:
+        """The sample with its sound, or the next one that can be read."""
+        if sample.origin not in self._places:
+            return sample, self._render(sample)
+        failed: list[tuple[str, str]] = []
+        for one in chain([sample], self._after(sample)):
+            try:
+                rendered = self._render(one)
+            except AudioError as error:
+                failed.append((one.origin, str(error)))
+                if len(failed) > self.allowed:
+                    raise AudioError(
+                        f"{error}\nNo more than {self.allowed} of these {len(self._places)} rows may be skipped "
+                        "(data.bad_share)"
+                    ) from error
+                continue
+            skipped += [Skipped(origin, why, one.origin) for origin, why in failed]
+            return one, rendered
+        raise AudioError(f"{sample.origin}: neither this row nor any other can be read: {failed[0][1]}")
+
+    def _after(self, sample: Sample) -> Iterator[Sample]:
+        assert self.spares is not None
+        place = self._places[sample.origin]
+        for offset in range(1, len(self.spares)):
+            yield self.spares[(place + offset) % len(self.spares)]
+
+    def _render(self, sample: Sample) -> Rendered:
         try:
             return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor.sampling_rate))
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
+
+    def _fitted(self, sample: Sample, rendered: Rendered, length: int) -> Rendered:
+        """The chat cut, at a token's edge, to the language model's positions."""
+        assert self.context is not None
+        if length <= self.context:
+            return rendered
+        if not self.cut:
+            raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}")
+        counts = [self.processor.feature_extractor.placeholders(len(clip)) for clip in rendered.audio]
+        room = self.context - sum(counts) + len(counts)
+        starts = [start for start, _ in rendered.answers]
+        _, offsets = self.processor._tokenize(rendered.text, starts)
+        for last in range(room - 1, -1, -1):
+            end = offsets[last][1]
+            if end <= starts[-1]:
+                break
+            text = rendered.text[:end]
+            if len(self.processor._tokenize(text, starts)[0]) <= room:  # a word that is cut may be more tokens
+                return replace(rendered, text=text, answers=(*rendered.answers[:-1], (starts[-1], end)))
+        raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
+
+
+def too_long(tokens: int, context: int) -> str:
+    return f"{tokens:,} tokens, and the language model has {context:,} positions"
 
 
 def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
