@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from usam.processor.processor import UsamProcessor
 
 
-class Skipped(NamedTuple):
+@dataclass(frozen=True)
+class Skipped:
     """A row that is not learned from."""
 
     row: str  # file:line
     why: str
     instead: str | None = None  # the row that takes its place
+
+
+SHOWN = 5  # rows that an error tells
 
 
 class Collator:
@@ -34,7 +38,7 @@ class Collator:
         tasks: also give `tasks`, each sample's own or None; UsamTrainer takes it out before the model is called.
         spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
             batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
-        allowed: how many rows in a row may be passed over so.
+        share: of the spares, how many may be skipped so.
         context: the language model's positions; None does not look at them.
         cut: cut the answer of a row that is too long, which then has no end, instead of raising.
 
@@ -48,14 +52,14 @@ class Collator:
         *,
         tasks: bool = False,
         spares: Sequence[Sample] | None = None,
-        allowed: int = 0,
+        share: float = 0.0,
         context: int | None = None,
         cut: bool = False,
     ) -> None:
         self.processor = processor
         self.tasks = tasks
         self.spares = spares
-        self.allowed = allowed
+        self.share = share
         self.context = context
         self.cut = cut
         self._places = {sample.origin: place for place, sample in enumerate(spares or ())}
@@ -78,21 +82,17 @@ class Collator:
         """The sample with its sound, or the next one that can be read."""
         if sample.origin not in self._places:
             return sample, self._render(sample)
-        failed: list[tuple[str, str]] = []
+        failed: list[Skipped] = []
         for one in chain([sample], self._after(sample)):
             try:
                 rendered = self._render(one)
             except AudioError as error:
-                failed.append((one.origin, str(error)))
-                if len(failed) > self.allowed:
-                    raise AudioError(
-                        f"{error}\nNo more than {self.allowed} of these {len(self._places)} rows may be skipped "
-                        "(data.bad_share)"
-                    ) from error
+                failed.append(Skipped(one.origin, str(error)))
+                check_share(failed, len(self._places), self.share)
                 continue
-            skipped += [Skipped(origin, why, one.origin) for origin, why in failed]
+            skipped += [replace(row, instead=one.origin) for row in failed]
             return one, rendered
-        raise AudioError(f"{sample.origin}: neither this row nor any other can be read: {failed[0][1]}")
+        raise AudioError(f"{sample.origin}: neither this row nor any other can be read: {failed[0].why}")
 
     def _after(self, sample: Sample) -> Iterator[Sample]:
         assert self.spares is not None
@@ -127,6 +127,19 @@ class Collator:
             if len(self.processor._tokenize(text, starts)[0]) <= room:  # a word that is cut may be more tokens
                 return replace(rendered, text=text, answers=(*rendered.answers[:-1], (starts[-1], end)))
         raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
+
+
+def check_share(skipped: Sequence[Skipped], rows: int, share: float) -> None:
+    """Refuse to go on when too many rows cannot be read.
+
+    Raises:
+        AudioError: tells how many, and some of them.
+    """
+    if len(skipped) > share * rows + 1e-9:  # 0.29 * 100 is a little less than 29
+        shown = "\n".join(row.why for row in skipped[:SHOWN])
+        raise AudioError(
+            f"{len(skipped):,} of {rows:,} rows cannot be read, more than data.bad_share ({share:g}) allows:\n{shown}"
+        )
 
 
 def too_long(tokens: int, context: int) -> str:

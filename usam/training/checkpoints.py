@@ -15,15 +15,14 @@ RECORD = "checkpoint.json"  # written last: its files with their sizes, and what
 STEP = re.compile(r"checkpoint-(\d+)")
 
 # Arguments of the Trainer that change what is seen of a run, or where it runs, and not what it learns.
-OUTWARD = set(
-    """
-    output_dir disable_tqdm report_to run_name project trackio_space_id use_cpu dataloader_num_workers
-    dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor load_best_model_at_end
-    metric_for_best_model greater_is_better push_to_hub torch_empty_cache_steps skip_memory_metrics
-    include_num_input_tokens_seen include_tokens_per_second restore_callback_states_from_checkpoint debug
-    enable_jit_checkpoint ddp_timeout ignore_data_skip
-    """.split()
-)
+OUTWARD = (
+    "output_dir", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "use_cpu",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+    "push_to_hub", "torch_empty_cache_steps", "skip_memory_metrics", "include_num_input_tokens_seen",
+    "include_tokens_per_second", "restore_callback_states_from_checkpoint", "debug", "enable_jit_checkpoint",
+    "ddp_timeout", "ignore_data_skip",
+)  # fmt: skip
 OUTWARD_FAMILIES = ("logging_", "log_", "save_", "eval_", "hub_", "per_device_eval_")
 LENGTH = ("max_steps", "num_train_epochs")
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import soundfile
 from tqdm import tqdm
 
-from usam.data.collate import Collator, Skipped, too_long
+from usam.data.collate import SHOWN, Collator, Skipped, check_share, too_long
 from usam.data.manifest import ManifestError, Sample
 from usam.processor.audio import AudioError
 from usam.processor.processor import UsamProcessor
 from usam.saving import write_whole
 
 LISTED = "skipped.jsonl"  # in a run's folder
-SHOWN = 5  # rows that an error tells
 
 
 def positions(text_config: Any) -> int | None:
@@ -55,7 +55,7 @@ def fitting(
         if (asked if cut else whole) > context
     ]
     if found and (policy != "skip" or len(found) == len(samples)):
-        shown = [f"{row}: {why}" for row, why, _ in found[:SHOWN]]
+        shown = [f"{row.row}: {row.why}" for row in found[:SHOWN]]
         more = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
         remedy = "" if cut else ", or write data.too_long: skip, or truncate_answer"
         raise ManifestError(
@@ -66,7 +66,7 @@ def fitting(
     if cut:
         why = "; its answer is cut, and has no end"
         return list(samples), [Skipped(s.origin, too_long(n, context) + why) for s, (n, _) in pairs if n > context]
-    out = {row for row, _, _ in found}
+    out = {row.row for row in found}
     return [sample for sample in samples if sample.origin not in out], found
 
 
@@ -125,20 +125,7 @@ def readable(
     return kept, skipped
 
 
-def check_share(skipped: Sequence[Skipped], rows: int, share: float) -> None:
-    """Refuse to go on when too many rows cannot be read.
-
-    Raises:
-        AudioError: tells how many, and some of them.
-    """
-    if len(skipped) > share * rows:
-        shown = "\n".join(why for _, why, _ in skipped[:SHOWN])
-        raise AudioError(
-            f"{len(skipped):,} of {rows:,} rows cannot be read, more than data.bad_share ({share:g}) allows:\n{shown}"
-        )
-
-
 def listed(skipped: Iterable[Skipped], folder: Path) -> None:
     """Write which rows were skipped, and why, as lines of JSON."""
-    lines = [json.dumps(row._asdict(), ensure_ascii=False) for row in skipped]
+    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in skipped]
     write_whole(folder / LISTED, "".join(f"{line}\n" for line in lines))

@@ -10,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +21,13 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers import __version__ as transformers_version
 from transformers.trainer_utils import TrainOutput, has_length
 
-from usam.data.collate import Collator, Skipped
-from usam.data.manifest import Manifest, Sample
+from usam.data.collate import Collator, Skipped, check_share
+from usam.data.manifest import Manifest, ManifestError, Sample
 from usam.model.assembly import parts
 from usam.model.build import build_model
 from usam.model.checkpoint import check_place, load, processor_beside, provenance
 from usam.model.model import UsamForConditionalGeneration
+from usam.processor.audio import AudioError
 from usam.processor.processor import UsamProcessor
 from usam.saving import WEIGHTS, leftovers, put, stage, whole
 from usam.spec.page import SpecError
@@ -107,7 +109,7 @@ class UsamTrainer(Trainer):
         skipped = inputs.pop("skipped", ())
         if skipped:
             self.skipped |= {row.row: row for row in skipped}
-            rows.check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
+            check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training and tasks is not None:
             self._routing.add(tasks, outputs.get("aux") or {})
@@ -288,7 +290,7 @@ class UsamTrainer(Trainer):
             "logged": self._globalstep_last_logged,
             "parts": self._parts,
             "routing": self._routing.state,
-            "skipped": [tuple(row) for row in self.skipped.values()],
+            "skipped": [astuple(row) for row in self.skipped.values()],
         }
         torch.save(progress, self._progress(folder))
 
@@ -299,7 +301,7 @@ class UsamTrainer(Trainer):
         self._globalstep_last_logged = progress["logged"]
         self._parts = progress["parts"]
         self._routing = Routing(progress["routing"])
-        self.skipped = {row: Skipped(row, why, instead) for row, why, instead in progress["skipped"]}
+        self.skipped = {row[0]: Skipped(*row) for row in progress["skipped"]}
 
     def save_run(self, folder: Path, left_out: Sequence[Skipped] = ()) -> None:
         """Save the model, its processor, the run, its log and the rows that were skipped, in one step."""
@@ -398,7 +400,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
             processor,
             tasks=True,
             spares=splits["train"] if skips else None,
-            allowed=int(data["bad_share"] * len(splits["train"])),
+            share=data["bad_share"],
             context=context,
             cut=data["too_long"] == "truncate_answer",
         ),
@@ -413,11 +415,24 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         checkpoints.start_anew(folder, overwrite=overwrite or bool(resume))
     for left in leftovers(folder) if arguments.should_save else ():
         shutil.rmtree(left, ignore_errors=True)
-    trainer.train(str(found) if found is not None else None)
-    if "eval" in splits and arguments.eval_strategy == "no":
-        trainer.evaluate()
+    with _without_traceback():
+        trainer.train(str(found) if found is not None else None)
+        if "eval" in splits and arguments.eval_strategy == "no":
+            trainer.evaluate()
     trainer.save_run(folder, left_out)
     return folder
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """What is wrong with a row, also when a process that reads found it: torch puts the traceback into the message."""
+    try:
+        yield
+    except (AudioError, ManifestError) as error:
+        _, traceback, message = str(error).rpartition(f"{type(error).__name__}: ")
+        if not traceback:
+            raise
+        raise type(error)(message.rstrip()) from error
 
 
 def output_dir(run: Run) -> Path:
