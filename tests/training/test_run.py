@@ -1,12 +1,13 @@
 """Run files are checked as strictly as specs, and the Trainer does what they say."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import noise
-from runs import SMALL
+from runs import SMALL, logged
 
 from usam import SpecError, build_model
 from usam.generate import Answerer
@@ -71,11 +72,89 @@ def test_overrides_reach_the_model_and_the_arguments(run_file):
         ("llm.dim=3", "starts with 'model.'"),
         ("train.label_smoothing_factor=0.1", "model.losses.cross_entropy.label_smoothing"),
         ("data.train=null", "needs 'data.train'"),
+        ("data.train=3", "data.train: expected a manifest, or a list of them; found 3"),
+        ("data.train=[]", r"data.train: expected a manifest, or a list of them; found \[\]"),
+        ("data.train=[a.jsonl, 3]", "data.train: expected a manifest, or a list of them"),
+        ("data.eval={a: b}", "data.eval: expected a manifest, or a list of them"),
+        ("data.bad_audio=ignore", "data.bad_audio: expected one of stop, skip; found 'ignore'"),
+        ("data.too_long=cut", "data.too_long: expected one of stop, skip, truncate_answer; found 'cut'"),
+        ("data.bad_share=2", "data.bad_share: expected a share from 0 to 1, such as 0.01; found 2"),
+        ("data.bad_shar=0.1", "no such split or option; did you mean 'bad_share'"),
+        ("train.do_train=true", "train.do_train: means nothing to `usam train`: `usam train` trains"),
+        ("train.do_eval=true", "train.do_eval: means nothing to `usam train`: name held-out manifests in data.eval"),
+        ("train.do_predict=true", "train.do_predict: means nothing to `usam train`: use `usam generate`"),
+        ("train.resume_from_checkpoint=x", "go on with `usam train RUN --resume`"),
+        ("train.overwrite_output_dir=true", "start anew with `usam train RUN --overwrite`"),
+        ("train.prediction_loss_only=true", "train.prediction_loss_only: means nothing"),
+        ("train.remove_unused_columns=true", "rows of a manifest have no columns"),
+        ("train.label_names=[answers]", "rows of a manifest have no columns"),
+        ("train.learning_rate=fast", "train.learning_rate: expected a number, found 'fast'"),
+        ("train.learning_rate=0", "train.learning_rate: with 0 nothing would be learned"),
+        ("train.max_steps=2.5", "train.max_steps: expected a whole number, found 2.5"),
+        ("train.bf16=perhaps", "train.bf16: expected true or false, found 'perhaps'"),
+        ("train.max_steps=0", "train.max_steps: with 0 no step would be made"),
+        ("train.num_train_epochs=0", "train.num_train_epochs: with 0 no step would be made"),
+        ("train.per_device_train_batch_size=0", "with 0 no step would be made"),
+        ("train.output_dir=3", "train.output_dir: expected a folder to save in; found 3"),
+        ("model.losses={cross_entropy: null}", "losses: a run without losses learns nothing"),
+        ("model.losses.cross_entropy.weight=0", r"losses: every weight is 0 \(cross_entropy\)"),
     ],
 )
 def test_a_fault_in_a_run_is_named(run_file, override, message):
     with pytest.raises(SpecError, match=message):
         read_run(run_file, override)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model: 3", r"run.yaml:1: model: expected a bundled spec, a file, or a whole spec; found 3"),
+        ("model: [tiny]", r"run.yaml:1: model: expected a bundled spec"),
+        ("model: tiny\nstart: 3", r"run.yaml:2: start: expected the folder of a saved model; found 3"),
+        ("model: tiny\ndata: 3", r"run.yaml:2: data: expected a map, found 3"),
+        ("model: tiny\ntrain: [1]", r"run.yaml:2: train: expected a map, found \[1\]"),
+        ("model: tiny\ntrain: 0", r"run.yaml:2: train: expected a map, found 0"),
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_named(tmp_path, line, message):
+    (tmp_path / "run.yaml").write_text(line + "\n")
+    with pytest.raises(SpecError, match=message):
+        read_run(tmp_path / "run.yaml")
+
+
+def test_what_is_in_force_anyway_may_be_written(run_file):
+    read_run(run_file, "train.remove_unused_columns=false", "train.label_names=[labels]", "train.warmup_steps=0.1")
+
+
+def test_a_folder_to_save_in_is_no_file(run_file):
+    for place in (run_file, run_file / "deeper"):
+        with pytest.raises(SpecError, match=rf"train.output_dir: {run_file} is a file; name a folder to save in"):
+            read_run(run_file, f"train.output_dir={place}")
+
+
+def test_evaluation_needs_something_to_look_at(run_file):
+    with pytest.raises(SpecError, match=r"train.eval_strategy: there is nothing to evaluate; name it in data.eval"):
+        read_run(run_file, "data.eval=null", "train.eval_strategy=epoch")
+
+
+def test_what_is_held_out_is_looked_at_in_the_end(run_file):
+    folder = train(read_run(run_file, *SMALL))
+    assert [line["step"] for line in logged(folder) if "eval_loss" in line] == [4]
+
+
+def test_a_model_of_which_nothing_moves_is_not_trained(run_file):
+    frozen = [f"model.{part}.freeze=all" for part in ("encoders.whisper", "projector.0", "llm")]
+    with pytest.raises(
+        SpecError, match="nothing trains, for every part is frozen; write freeze: none for the projector"
+    ):
+        train(read_run(run_file, *SMALL, *frozen))
+    assert not (run_file.parent / "out").exists()
+
+
+def test_a_run_made_in_python_is_checked_as_well(run_file):
+    run = read_run(run_file, *SMALL)
+    with pytest.raises(SpecError, match=r"train.do_train: means nothing"):
+        train(dataclasses.replace(run, train={**run.train, "do_train": True}))
 
 
 def test_an_unknown_part_of_a_run_names_its_line(run_file):

@@ -35,6 +35,7 @@ def train(
         typer.echo(f"\ninterrupted; {advice(output_dir(asked), command)}", err=True)
         raise typer.Exit(130) from None
     if (folder / LISTED).is_file():
-        lines = (folder / LISTED).read_text(encoding="utf-8").count("\n")
-        typer.echo(f"{lines} rows were skipped or cut; {folder / LISTED} says which, and why", err=True)
+        count = (folder / LISTED).read_text(encoding="utf-8").count("\n")
+        what = "1 row was" if count == 1 else f"{count:,} rows were"
+        typer.echo(f"{what} skipped or cut: see {folder / LISTED}", err=True)
     print(f"saved in {folder}")

@@ -101,7 +101,7 @@ def read_run(file: str | Path, *overrides: str) -> Run:
     if start is not None:
         start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
-    rest = {key: tree.get(key) or {} for key in ("data", "train")}
+    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train")}
     for override in overrides:
         patch, origin = parse_override(override)
         (head, value), *_ = patch.items()
@@ -191,6 +191,8 @@ def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[A
         raise SpecError(f"{where}expected a whole number, found {value!r}")
     if (key in POSITIVE and value <= 0) or (key == "max_steps" and value == 0):
         raise SpecError(f"{where}with {value!r} no step would be made; expected more than 0")
+    if key == "learning_rate" and value <= 0:
+        raise SpecError(f"{where}with {value!r} nothing would be learned; expected more than 0")
     if key == "output_dir":
         if not isinstance(value, (str, Path)) or not str(value).strip():
             raise SpecError(f"{where}expected a folder to save in; found {value!r}")

@@ -501,15 +501,12 @@ def check_trains(model: nn.Module) -> None:
     """Refuse to train a model of which nothing moves.
 
     Raises:
-        SpecError: every part is frozen, or has a learning rate of zero.
+        SpecError: every part is frozen.
     """
     if not trainable(model):
         raise SpecError(
             "model: nothing trains, for every part is frozen; write freeze: none for the projector, or give llm.lora"
         )
-    scales = learning_rate_scales(model)
-    if not any(scales.get(id(p), 1.0) for p in model.parameters() if p.requires_grad):
-        raise SpecError("model: nothing trains, for lr_scale is 0 in every part that is not frozen")
 
 
 def trainable(model: nn.Module) -> int:
