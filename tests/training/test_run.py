@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import noise
 from runs import SMALL, logged
+from safetensors.torch import load_file
 
 from usam import SpecError, build_model
 from usam.generate import Answerer
@@ -90,6 +91,7 @@ def test_overrides_reach_the_model_and_the_arguments(run_file):
         ("train.label_names=[answers]", "rows of a manifest have no columns"),
         ("train.learning_rate=fast", "train.learning_rate: expected a number, found 'fast'"),
         ("train.learning_rate=0", "train.learning_rate: with 0 nothing would be learned"),
+        ("train.metric_for_best_model=loss_cross_entrop", "nothing measures .*did you mean 'loss_cross_entropy'"),
         ("train.max_steps=2.5", "train.max_steps: expected a whole number, found 2.5"),
         ("train.bf16=perhaps", "train.bf16: expected true or false, found 'perhaps'"),
         ("train.max_steps=0", "train.max_steps: with 0 no step would be made"),
@@ -140,6 +142,26 @@ def test_evaluation_needs_something_to_look_at(run_file):
 def test_what_is_held_out_is_looked_at_in_the_end(run_file):
     folder = train(read_run(run_file, *SMALL))
     assert [line["step"] for line in logged(folder) if "eval_loss" in line] == [4]
+
+
+def test_the_best_model_is_that_of_the_lowest_loss(run_file):
+    best = ["train.load_best_model_at_end=true", "train.metric_for_best_model=loss_cross_entropy"]
+    every = ["train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1", "train.learning_rate=0.3"]
+    folder = train(read_run(run_file, *SMALL, *best, *every, "train.save_total_limit=9"))
+    losses = {line["step"]: line["eval_loss_cross_entropy"] for line in logged(folder) if "eval_loss" in line}
+    lowest = min(losses, key=lambda step: losses[step])
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(folder / f"checkpoint-{lowest}")
+    one, other = (load_file(f / "model.safetensors") for f in (folder, folder / f"checkpoint-{lowest}"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(run_file):
+    best = ["train.metric_for_best_model=loss", "train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1"]
+    folder = train(read_run(run_file, *SMALL, *best, "train.learning_rate=1", "train.save_total_limit=1"))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    kept = {str(f) for f in folder.glob("checkpoint-*")}
+    assert kept == {str(folder / "checkpoint-4"), state["best_model_checkpoint"]}
 
 
 def test_a_model_of_which_nothing_moves_is_not_trained(run_file):

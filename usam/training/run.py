@@ -116,7 +116,7 @@ def read_run(file: str | Path, *overrides: str) -> Run:
         if rest["data"].get(split) is not None:
             rest["data"][split] = _beside(rest["data"][split], path.parent)
     spec = Spec.from_tree(model, lines)
-    check_losses(spec, lines)
+    _check_losses(spec, lines, rest["train"], places)
     return Run(spec, rest["data"], rest["train"], start, str(path))
 
 
@@ -127,11 +127,11 @@ def check(run: Run) -> None:
         SpecError: the key, and what to write instead.
     """
     _check({"data": run.data, "train": run.train}, Places())
-    check_losses(run.spec, Places())
+    _check_losses(run.spec, Places(), run.train, Places())
 
 
-def check_losses(spec: Spec, places: Places) -> None:
-    """Refuse a run that would learn from nothing."""
+def _check_losses(spec: Spec, places: Places, train: Mapping[str, Any], train_places: Places) -> None:
+    """Refuse a run that would learn from nothing, or be judged by what is not measured."""
     if not spec.losses:
         raise SpecError(
             f"{places.at(('losses',))}a run without losses learns nothing; write losses: {{cross_entropy: {{}}}}"
@@ -141,6 +141,11 @@ def check_losses(spec: Spec, places: Places) -> None:
             f"{places.at(('losses',))}every weight is 0 ({', '.join(spec.losses)}), so that nothing would be learned; "
             "give one of them a weight"
         )
+    metric = train.get("metric_for_best_model")
+    known = ["loss", *(f"loss_{name}" for name in spec.losses)]
+    if metric is not None and str(metric).removeprefix("eval_") not in known:
+        where = train_places.at(("train", "metric_for_best_model"))
+        raise SpecError(f"{where}nothing measures {metric!r}; {did_you_mean(str(metric), known)}")
 
 
 def _check(tree: Mapping[str, Any], places: Places) -> None:

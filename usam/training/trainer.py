@@ -43,6 +43,7 @@ DEFAULTS = {
     "remove_unused_columns": False,
     "label_names": ["labels"],
     "report_to": "none",
+    "greater_is_better": False,  # every metric is a loss; the Trainer would take loss_NAME for something else
     "save_total_limit": 2,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
