@@ -50,6 +50,17 @@ def test_a_resumed_run_is_the_undisturbed_one(step, run_file):
     assert_same_run(train(asked(run_file, "half"), resume=True), whole)
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_what_is_due_at_the_end_of_an_epoch_is_done_before_its_checkpoint(step, run_file):
+    """Of two steps each, the last of which ends early."""
+    epochs = ["train.max_steps=3", "train.logging_strategy=epoch", "train.eval_strategy=epoch", "train.save_steps=1"]
+    whole = train(asked(run_file, "whole", *epochs, "train.save_total_limit=9"))
+    assert [line["step"] for line in logged(whole) if "eval_loss" in line] == [2, 3]
+    (run_file.parent / "half").mkdir()
+    shutil.copytree(whole / f"checkpoint-{step}", run_file.parent / "half" / f"checkpoint-{step}")
+    assert_same_run(train(asked(run_file, "half", *epochs), resume=True), whole)
+
+
 def test_a_run_that_had_made_all_its_steps_is_saved_without_another(run_file):
     whole = train(asked(run_file, "whole", "train.max_steps=3", "train.save_steps=3"))
     (run_file.parent / "half").mkdir()

@@ -327,10 +327,24 @@ class UsamTrainer(Trainer):
 
 
 class _GoOn(TrainerCallback):
-    """A resumed run takes up its log where the checkpoint left it."""
+    """A resumed run takes up its log where the checkpoint left it, and repeats and leaves out nothing.
+
+    So a checkpoint at the end of an epoch is saved when what is due there, a line of the log or an evaluation, is done.
+    """
 
     def __init__(self, trainer: UsamTrainer) -> None:
         self.trainer = trainer
+        self.due = False  # a checkpoint
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        later = "epoch" in (args.logging_strategy, args.eval_strategy)
+        last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        if control.should_save and later and last:
+            self.due, control.should_save = True, False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save or self.due
+        self.due = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if self.trainer._resumed is not None and self.trainer._progress(self.trainer._resumed).is_file():
