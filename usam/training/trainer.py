@@ -111,6 +111,8 @@ class UsamTrainer(Trainer):
         if skipped:
             self.skipped |= {row.row: row for row in skipped}
             check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
+        if not model.training:  # each batch by itself: how many tokens other processes have at the moment means nothing
+            kwargs["num_items_in_batch"] = None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training and tasks is not None:
             self._routing.add(tasks, outputs.get("aux") or {})
@@ -296,7 +298,8 @@ class UsamTrainer(Trainer):
         torch.save(progress, self._progress(folder))
 
     def _restore(self, folder: Path) -> None:
-        progress = torch.load(self._progress(folder), weights_only=True, map_location=self.args.device)
+        place = "cpu" if self.args.device.type == "cpu" else self.args.device  # of many processes one is on cpu:1
+        progress = torch.load(self._progress(folder), weights_only=True, map_location=place)
         self._tr_loss = progress["loss"]
         self._total_loss_scalar = progress["total"]
         self._globalstep_last_logged = progress["logged"]
