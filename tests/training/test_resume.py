@@ -5,6 +5,8 @@ import multiprocessing
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -132,6 +134,22 @@ def test_a_run_that_is_killed_ten_times_goes_on_by_itself(run_file):
 @pytest.mark.slow
 def test_a_run_that_is_killed_a_hundred_times_goes_on_by_itself(run_file):
     kill_often(run_file, 100)
+
+
+@pytest.mark.slow
+def test_several_processes_save_one_checkpoint_and_go_on_from_it(run_file):
+    def processes(folder, *more):
+        overrides = [*DROPPING, "train.ddp_backend=gloo", f"train.output_dir={folder}", "train.save_total_limit=9"]
+        words = [word for override in overrides for word in ("--set", override)]
+        many = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        subprocess.run([*many, "-m", "usam.cli", "train", run_file, *words, *more], check=True)
+        return folder
+
+    whole = processes(run_file.parent / "whole")
+    assert {f"progress_{rank}.pt" for rank in (0, 1)} < {f.name for f in (whole / "checkpoint-4").iterdir()}
+    (run_file.parent / "half").mkdir()
+    shutil.copytree(whole / "checkpoint-4", run_file.parent / "half" / "checkpoint-4")
+    assert_same_run(processes(run_file.parent / "half", "--resume"), whole)
 
 
 # Which checkpoint, and whether it fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,4 +209,5 @@ def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[A
 
 def _beside(files: Any, folder: Path) -> list[str]:
     names = [files] if isinstance(files, str) else list(files)
+    names = [os.path.expandvars(os.path.expanduser(name)) for name in names]
     return [str(folder / name) if not Path(name).exists() else str(name) for name in names]

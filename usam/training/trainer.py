@@ -511,7 +511,7 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
 
 
 def _hash(file: str | Path) -> str:
-    with Path(file).open("rb") as handle:
+    with Path(os.path.expandvars(os.path.expanduser(file))).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
