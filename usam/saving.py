@@ -129,11 +129,6 @@ def write_whole(file: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Folders in `folder` that were being written when their process was killed."""
-    return sorted(folder.glob(f".*{STAGED}"))
-
-
 @contextmanager
 def _explained(place: Path) -> Iterator[None]:
     try:

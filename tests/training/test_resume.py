@@ -257,6 +257,15 @@ def test_what_does_not_change_the_result_may_be_another(run_file, trained, overr
     assert train(read_run(run_file, *SMALL, override), resume=True) == trained
 
 
+def test_an_argument_that_is_written_as_it_was_by_default_is_no_other(run_file, trained):
+    assert train(read_run(run_file, *SMALL, "train.seed=42", "train.weight_decay=0"), resume=True) == trained
+
+
+def test_a_shorter_run_does_not_take_more_steps_than_it_plans(finished):
+    with pytest.raises(SpecError, match="checkpoint-4: has made 4 steps, more than the 3 planned"):
+        train(read_run(finished[0], *SMALL, "train.max_steps=3"), resume=True)
+
+
 def test_a_longer_run_may_go_on(run_file, trained):
     longer = train(read_run(run_file, *SMALL, "train.max_steps=6"), resume=True)
     assert (longer / "checkpoint-6").is_dir()

@@ -80,6 +80,7 @@ def test_overrides_reach_the_model_and_the_arguments(run_file):
         ("data.bad_audio=ignore", "data.bad_audio: expected one of stop, skip; found 'ignore'"),
         ("data.too_long=cut", "data.too_long: expected one of stop, skip, truncate_answer; found 'cut'"),
         ("data.bad_share=2", "data.bad_share: expected a share from 0 to 1, such as 0.01; found 2"),
+        ("data.bad_share=0.1", "data.bad_share: means nothing without data.bad_audio: skip"),
         ("data.bad_shar=0.1", "no such split or option; did you mean 'bad_share'"),
         ("train.do_train=true", "train.do_train: means nothing to `usam train`: `usam train` trains"),
         ("train.do_eval=true", "train.do_eval: means nothing to `usam train`: name held-out manifests in data.eval"),

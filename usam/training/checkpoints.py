@@ -6,10 +6,13 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from usam.registry import ComponentError
 from usam.spec.page import SpecError
+from usam.spec.spec import Spec
 
 RECORD = "checkpoint.json"  # written last: its files with their sizes, and what the run was made of
 STEP = re.compile(r"checkpoint-(\d+)")
@@ -106,6 +109,8 @@ def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
         SpecError: differences that change the result, each named.
     """
     before = record(folder)
+    with suppress(SpecError, ComponentError, KeyError):  # with the options that came since, as they are by default
+        before["model"] = Spec.from_tree(before["model"]).to_dict()
     refused: list[str] = []
     told: list[str] = []
     for key, old, new in _differences(before, made_of):

@@ -181,6 +181,10 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
             files = value if isinstance(value, (list, tuple)) else [value]
             if not files or not all(isinstance(file, (str, Path)) for file in files):
                 raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
+    if "bad_share" in data and data.get("bad_audio") != "skip":
+        raise SpecError(
+            f"{places.at(('data', 'bad_share'))}means nothing without data.bad_audio: skip; write both or none"
+        )
     if data.get("train") is None:
         raise SpecError(f"{places.at(('data',))}a run needs 'data.train': one manifest, or a list")
 

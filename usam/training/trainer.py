@@ -10,7 +10,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from usam.model.checkpoint import check_place, load, processor_beside, provenanc
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
 from usam.processor.processor import UsamProcessor
-from usam.saving import WEIGHTS, leftovers, put, stage, whole
+from usam.saving import STAGED, WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
 from usam.training import checkpoints, rows
 from usam.training.routing import Routing
@@ -165,7 +165,9 @@ class UsamTrainer(Trainer):
             for line in checkpoints.compare(self._resumed, self.made_of):
                 logger.warning("%s: %s", self._resumed, line)
             state = TrainerState.load_from_json(str(self._resumed / "trainer_state.json"))
-            if state.global_step >= planned:
+            if state.global_step > planned:
+                raise SpecError(f"{self._resumed}: has made {state.global_step} steps, more than the {planned} planned")
+            if state.global_step == planned:
                 return self._take(self._resumed, state)
         done = cast(TrainOutput, super().train(str(self._resumed) if self._resumed else None, *args, **kwargs))
         if self.state.global_step < planned and not self.control.should_training_stop:
@@ -431,7 +433,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         logger.warning(line)
     if found is None and arguments.should_save:
         checkpoints.start_anew(folder, overwrite=overwrite or bool(resume))
-    for left in leftovers(folder) if arguments.should_save else ():
+    for left in folder.glob(f".checkpoint-*{STAGED}") if arguments.should_save else ():  # a kill's
         shutil.rmtree(left, ignore_errors=True)
     with _without_traceback():
         trainer.train(str(found) if found is not None else None)
@@ -494,12 +496,13 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
     hashes = {
         s: [_hash(f) for f in ([names] if isinstance(names, (str, Path)) else names)] for s, names in files.items()
     }
+    usual = {**{field.name: field.default for field in fields(TrainingArguments)}, **DEFAULTS}
     policies = {key: run.data.get(key, default) for key, default in DATA.items() if key not in files}
     return {
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
         "data": {**hashes, **policies},
-        "train": {**run.train, "output_dir": None, "processes": processes},
+        "train": {**{k: v for k, v in run.train.items() if v != usual.get(k)}, "processes": processes},
         "versions": {
             "usam": about["usam"],
             **about["components"],
