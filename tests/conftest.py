@@ -1,5 +1,6 @@
 """Tiny checkpoints in their original formats, written once a run: nothing is fetched from a network."""
 
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -215,3 +217,24 @@ def usam(monkeypatch, capfd):
         return status, out, err
 
     return run
+
+
+def write_run(tmp_path):
+    """Eight clips of noise, and a run over them."""
+    rows = []
+    for i in range(8):
+        soundfile.write(tmp_path / f"{i}.wav", noise(0.5 + 0.1 * i, seed=i), 16000)
+        rows.append({"audio": f"{i}.wav", "task": "asr", "answer": "ab" * (1 + i % 3)})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "run.yaml").write_text(
+        "model: tiny\ndata: {train: train.jsonl, eval: train.jsonl}\n"
+        f"train:\n  output_dir: {tmp_path}/out\n  max_steps: 4\n  per_device_train_batch_size: 4\n"
+        "  learning_rate: 1e-3\n  use_cpu: true\n  logging_steps: 2\n  save_steps: 2\n  disable_tqdm: true\n"
+    )
+    return tmp_path / "run.yaml"
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    """Eight clips of noise, and a run over them."""
+    return write_run(tmp_path)

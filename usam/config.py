@@ -17,6 +17,7 @@ from usam.component import building
 from usam.llm import LLM, build_llm
 from usam.registry import ComponentError, Registry
 from usam.registry.files import how_to_get, written_in
+from usam.saving import SavedWhole
 from usam.spec.page import SpecError
 from usam.spec.patch import MAPS, SINGLES
 from usam.spec.spec import Override, Spec, SpecSource, component_config, load_spec
@@ -25,7 +26,7 @@ from usam.versions.compat import CACHE
 AUDIO_TOKEN = "<|audio|>"
 
 
-class UsamConfig(PreTrainedConfig):
+class UsamConfig(SavedWhole, PreTrainedConfig):
     """A model's spec with every architecture filled in, so that it reloads without the hub.
 
     `text_config` is built once and becomes the very object that the language model's `config` is: a copy
@@ -278,7 +279,7 @@ def resolve(spec: Spec) -> Spec:
             return known
 
     whole = _with_each(spec, full)
-    _check_resampling({name: config.sample_rate for name, config in whole.encoders.items()})
+    _check_resampling({name: cast(Any, config).sample_rate for name, config in whole.encoders.items()})
     return whole
 
 

@@ -3,9 +3,11 @@
 import copy
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,8 @@ from usam import (
 )
 from usam.component import is_adapter
 from usam.model.checkpoint import export
+from usam.processor.feature_extractor import UsamFeatureExtractor
+from usam.saving import SavingError
 
 load = UsamForConditionalGeneration.from_pretrained
 
@@ -457,3 +461,88 @@ def test_a_spec_may_be_a_name_a_file_a_folder_a_dict_a_text_or_a_spec(tmp_path, 
 def test_a_spec_given_as_text_names_its_fault():
     with pytest.raises(SpecError, match="the spec given as text:1: encoders"):
         load_spec("{encoders: {whisper: {pth: x}}, projector: [linear], llm: tiny}")
+
+
+# What is saved is whole
+
+
+def files(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@contextmanager
+def room_for(size):
+    """A disk on which no file grows beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 500, 5000])
+def test_a_full_disk_leaves_the_model_that_was_there(size, speech, tmp_path):
+    folder = save_both(build_model(speech), tmp_path / "m")
+    before = files(folder)
+    model = nudge(load(folder))
+    with room_for(size), pytest.raises(SavingError, match=rf"{folder}: could not be saved: .*is as it was"):
+        model.save_pretrained(folder)
+    assert files(folder) == before
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("size", [0, 500])
+def test_a_full_disk_leaves_the_processor_and_the_config_that_were_there(size, speech, tmp_path):
+    folder = save_both(build_model(speech), tmp_path / "m")
+    before = files(folder)
+    for thing in (UsamProcessor, UsamConfig, UsamFeatureExtractor):
+        loaded = thing.from_pretrained(folder)
+        with room_for(size), pytest.raises(SavingError, match="could not be saved"):
+            loaded.save_pretrained(folder)
+    assert files(folder) == before
+
+
+def test_a_full_disk_leaves_the_export_that_was_there(without, tmp_path):
+    model, whole = save_both(build_model(without), tmp_path / "m"), tmp_path / "whole"
+    export(model, whole)
+    before = files(whole)
+    with room_for(2000), pytest.raises(SavingError):
+        export(model, whole)
+    assert files(whole) == before
+
+
+def test_a_save_keeps_what_else_is_in_the_folder(speech, tmp_path):
+    folder = save_both(build_model(speech), tmp_path / "m")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    build_model(speech).save_pretrained(folder)
+    assert (folder / "notes" / "a.txt").read_text() == "mine"
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_save_leaves_no_shard_of_the_save_before(speech, tmp_path):
+    first, second = (nudge(build_model(speech), seed) for seed in (1, 2))
+    first.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    second.save_pretrained(tmp_path)
+    assert [f.name for f in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    assert torch.equal(logits(load(tmp_path)), logits(second))
+
+
+def test_a_model_is_not_exported_over_itself(speech, tmp_path):
+    folder = save_both(build_model(speech), tmp_path / "m")
+    before = files(folder)
+    (tmp_path / "link").symlink_to(folder)
+    for same in (folder, tmp_path / "link"):
+        with pytest.raises(SpecError, match="is the model to export, which would be overwritten"):
+            export(folder, same)
+    assert files(folder) == before
+
+
+def test_a_model_is_not_saved_over_its_sources(speech, llama, tmp_path):
+    folder = save_both(build_model(speech), tmp_path / "m")
+    with pytest.raises(SpecError, match=r"holds the weights that 'model.language_model' is built from"):
+        load(folder).save_pretrained(llama)
+    with pytest.raises(SpecError, match="is built from; name another folder"):
+        export(folder, llama)

@@ -1,41 +1,19 @@
 """Run files are checked as strictly as specs, and the Trainer does what they say."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import noise
+from runs import SMALL, logged
+from safetensors.torch import load_file
 
 from usam import SpecError, build_model
 from usam.generate import Answerer
 from usam.training.run import read_run
 from usam.training.trainer import UsamTrainer, learning_rate_scales, train
-
-SMALL = [
-    "model.encoders.whisper.arch={d_model: 16, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 16, "
-    "num_mel_bins: 80, max_source_positions: 50}",
-    "model.llm.dim=16",
-    "model.llm.layers=1",
-    "model.llm.heads=2",
-]
-
-
-@pytest.fixture
-def run_file(tmp_path):
-    """Eight clips of noise, and a run over them."""
-    rows = []
-    for i in range(8):
-        soundfile.write(tmp_path / f"{i}.wav", noise(0.5 + 0.1 * i, seed=i), 16000)
-        rows.append({"audio": f"{i}.wav", "task": "asr", "answer": "ab" * (1 + i % 3)})
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "run.yaml").write_text(
-        "model: tiny\ndata: {train: train.jsonl, eval: train.jsonl}\n"
-        f"train:\n  output_dir: {tmp_path}/out\n  max_steps: 4\n  per_device_train_batch_size: 4\n"
-        "  learning_rate: 1e-3\n  use_cpu: true\n  logging_steps: 2\n  save_steps: 2\n  disable_tqdm: true\n"
-    )
-    return tmp_path / "run.yaml"
 
 
 def test_a_run_trains_saves_and_reloads(run_file):
@@ -95,11 +73,111 @@ def test_overrides_reach_the_model_and_the_arguments(run_file):
         ("llm.dim=3", "starts with 'model.'"),
         ("train.label_smoothing_factor=0.1", "model.losses.cross_entropy.label_smoothing"),
         ("data.train=null", "needs 'data.train'"),
+        ("data.train=3", "data.train: expected a manifest, or a list of them; found 3"),
+        ("data.train=[]", r"data.train: expected a manifest, or a list of them; found \[\]"),
+        ("data.train=[a.jsonl, 3]", "data.train: expected a manifest, or a list of them"),
+        ("data.eval={a: b}", "data.eval: expected a manifest, or a list of them"),
+        ("data.bad_audio=ignore", "data.bad_audio: expected one of stop, skip; found 'ignore'"),
+        ("data.too_long=cut", "data.too_long: expected one of stop, skip, truncate_answer; found 'cut'"),
+        ("data.bad_share=2", "data.bad_share: expected a share from 0 to 1, such as 0.01; found 2"),
+        ("data.bad_share=0.1", "data.bad_share: means nothing without data.bad_audio: skip"),
+        ("data.bad_shar=0.1", "no such split or option; did you mean 'bad_share'"),
+        ("train.do_train=true", "train.do_train: means nothing to `usam train`: `usam train` trains"),
+        ("train.do_eval=true", "train.do_eval: means nothing to `usam train`: name held-out manifests in data.eval"),
+        ("train.do_predict=true", "train.do_predict: means nothing to `usam train`: use `usam generate`"),
+        ("train.resume_from_checkpoint=x", "go on with `usam train RUN --resume`"),
+        ("train.overwrite_output_dir=true", "start anew with `usam train RUN --overwrite`"),
+        ("train.prediction_loss_only=true", "train.prediction_loss_only: means nothing"),
+        ("train.remove_unused_columns=true", "rows of a manifest have no columns"),
+        ("train.label_names=[answers]", "rows of a manifest have no columns"),
+        ("train.learning_rate=fast", "train.learning_rate: expected a number, found 'fast'"),
+        ("train.learning_rate=0", "train.learning_rate: with 0 nothing would be learned"),
+        ("train.metric_for_best_model=loss_cross_entrop", "nothing measures .*did you mean 'loss_cross_entropy'"),
+        ("train.max_steps=2.5", "train.max_steps: expected a whole number, found 2.5"),
+        ("train.bf16=perhaps", "train.bf16: expected true or false, found 'perhaps'"),
+        ("train.max_steps=0", "train.max_steps: with 0 no step would be made"),
+        ("train.num_train_epochs=0", "train.num_train_epochs: with 0 no step would be made"),
+        ("train.per_device_train_batch_size=0", "with 0 no step would be made"),
+        ("train.output_dir=3", "train.output_dir: expected a folder to save in; found 3"),
+        ("model.losses={cross_entropy: null}", "losses: a run without losses learns nothing"),
+        ("model.losses.cross_entropy.weight=0", r"losses: every weight is 0 \(cross_entropy\)"),
     ],
 )
 def test_a_fault_in_a_run_is_named(run_file, override, message):
     with pytest.raises(SpecError, match=message):
         read_run(run_file, override)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model: 3", r"run.yaml:1: model: expected a bundled spec, a file, or a whole spec; found 3"),
+        ("model: [tiny]", r"run.yaml:1: model: expected a bundled spec"),
+        ("model: tiny\nstart: 3", r"run.yaml:2: start: expected the folder of a saved model; found 3"),
+        ("model: tiny\ndata: 3", r"run.yaml:2: data: expected a map, found 3"),
+        ("model: tiny\ntrain: [1]", r"run.yaml:2: train: expected a map, found \[1\]"),
+        ("model: tiny\ntrain: 0", r"run.yaml:2: train: expected a map, found 0"),
+    ],
+)
+def test_a_part_of_the_wrong_kind_is_named(tmp_path, line, message):
+    (tmp_path / "run.yaml").write_text(line + "\n")
+    with pytest.raises(SpecError, match=message):
+        read_run(tmp_path / "run.yaml")
+
+
+def test_what_is_in_force_anyway_may_be_written(run_file):
+    read_run(run_file, "train.remove_unused_columns=false", "train.label_names=[labels]", "train.warmup_steps=0.1")
+
+
+def test_a_folder_to_save_in_is_no_file(run_file):
+    for place in (run_file, run_file / "deeper"):
+        with pytest.raises(SpecError, match=rf"train.output_dir: {run_file} is a file; name a folder to save in"):
+            read_run(run_file, f"train.output_dir={place}")
+
+
+def test_evaluation_needs_something_to_look_at(run_file):
+    with pytest.raises(SpecError, match=r"train.eval_strategy: there is nothing to evaluate; name it in data.eval"):
+        read_run(run_file, "data.eval=null", "train.eval_strategy=epoch")
+
+
+def test_what_is_held_out_is_looked_at_in_the_end(run_file):
+    folder = train(read_run(run_file, *SMALL))
+    assert [line["step"] for line in logged(folder) if "eval_loss" in line] == [4]
+
+
+def test_the_best_model_is_that_of_the_lowest_loss(run_file):
+    best = ["train.load_best_model_at_end=true", "train.metric_for_best_model=loss_cross_entropy"]
+    every = ["train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1", "train.learning_rate=0.3"]
+    folder = train(read_run(run_file, *SMALL, *best, *every, "train.save_total_limit=9"))
+    losses = {line["step"]: line["eval_loss_cross_entropy"] for line in logged(folder) if "eval_loss" in line}
+    lowest = min(losses, key=lambda step: losses[step])
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(folder / f"checkpoint-{lowest}")
+    one, other = (load_file(f / "model.safetensors") for f in (folder, folder / f"checkpoint-{lowest}"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(run_file):
+    best = ["train.metric_for_best_model=loss", "train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1"]
+    folder = train(read_run(run_file, *SMALL, *best, "train.learning_rate=1", "train.save_total_limit=1"))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    kept = {str(f) for f in folder.glob("checkpoint-*")}
+    assert kept == {str(folder / "checkpoint-4"), state["best_model_checkpoint"]}
+
+
+def test_a_model_of_which_nothing_moves_is_not_trained(run_file):
+    frozen = [f"model.{part}.freeze=all" for part in ("encoders.whisper", "projector.0", "llm")]
+    with pytest.raises(
+        SpecError, match="nothing trains, for every part is frozen; write freeze: none for the projector"
+    ):
+        train(read_run(run_file, *SMALL, *frozen))
+    assert not (run_file.parent / "out").exists()
+
+
+def test_a_run_made_in_python_is_checked_as_well(run_file):
+    run = read_run(run_file, *SMALL)
+    with pytest.raises(SpecError, match=r"train.do_train: means nothing"):
+        train(dataclasses.replace(run, train={**run.train, "do_train": True}))
 
 
 def test_an_unknown_part_of_a_run_names_its_line(run_file):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from usam.data.manifest import ManifestError, Sample
@@ -11,7 +13,20 @@ from usam.processor.chat import blocks
 from usam.processor.clip import KINDS, Clip, names_source
 
 if TYPE_CHECKING:
+    from usam.processor.chat import Rendered
     from usam.processor.processor import UsamProcessor
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is not learned from."""
+
+    row: str  # file:line
+    why: str
+    instead: str | None = None  # the row that takes its place
+
+
+SHOWN = 5  # rows that an error tells
 
 
 class Collator:
@@ -21,34 +36,122 @@ class Collator:
         processor: the model's processor.
         tasks: also give `tasks`, each row's own or None, which UsamTrainer takes out before the model is called, and
             `batch`, what `passed_along` gives, which the model hands to its losses.
+        spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
+            batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
+        share: of the spares, how many may be skipped so.
+        context: the language model's positions; None does not look at them.
+        cut: cut the answer of a row that is too long, which then has no end, instead of raising.
 
     Raises:
-        AudioError, ManifestError: a clip cannot be read, or a chat not rendered; the row is named.
+        AudioError, ManifestError: a clip cannot be read, a chat not rendered, or it is too long; the row is named.
     """
 
-    def __init__(self, processor: UsamProcessor, *, tasks: bool = False) -> None:
+    def __init__(
+        self,
+        processor: UsamProcessor,
+        *,
+        tasks: bool = False,
+        spares: Sequence[Sample] | None = None,
+        share: float = 0.0,
+        context: int | None = None,
+        cut: bool = False,
+    ) -> None:
         self.processor = processor
         self.tasks = tasks
+        self.spares = spares
+        self.share = share
+        self.context = context
+        self.cut = cut
+        self._places = {sample.origin: place for place, sample in enumerate(spares or ())}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        batch, owners = self.rows(samples)
-        if not self.tasks:
-            return batch
-        return {**batch, "tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
+        skipped: list[Skipped] = []
+        batch, owners = self._encoded([self._read(sample, skipped) for sample in samples])
+        if self.tasks:
+            batch |= {"tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
+        if self.spares is not None:
+            batch["skipped"] = skipped
+        return batch
 
     def rows(self, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Sample]]:
         """The tensors, and the sample of each row: a chat has several where its template rewrites past answers."""
-        rows = [(sample, row) for sample in samples for row in self._render(sample).rows]
-        batch = self.processor.encode([row for _, row in rows], labels=True)
-        return dict(batch), [sample for sample, _ in rows]
+        return self._encoded([(sample, self._render(sample)) for sample in samples])
 
-    def _render(self, sample: Sample) -> Any:
+    def _encoded(self, read: Sequence[tuple[Sample, Rendered]]) -> tuple[dict[str, Any], list[Sample]]:
+        rows = [(sample, row) for sample, rendered in read for row in rendered.rows]
+        batch = dict(self.processor.encode([row for _, row in rows], labels=True))
+        if self.context is not None and batch["input_ids"].shape[1] > self.context:
+            lengths = batch["attention_mask"].sum(-1).tolist()
+            fitted = [self._fitted(*pair, length) for pair, length in zip(rows, lengths, strict=True)]
+            batch = dict(self.processor.encode(fitted, labels=True))
+        return batch, [sample for sample, _ in rows]
+
+    def _read(self, sample: Sample, skipped: list[Skipped]) -> tuple[Sample, Rendered]:
+        """The sample with its sound, or the next one that can be read."""
+        if sample.origin not in self._places:
+            return sample, self._render(sample)
+        failed: list[Skipped] = []
+        for one in chain([sample], self._after(sample)):
+            try:
+                rendered = self._render(one)
+            except AudioError as error:
+                failed.append(Skipped(one.origin, str(error)))
+                check_share(failed, len(self._places), self.share)
+                continue
+            skipped += [replace(row, instead=one.origin) for row in failed]
+            return one, rendered
+        raise AudioError(f"{sample.origin}: neither this row nor any other can be read: {failed[0].why}")
+
+    def _after(self, sample: Sample) -> Iterator[Sample]:
+        assert self.spares is not None
+        place = self._places[sample.origin]
+        for offset in range(1, len(self.spares)):
+            yield self.spares[(place + offset) % len(self.spares)]
+
+    def _render(self, sample: Sample) -> Rendered:
         try:
             return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor.sampling_rate))
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
+
+    def _fitted(self, sample: Sample, rendered: Rendered, length: int) -> Rendered:
+        """The chat cut, at a token's edge, to the language model's positions."""
+        assert self.context is not None
+        if length <= self.context:
+            return rendered
+        if not self.cut:
+            raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}")
+        counts = [self.processor.feature_extractor.placeholders(len(clip)) for clip in rendered.audio]
+        room = self.context - sum(counts) + len(counts)
+        starts, begin = rendered.starts([]), rendered.answers[-1][0]
+        _, offsets = self.processor._tokenize(rendered.text, starts)
+        for last in range(room - 1, -1, -1):
+            end = offsets[last][1]
+            if end <= begin:
+                break
+            text = rendered.text[:end]
+            if len(self.processor._tokenize(text, starts)[0]) <= room:  # a word that is cut may be more tokens
+                return replace(rendered, text=text, answers=(*rendered.answers[:-1], (begin, end)))
+        raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
+
+
+def check_share(skipped: Sequence[Skipped], rows: int, share: float) -> None:
+    """Refuse to go on when too many rows cannot be read.
+
+    Raises:
+        AudioError: tells how many, and some of them.
+    """
+    if len(skipped) > share * rows + 1e-9:  # 0.29 * 100 is a little less than 29
+        shown = "\n".join(row.why for row in skipped[:SHOWN])
+        raise AudioError(
+            f"{len(skipped):,} of {rows:,} rows cannot be read, more than data.bad_share ({share:g}) allows:\n{shown}"
+        )
+
+
+def too_long(tokens: int, context: int) -> str:
+    return f"{tokens:,} tokens, and the language model has {context:,} positions"
 
 
 def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:

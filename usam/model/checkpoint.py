@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
@@ -43,6 +44,7 @@ from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError, did_you_mean
+from usam.saving import WEIGHTS, whole
 from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec
 from usam.types import Prompt
@@ -52,6 +54,8 @@ from usam.weights import Source, check_finite, locate, read, read_config, readin
 WITHOUT_MEANING = ["weights_only", "trust_remote_code", "code_revision", "resume_download", "proxies"]
 WITHOUT_MEANING += ["adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash"]
 HUB = ["cache_dir", "force_download", "local_files_only", "token"]
+
+HEADING = "# The spec of this model; use it as `base:` in another.\n"
 
 
 def load(
@@ -190,7 +194,9 @@ def _broken(folder: Path, key: str, expected: str, found: Any) -> ComponentError
 
 
 def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: Any, **kwargs: Any) -> None:
-    """Write config.json, usam.yaml and the tensors that no source can give back."""
+    """Write config.json, usam.yaml and the tensors that no source can give back; all of them, or nothing."""
+    check_place(model, folder)
+    main = kwargs.get("is_main_process", True)
     state = model.state_dict() if state_dict is None else dict(state_dict)
     if (adapter := added_adapter(model)) is not None:
         state = without_added(model, state)
@@ -199,13 +205,27 @@ def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: An
     check_finite(kept, f"{folder}: not saved")
     model.config.delta = len(kept) < len(state)
     model.config.provenance = provenance(model)
-    with _as_given(model) if model.config.delta or adapter is not None else nullcontext():
-        PreTrainedModel.save_pretrained(model, folder, state_dict=kept, **kwargs)
-    if adapter is not None and kwargs.get("is_main_process", True):
-        save_added(model, adapter, Path(folder))
-    if kwargs.get("is_main_process", True):
-        text = "# The spec of this model; use it as `base:` in another.\n" + in_full(model.config.parsed).to_yaml()
-        (Path(folder) / "usam.yaml").write_text(text, encoding="utf-8")
+    if kwargs.get("push_to_hub"):
+        kwargs.setdefault("repo_id", Path(folder).name)
+    with whole(folder, WEIGHTS) if main else nullcontext(Path(folder)) as place:
+        with _as_given(model) if model.config.delta or adapter is not None else nullcontext():
+            PreTrainedModel.save_pretrained(model, place, state_dict=kept, **kwargs)
+        if main:
+            if adapter is not None:
+                save_added(model, adapter, place)
+            spec = in_full(model.config.parsed).to_yaml()
+            (place / "usam.yaml").write_text(HEADING + spec, encoding="utf-8")
+
+
+def check_place(model: UsamForConditionalGeneration, folder: str | Path) -> None:
+    """Refuse to save a model in the folder of a checkpoint that it was built from, which would be gone then.
+
+    Raises:
+        SpecError: names the part and its source.
+    """
+    for name, origin in model.origins.items():
+        if Path(folder).exists() and os.path.samefile(folder, origin.folder):
+            raise SpecError(f"{folder}: holds the weights that '{name}' is built from; name another folder to save in")
 
 
 @contextmanager
@@ -292,12 +312,16 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
         task: of the spec's `prompts`: the projector is fixed for its prompt, and needs no `prompt_mask` any more.
 
     Raises:
-        SpecError: an unknown task, or a projector that reads no prompt.
+        SpecError: an unknown task, a projector that reads no prompt, or a folder that is the source itself.
         ComponentError: a stage reads the prompt in a way that cannot be fixed.
     """
-    config = read_usam_config(locate(str(source)).folder)
+    found = locate(str(source)).folder
+    if Path(folder).exists() and os.path.samefile(folder, found):
+        raise SpecError(f"{folder}: is the model to export, which would be overwritten; name another folder")
+    config = read_usam_config(found)
     cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
     model = load(source, config=config)
+    check_place(model, folder)
     for layer in model.modules():
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()
@@ -323,17 +347,18 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
             for option in ("path", "revision", "tokenizer"):
                 node.pop(option, None)
     tree["losses"] = {}
-    whole = UsamConfig(
+    plain = UsamConfig(
         spec=tree,
         text_config=cast(Any, model.config.text_config).to_dict(),
         audio_token_id=model.config.audio_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    merged = assemble(outline(whole), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
+    merged = assemble(outline(plain), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
     merged.generation_config = model.generation_config
-    merged.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with whole(folder, WEIGHTS) as place:
+        merged.save_pretrained(place)
+        processor.save_pretrained(place)
     return merged
 
 

@@ -13,14 +13,16 @@ from transformers.initialization import guard_torch_init_functions
 
 from usam.component import ADAPTER, drawing, is_adapter
 from usam.config import UsamConfig
+from usam.saving import WEIGHTS, SavedWhole
 from usam.versions.compat import CACHE
 
 
-class UsamPreTrainedModel(PreTrainedModel):
+class UsamPreTrainedModel(SavedWhole, PreTrainedModel):
     """What transformers needs to know about both models."""
 
     config_class = UsamConfig
     config: UsamConfig
+    replaces = WEIGHTS
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")

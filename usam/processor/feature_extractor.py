@@ -15,10 +15,11 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from usam.config import as_saved
 from usam.processor.audio import is_pair
 from usam.processor.clip import Clip
+from usam.saving import SavedWhole
 from usam.spec.spec import Spec
 
 
-class UsamFeatureExtractor(FeatureExtractionMixin):
+class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
     """Waveforms as one padded batch at the rate the model takes; the encoders' front-ends are in the model.
 
     Args:

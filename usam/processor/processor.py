@@ -23,6 +23,7 @@ from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.processor.lengths import ClipLength
 from usam.processor.turns import ROLES, Draw, Turn, Turns, wrapping
 from usam.registry import did_you_mean
+from usam.saving import SavedWhole
 from usam.spec.spec import Override, Spec, SpecSource, load_spec
 from usam.types import IGNORE
 
@@ -38,7 +39,7 @@ NOT_VARIABLES = {
 PASSED_ON = {"load_audio_from_video", "timeout", *GenerationConfig().to_dict()}
 
 
-class UsamProcessor(ProcessorMixin):
+class UsamProcessor(SavedWhole, ProcessorMixin):
     """Chats in, tensors out; also decodes.
 
     Args:
@@ -52,6 +53,7 @@ class UsamProcessor(ProcessorMixin):
             gives go before them.
     """
 
+    replaces = ("chat_template*", "additional_chat_templates")
     feature_extractor: Any
     tokenizer: Any
 

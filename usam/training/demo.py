@@ -21,6 +21,8 @@ from usam.data.inspection import describe_parts
 from usam.data.manifest import Manifest, Sample
 from usam.data.spoken import write_corpus
 from usam.generate import Answerer
+from usam.saving import write_whole
+from usam.spec.page import SpecError
 
 T = TypeVar("T")
 TEST_CLIPS = 200
@@ -43,9 +45,13 @@ TRAIN = {
 def run(folder: Path, clips: int = 3000) -> None:
     """Run every stage, print a table of word error rates, and keep it in `results.json`.
 
+    It may be run again in its folder, where it writes over what it wrote before, and over nothing else.
+
     Raises:
+        SpecError: the folder holds a run file or a model that the demo did not write.
         SystemExit: with status 1 when the model has not learned to listen.
     """
+    again = _is_own(folder)
     seconds: dict[str, float] = {}
     total = clips + 2 * TEST_CLIPS
     with _stage("speak the corpus", seconds), tqdm(total=total, desc="speaking", unit="clip") as bar:
@@ -54,9 +60,9 @@ def run(folder: Path, clips: int = 3000) -> None:
         )
     asked = {name: _ask_how_many(manifest) for name, manifest in manifests.items()}
     run_file = folder / "run.yaml"
-    run_file.write_text(_run_file(folder, [manifests["train"], asked["train"]]), encoding="utf-8")
+    write_whole(run_file, _run_file(folder, [manifests["train"], asked["train"]]))
     with _stage("train", seconds):
-        _usam("train", str(run_file))
+        _usam("train", str(run_file), *["--overwrite"] * again)
     with _stage("reload and evaluate", seconds):  # the model was trained in another process
         answerer = Answerer.load(folder / "model")
         sets = {name: Manifest(manifests[key], answerer.processor.prompts) for name, key in SETS.items()}
@@ -87,7 +93,7 @@ def run(folder: Path, clips: int = 3000) -> None:
         "clips": clips,
         "threads": torch.get_num_threads(),
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     for name, (low, high) in BOUNDS.items():
         if not low <= rates[name] <= high:
             print(
@@ -97,6 +103,16 @@ def run(folder: Path, clips: int = 3000) -> None:
 
 
 SETS = {"unseen sentences": "unseen_sentences", "unseen voices": "unseen_voices"}
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a demo has run in the folder."""
+    corpus = str((folder / "corpus").resolve())
+    held = [file for file in (folder / "run.yaml", folder / "model" / "run.yaml") if file.is_file()]
+    for file in held:
+        if corpus not in file.read_text(encoding="utf-8"):
+            raise SpecError(f"{file}: not of a demo, which would overwrite it; name another folder with --folder")
+    return bool(held)
 
 
 def _ask_how_many(manifest: Path) -> Path:

@@ -15,9 +15,16 @@ UNNAMED = "other"  # samples without a task
 class Routing:
     """Means over a window of steps; by-products stay on their device until they are asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: tuple[list[str], dict[str, list[tuple[Tensor, Tensor]]]] | None = None) -> None:
         self._tasks: list[str] = []  # of all samples
         self._clips: dict[str, list[tuple[Tensor, Tensor]]] = {}  # stage: (sample of each clip, what its router said)
+        if state is not None:
+            self._tasks, self._clips = state
+
+    @property
+    def state(self) -> tuple[list[str], dict[str, list[tuple[Tensor, Tensor]]]]:
+        """What was gathered so far, to go on from."""
+        return self._tasks, self._clips
 
     def add(self, tasks: Sequence[str | None], aux: Mapping[str, Tensor]) -> None:
         """One batch: each sample's task, and the model's by-products; nothing happens where nothing routes."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainingArguments
 
@@ -17,6 +18,31 @@ from usam.spec.patch import merge, parse_override
 from usam.spec.spec import Spec, read
 
 PARTS = ("model", "start", "plugins", "data", "train")
+DATA = {"train": None, "eval": None, "bad_audio": "stop", "bad_share": 0.01, "too_long": "stop"}
+POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
+
+# Arguments that only transformers' example scripts read, or that mean nothing here, and what to write instead.
+METRICS = "held-out data is measured by its losses; what is generated, by `usam generate`"
+COLUMNS = "rows of a manifest have no columns to choose from"
+INSTEAD = {
+    "do_train": "`usam train` trains",
+    "do_eval": "name held-out manifests in data.eval; train.eval_strategy says when they are looked at",
+    "do_predict": "use `usam generate` on the trained model",
+    "resume_from_checkpoint": "go on with `usam train RUN --resume`",
+    "overwrite_output_dir": "start anew with `usam train RUN --overwrite`",
+    "label_smoothing_factor": "write it as model.losses.cross_entropy.label_smoothing",
+    "prediction_loss_only": METRICS,
+    "batch_eval_metrics": METRICS,
+    "include_for_metrics": METRICS,
+    "eval_do_concat_batches": METRICS,
+    "remove_unused_columns": COLUMNS,
+    "label_names": COLUMNS,
+    "length_column_name": COLUMNS,
+}
+IN_FORCE = {"remove_unused_columns": False, "label_names": ["labels"]}
+POSITIVE = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,9 +51,22 @@ class Run:
 
     spec: Spec
     data: Mapping[str, Any]
+    """`train` and `eval`: a manifest or a list of them; without `train.eval_strategy`, what is held out is looked at
+    once, in the end. And what happens to rows that cannot be learned from:
+
+    `bad_audio`, a clip cannot be read: `stop` ends the run there; `skip` gives its row's place in the batch to the
+    next row of the manifest that can be read, so that batches and steps stay as planned. What is held out is read once
+    before the run starts, and rows that cannot be read are in no evaluation.
+    `bad_share`: the share of the rows that may be skipped so (0.01); one more ends the run.
+    `too_long`, a row has more tokens than the language model has positions, which is looked at before the run starts:
+    `stop` tells which; `skip` leaves such rows out; `truncate_answer` cuts their answers, which then have no end.
+    Rows that were skipped are listed in `skipped.jsonl` in the output folder.
+    """
     train: Mapping[str, Any]
+    """Arguments of transformers' Trainer."""
     start: str | None = None
     plugins: tuple[str, ...] = ()
+    file: str | None = None
 
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
@@ -64,13 +103,17 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
     files = _plugins(tree.get("plugins"), path.parent, places)
     files = tuple(dict.fromkeys([*files, *(str(Path(plugin).expanduser().resolve()) for plugin in plugins)]))
     source = tree["model"]
+    if not isinstance(source, (str, Mapping)):
+        raise SpecError(f"{places.at(('model',))}expected a bundled spec, a file, or a whole spec; found {source!r}")
+    if not isinstance(tree.get("start"), (str, type(None))):
+        raise SpecError(f"{places.at(('start',))}expected the folder of a saved model; found {tree['start']!r}")
     if isinstance(source, str) and (path.parent / source).exists():
         source = path.parent / source
     start = tree.get("start") or (source if isinstance(source, (str, Path)) and Path(source).is_dir() else None)
     if start is not None:
         start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
-    rest = {key: tree.get(key) or {} for key in ("data", "train")}
+    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train")}
     for override in overrides:
         patch, origin = parse_override(override)
         (head, value), *_ = patch.items()
@@ -82,9 +125,11 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
             raise SpecError(f"{origin}: starts with 'model.', 'data.' or 'train.'")
     _check(rest, places)
     for split in ("train", "eval"):
-        if split in rest["data"]:
+        if rest["data"].get(split) is not None:
             rest["data"][split] = _beside(rest["data"][split], path.parent)
-    return Run(Spec.from_tree(model, lines), rest["data"], rest["train"], start, files)
+    spec = Spec.from_tree(model, lines)
+    _check_losses(spec, lines, rest["train"], places)
+    return Run(spec, rest["data"], rest["train"], start, files, str(path))
 
 
 def _plugins(files: Any, folder: Path, places: Places) -> tuple[str, ...]:
@@ -101,27 +146,97 @@ def _plugins(files: Any, folder: Path, places: Places) -> tuple[str, ...]:
     return found
 
 
+def check(run: Run) -> None:
+    """What `read_run` checks, for a run that was made in Python.
+
+    Raises:
+        SpecError: the key, and what to write instead.
+    """
+    _check({"data": run.data, "train": run.train}, Places())
+    _check_losses(run.spec, Places(), run.train, Places())
+
+
+def _check_losses(spec: Spec, places: Places, train: Mapping[str, Any], train_places: Places) -> None:
+    """Refuse a run that would learn from nothing, or be judged by what is not measured."""
+    if not spec.losses:
+        raise SpecError(
+            f"{places.at(('losses',))}a run without losses learns nothing; write losses: {{cross_entropy: {{}}}}"
+        )
+    if all(cast(Any, loss).weight == 0 for loss in spec.losses.values()):
+        raise SpecError(
+            f"{places.at(('losses',))}every weight is 0 ({', '.join(spec.losses)}), so that nothing would be learned; "
+            "give one of them a weight"
+        )
+    metric = train.get("metric_for_best_model")
+    known = ["loss", *(f"loss_{name}" for name in spec.losses)]
+    if metric is not None and str(metric).removeprefix("eval_") not in known:
+        where = train_places.at(("train", "metric_for_best_model"))
+        raise SpecError(f"{where}nothing measures {metric!r}; {did_you_mean(str(metric), known)}")
+
+
 def _check(tree: Mapping[str, Any], places: Places) -> None:
     for part in ("data", "train"):
         if not isinstance(tree[part], Mapping):
             raise SpecError(f"{places.at((part,))}expected a map, found {tree[part]!r}")
-    for key in tree["data"]:
-        if key not in ("train", "eval"):
-            raise SpecError(f"{places.at(('data', key))}no such split; {did_you_mean(key, ['train', 'eval'])}")
-    if "train" not in tree["data"]:
-        raise SpecError(f"{places.at(('data',))}a run needs 'data.train': one manifest, or a list")
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for key in tree["train"]:
+    _check_data(tree["data"], places)
+    known = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+    for key, value in tree["train"].items():
+        where = places.at(("train", key))
+        if key in INSTEAD and value != IN_FORCE.get(key, INSTEAD):
+            raise SpecError(f"{where}means nothing to `usam train`: {INSTEAD[key]}")
         if key not in known:
-            raise SpecError(
-                f"{places.at(('train', key))}no argument of transformers' Trainer; {did_you_mean(key, known)}"
-            )
-    if tree["train"].get("label_smoothing_factor"):
+            raise SpecError(f"{where}no argument of transformers' Trainer; {did_you_mean(key, known)}")
+        _check_argument(where, key, value, known[key])
+    strategy = tree["train"].get("eval_strategy", "no")
+    if strategy != "no" and not tree["data"].get("eval"):
+        raise SpecError(f"{places.at(('train', 'eval_strategy'))}there is nothing to evaluate; name it in data.eval")
+
+
+def _check_data(data: Mapping[str, Any], places: Places) -> None:
+    for key, value in data.items():
+        where = places.at(("data", key))
+        if key not in DATA:
+            raise SpecError(f"{where}no such split or option; {did_you_mean(key, DATA)}")
+        if key in POLICIES and value not in POLICIES[key]:
+            raise SpecError(f"{where}expected one of {', '.join(POLICIES[key])}; found {value!r}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key == "bad_share" and not (number and 0 <= value <= 1):
+            raise SpecError(f"{where}expected a share from 0 to 1, such as 0.01; found {value!r}")
+        if key in ("train", "eval") and value is not None:
+            files = value if isinstance(value, (list, tuple)) else [value]
+            if not files or not all(isinstance(file, (str, Path)) for file in files):
+                raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
+    if "bad_share" in data and data.get("bad_audio") != "skip":
         raise SpecError(
-            f"{places.at(('train', 'label_smoothing_factor'))}write it as model.losses.cross_entropy.label_smoothing"
+            f"{places.at(('data', 'bad_share'))}means nothing without data.bad_audio: skip; write both or none"
         )
+    if data.get("train") is None:
+        raise SpecError(f"{places.at(('data',))}a run needs 'data.train': one manifest, or a list")
+
+
+def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[Any]) -> None:
+    """Numbers and switches are what they say: the Trainer itself would fail with them late, or not at all."""
+    default = field.default
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise SpecError(f"{where}expected true or false, found {value!r}")
+    if isinstance(default, (int, float)) and not isinstance(default, bool) and not number:
+        raise SpecError(f"{where}expected a number, found {value!r}")
+    if field.type in (int, "int") and isinstance(value, float):
+        raise SpecError(f"{where}expected a whole number, found {value!r}")
+    if (key in POSITIVE and value <= 0) or (key == "max_steps" and value == 0):
+        raise SpecError(f"{where}with {value!r} no step would be made; expected more than 0")
+    if key == "learning_rate" and value <= 0:
+        raise SpecError(f"{where}with {value!r} nothing would be learned; expected more than 0")
+    if key == "output_dir":
+        if not isinstance(value, (str, Path)) or not str(value).strip():
+            raise SpecError(f"{where}expected a folder to save in; found {value!r}")
+        above = next(path for path in (Path(value), *Path(value).absolute().parents) if path.exists())
+        if not above.is_dir():
+            raise SpecError(f"{where}{above} is a file; name a folder to save in")
 
 
 def _beside(files: Any, folder: Path) -> list[str]:
     names = [files] if isinstance(files, str) else list(files)
+    names = [os.path.expandvars(os.path.expanduser(name)) for name in names]
     return [str(folder / name) if not Path(name).exists() else str(name) for name in names]
