@@ -114,6 +114,10 @@ def test_a_fault_in_a_run_is_named(run_file, override, message):
         ("model: 3", r"run.yaml:1: model: expected a bundled spec, a file, or a whole spec; found 3"),
         ("model: [tiny]", r"run.yaml:1: model: expected a bundled spec"),
         ("model: tiny\nstart: 3", r"run.yaml:2: start: expected the folder of a saved model; found 3"),
+        (
+            "model: {encoders: {whisper: {}}, projector: linear, llm: tiny, losses: {}}\ndata: {train: a}",
+            r"run.yaml:1: model.losses: a run without losses learns nothing",
+        ),
         ("model: tiny\ndata: 3", r"run.yaml:2: data: expected a map, found 3"),
         ("model: tiny\ntrain: [1]", r"run.yaml:2: train: expected a map, found \[1\]"),
         ("model: tiny\ntrain: 0", r"run.yaml:2: train: expected a map, found 0"),

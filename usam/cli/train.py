@@ -21,7 +21,11 @@ def train(
         bool, typer.Option("--overwrite", help="Start anew in an output_dir that holds a run; removes its checkpoints.")
     ] = False,
 ) -> None:
-    """Train a model; `train:` in the run file takes the arguments of transformers' Trainer."""
+    """Train a model; `train:` in the run file takes the arguments of transformers' Trainer.
+
+    `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
+    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer).
+    """
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED
     from usam.training.run import read_run

@@ -123,7 +123,8 @@ class Collator:
             return rendered
         if not self.cut:
             raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}")
-        counts = [self.processor.feature_extractor.placeholders(len(clip)) for clip in rendered.audio]
+        extractor = self.processor.feature_extractor
+        counts = [extractor.placeholders(len(extractor.fetch_audio(clip))) for clip in rendered.audio]
         room = self.context - sum(counts) + len(counts)
         starts, begin = rendered.starts([]), rendered.answers[-1][0]
         _, offsets = self.processor._tokenize(rendered.text, starts)

@@ -128,7 +128,7 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         if rest["data"].get(split) is not None:
             rest["data"][split] = _beside(rest["data"][split], path.parent)
     spec = Spec.from_tree(model, lines)
-    _check_losses(spec, lines, rest["train"], places)
+    _check_losses(spec, rest["train"], places)
     return Run(spec, rest["data"], rest["train"], start, files, str(path))
 
 
@@ -153,24 +153,23 @@ def check(run: Run) -> None:
         SpecError: the key, and what to write instead.
     """
     _check({"data": run.data, "train": run.train}, Places())
-    _check_losses(run.spec, Places(), run.train, Places())
+    _check_losses(run.spec, run.train, Places())
 
 
-def _check_losses(spec: Spec, places: Places, train: Mapping[str, Any], train_places: Places) -> None:
+def _check_losses(spec: Spec, train: Mapping[str, Any], places: Places) -> None:
     """Refuse a run that would learn from nothing, or be judged by what is not measured."""
+    where = places.at(("model", "losses"))
     if not spec.losses:
-        raise SpecError(
-            f"{places.at(('losses',))}a run without losses learns nothing; write losses: {{cross_entropy: {{}}}}"
-        )
+        raise SpecError(f"{where}a run without losses learns nothing; write losses: {{cross_entropy: {{}}}}")
     if all(cast(Any, loss).weight == 0 for loss in spec.losses.values()):
         raise SpecError(
-            f"{places.at(('losses',))}every weight is 0 ({', '.join(spec.losses)}), so that nothing would be learned; "
+            f"{where}every weight is 0 ({', '.join(spec.losses)}), so that nothing would be learned; "
             "give one of them a weight"
         )
     metric = train.get("metric_for_best_model")
     known = ["loss", *(f"loss_{name}" for name in spec.losses)]
     if metric is not None and str(metric).removeprefix("eval_") not in known:
-        where = train_places.at(("train", "metric_for_best_model"))
+        where = places.at(("train", "metric_for_best_model"))
         raise SpecError(f"{where}nothing measures {metric!r}; {did_you_mean(str(metric), known)}")
 
 
