@@ -165,6 +165,12 @@ def answerer(saved):
     return Answerer.load(saved)
 
 
+@pytest.mark.parametrize(("audio", "clips"), [(None, 0), ("a.wav", 1), ([0.0, 0.5], 1), (["a.wav", noise(0.1)], 2)])
+def test_a_question_is_about_one_or_several_clips(answerer, audio, clips):
+    (message,) = answerer.ask(audio, prompt="What?")
+    assert [block["type"] for block in message["content"]] == ["audio"] * clips + ["text"]
+
+
 def test_replies_come_in_the_order_of_the_chats(answerer):
     good, bad = answerer.ask(noise(0.4), task="asr"), answerer.ask("none.wav", task="asr")
     replies = list(answerer.replies([bad, good, bad, bad, good], batch_size=2))
