@@ -393,6 +393,7 @@ def test_a_next_stage_has_the_variables_of_its_own_spec(make):
     after = before.with_spec(spec)
     assert after.template_options == OFF
     assert after.tokenizer is before.tokenizer
+    assert before.with_spec(load_spec(before.feature_extractor.spec)) is before
 
 
 def test_templates_with_names(make):
