@@ -157,6 +157,17 @@ def test_which_of_several_tasks_must_be_said(usam, tmp_path):
     assert "give either a prompt or a task; tasks that this model knows: asr, count" in err
 
 
+def test_a_variable_of_the_template_can_be_given(usam, qwen3, files, tmp_path):
+    make_tokenizer(CHATML + "{{ raise_exception(note) if note is defined }}").save_pretrained(tmp_path / "tokenizer")
+    llm = {"type": "transformers", "path": qwen3, "tokenizer": str(tmp_path / "tokenizer")}
+    folder = teach(tmp_path / "m", "a", {"llm": None}, {"llm": llm}, "projector.0.stack=5", steps=0)
+    _, _, err = usam(folder, files[0], "--template-option", "note=the note was read")
+    assert "refuses these messages: the note was read" in err
+    status, _, err = usam(folder, files[0], "--template-option", "notes=1")
+    assert status == 2
+    assert "reads no variable 'notes'; did you mean 'note'?" in err
+
+
 # In Python
 
 
