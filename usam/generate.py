@@ -12,6 +12,7 @@ import torch
 from usam.data.collate import with_sound
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.chat import Rendered
+from usam.processor.feature_extractor import clips_of
 from usam.processor.lengths import context_length, too_long
 from usam.processor.processor import UsamProcessor
 from usam.registry import did_you_mean
@@ -60,7 +61,7 @@ class Answerer:
                 close = did_you_mean(task, self.processor.prompts)
                 raise ValueError(f"this model has no prompt for task '{task}'; {close}")
             prompt = self.processor.prompts[task]
-        clips = [] if audio is None else list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        clips = [] if audio is None else clips_of(audio)
         content = [{"type": "audio", "audio": clip} for clip in clips] + [{"type": "text", "text": prompt}]
         return [{"role": "user", "content": content}]
 

@@ -154,12 +154,29 @@ def test_which_of_several_tasks_must_be_said(usam, tmp_path):
     assert "give either a prompt or a task; tasks that this model knows: asr, count" in err
 
 
+def test_a_variable_of_the_template_can_be_given(usam, qwen3, files, tmp_path):
+    make_tokenizer(CHATML + "{{ raise_exception(note) if note is defined }}").save_pretrained(tmp_path / "tokenizer")
+    llm = {"type": "transformers", "path": qwen3, "tokenizer": str(tmp_path / "tokenizer")}
+    folder = teach(tmp_path / "m", "a", {"llm": None}, {"llm": llm}, "projector.0.stack=5", steps=0)
+    _, _, err = usam(folder, files[0], "--template-option", "note=the note was read")
+    assert "refuses these messages: the note was read" in err
+    status, _, err = usam(folder, files[0], "--template-option", "notes=1")
+    assert status == 2
+    assert "reads no variable 'notes'; did you mean 'note'?" in err
+
+
 # In Python
 
 
 @pytest.fixture(scope="module")
 def answerer(saved):
     return Answerer.load(saved)
+
+
+@pytest.mark.parametrize(("audio", "clips"), [(None, 0), ("a.wav", 1), ([0.0, 0.5], 1), (["a.wav", noise(0.1)], 2)])
+def test_a_question_is_about_one_or_several_clips(answerer, audio, clips):
+    (message,) = answerer.ask(audio, prompt="What?")
+    assert [block["type"] for block in message["content"]] == ["audio"] * clips + ["text"]
 
 
 def test_replies_come_in_the_order_of_the_chats(answerer):

@@ -28,6 +28,9 @@ def generate(
     device: Annotated[
         str | None, typer.Option(help="For example cuda or cpu; default: the GPU if there is one.")
     ] = None,
+    template_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the chat template; repeatable.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead: a map of 'audio' (files), 'answer' and 'complete'.")
     ] = False,
@@ -47,12 +50,16 @@ def generate(
     import torch
 
     from usam.generate import Answerer
+    from usam.spec.spec import load_spec
     from usam.weights import locate
 
     locate(model)
     if not files:
         raise ValueError("name at least one audio file: usam generate MODEL a.wav b.wav --task TASK")
     answerer = Answerer.load(model, device_map=_device(device) or ("cuda" if torch.cuda.is_available() else None))
+    if template_option:
+        patches = [f"llm.template_options.{option}" for option in template_option]
+        answerer.processor = answerer.processor.with_spec(load_spec(answerer.model.config.parsed, *patches))
     if prompt is None and task is None and len(answerer.processor.prompts) == 1:
         task = next(iter(answerer.processor.prompts))
     groups = [files] if together else [[file] for file in files]

@@ -107,21 +107,26 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             overrides: patches such as `"encoders.mert=null"`.
         """
         spec = resolve(load_spec(spec, *overrides))
-        return cls._of(spec, build_llm(spec.llm).tokenizer())
-
-    def with_spec(self, spec: Spec) -> UsamProcessor:
-        """A processor for another spec, with this one's tokenizer and chat template."""
-        return self._of(resolve(spec), self.tokenizer, self.chat_template)
-
-    @classmethod
-    def _of(cls, spec: Spec, tokenizer: Any, chat_template: Any = None) -> UsamProcessor:
         return cls(
             UsamFeatureExtractor(spec.to_dict(), providers(spec)),
-            tokenizer,
-            chat_template,
+            build_llm(spec.llm).tokenizer(),
             template=spec.template,
             prompts=spec.prompts,
             template_options=cast("LLM.Config", spec.llm).template_options,
+        )
+
+    def with_spec(self, spec: Spec) -> UsamProcessor:
+        """A processor for another spec, with this one's tokenizer and chat template; itself for its own."""
+        tree = resolve(spec).to_dict()
+        if tree == self.feature_extractor.spec:
+            return self
+        return type(self)(
+            UsamFeatureExtractor.from_dict({**self.feature_extractor.to_dict(), "spec": tree}),
+            self.tokenizer,
+            self.chat_template,
+            spec.template,
+            spec.prompts,
+            cast("LLM.Config", spec.llm).template_options,
         )
 
     @property
