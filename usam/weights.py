@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -98,6 +99,27 @@ def _parse_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ComponentError(f"{file}: not a JSON map: {error}; download or copy it again") from error
+
+
+@contextlib.contextmanager
+def parsing(path: str, name: str = "config.json") -> Iterator[None]:
+    """While the entries of a JSON map beside the weights are used: what does not fit is told as of that file.
+
+    Raises:
+        ComponentError: names the file, and the entry where the error does.
+    """
+    try:
+        yield
+    except (ComponentError, SpecError):
+        raise
+    except pydantic.ValidationError as error:
+        faults = "; ".join(
+            f"'{'.'.join(map(str, e['loc']))}': {e['msg']}, found {e['input']!r}" for e in error.errors()
+        )
+        raise ComponentError(f"{path}: {name}: {faults}") from error
+    except Exception as error:  # configs of transformers, for one, raise errors of huggingface_hub
+        message = " ".join(str(error).split())
+        raise ComponentError(f"{path}: {name}: {type(error).__name__}: {message}") from error
 
 
 def read(source: Source, prefix: str = "", nested: str | None = None) -> dict[str, Tensor]:
