@@ -184,8 +184,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def dtype_faults(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Which tensors are no floats of 16 bits or more, where the module has such parameters."""
-    own = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.dtype in FLOATS}
+    """Which tensors are no floats of 16 bits or more, where the module has such parameters or buffers."""
+    own = {name for name, tensor in module.state_dict().items() if tensor.dtype in FLOATS}
     return [
         f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected floats of 16 or 32 bits"
         for name, tensor in tensors.items()
