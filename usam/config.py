@@ -45,7 +45,8 @@ class UsamConfig(SavedWhole, PreTrainedConfig):
     delta: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name, value in {"spec": self.spec, "text_config": self.text_config}.items():
+        for name in ("spec", "text_config", "provenance"):
+            value = getattr(self, name)
             if not isinstance(value, dict | PreTrainedConfig | None):
                 raise ComponentError(f"config.json: '{name}': expected a map, found {value!r:.80}")
         if self.spec is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from usam.data.collate import with_sound
+from usam.model.checkpoint import processor_beside
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.chat import Rendered
 from usam.processor.feature_extractor import clips_of
@@ -46,7 +47,7 @@ class Answerer:
     def load(cls, path: str | Path, **kwargs: Any) -> Answerer:
         """The model and processor in a saved folder; `kwargs` as `from_pretrained` takes them."""
         model = UsamForConditionalGeneration.from_pretrained(path, **kwargs)
-        return cls(model, UsamProcessor.from_pretrained(path, trust_remote_code=False))
+        return cls(model, processor_beside(path, model.config.parsed))
 
     def ask(self, audio: Any = None, prompt: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
         """The messages of one question about one or several clips.

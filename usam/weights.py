@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -111,6 +112,27 @@ def _parse_json(file: Path) -> Any:
         raise ComponentError(f"{file}: not a JSON map: {error}; download or copy it again") from error
 
 
+@contextlib.contextmanager
+def parsing(path: str, name: str = "config.json") -> Iterator[None]:
+    """While the entries of a JSON map beside the weights are used: what does not fit is told as of that file.
+
+    Raises:
+        ComponentError: names the file, and the entry where the error does.
+    """
+    try:
+        yield
+    except (ComponentError, SpecError):
+        raise
+    except pydantic.ValidationError as error:
+        faults = "; ".join(
+            f"'{'.'.join(map(str, e['loc']))}': {e['msg']}, found {e['input']!r}" for e in error.errors()
+        )
+        raise ComponentError(f"{path}: {name}: {faults}") from error
+    except Exception as error:  # configs of transformers, for one, raise errors of huggingface_hub
+        message = " ".join(str(error).split())
+        raise ComponentError(f"{path}: {name}: {type(error).__name__}: {message}") from error
+
+
 def read(source: Source, prefix: str = "", nested: str | None = None) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, which is taken off; others are not loaded.
 
@@ -173,8 +195,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def dtype_faults(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Which tensors are no floats of 16 bits or more, where the module has such parameters."""
-    own = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.dtype in FLOATS}
+    """Which tensors are no floats of 16 bits or more, where the module has such parameters or buffers."""
+    own = {name for name, tensor in module.state_dict().items() if tensor.dtype in FLOATS}
     return [
         f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected floats of 16 or 32 bits"
         for name, tensor in tensors.items()

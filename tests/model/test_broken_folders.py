@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-import toys  # noqa: F401 (registers the toy encoder)
+import toys
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultimodalLM
 
-from usam import ComponentError, UsamForConditionalGeneration, UsamProcessor, build_model
+from usam import ComponentError, UsamForConditionalGeneration, UsamProcessor, build_encoder, build_model
 from usam.model.checkpoint import processor_beside
 
 load = UsamForConditionalGeneration.from_pretrained
@@ -93,6 +93,14 @@ def test_saved_weights_that_are_no_floats(dtype, folder):
     name = edit(folder, lambda tensor: tensor.to(dtype))
     with pytest.raises(ComponentError, match=rf"{name} is {str(dtype)[6:]}, expected floats of 16 or 32 bits"):
         load(folder)
+
+
+def test_an_encoder_that_stands_alone_takes_floats_too(tmp_path):
+    tensors = toys.Toy(toys.Toy.Config(type="toy")).state_dict()
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name].to(torch.int64)}, tmp_path / "model.safetensors")
+    with pytest.raises(ComponentError, match=f"{name} is int64, expected floats of 16 or 32 bits"):
+        build_encoder("toy", path=str(tmp_path / "model.safetensors"))
 
 
 def test_weights_that_are_not_numbers_are_not_saved(folder, tmp_path):

@@ -199,6 +199,15 @@ def test_a_wav_whose_rates_differ():
         read_audio(bytes(file), RATE)
 
 
+@pytest.mark.parametrize("outer", [0, 0xFFFFFFFF])
+def test_a_wav_that_knows_the_size_of_its_sound_alone(outer):
+    file = bytearray(encoded(sweep(), "WAV", "PCM_16"))
+    file[4:8] = struct.pack("<I", outer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_audio(bytes(file), RATE)) == 24000
+
+
 @pytest.mark.parametrize("format", ["AIFF", "AU", "CAF"])
 def test_an_unusual_rate_where_nothing_confirms_it(format):
     file = io.BytesIO()

@@ -25,7 +25,7 @@ from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import Frames, prefix_mask
-from usam.weights import Source, locate, read, read_config
+from usam.weights import Source, locate, parsing, read, read_config
 
 FFT, HOP, MELS = 512, 160, 64
 PATCH = 16  # mel bins and mel frames of a patch
@@ -135,7 +135,8 @@ class Ced(Encoder):
             if local.exists() and not (folder / "config.json").is_file():
                 arch = arch_of_tensors(own_tensors(locate(self.path)), self.path)
             else:
-                arch = arch_of_config(read_config(self.path, self.revision), self.path)
+                with parsing(self.path):
+                    arch = arch_of_config(read_config(self.path, self.revision), self.path)
             return self.model_copy(update={"arch": arch})
 
     random = LayerMix.random

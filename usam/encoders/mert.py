@@ -25,7 +25,7 @@ from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.sizes import SECONDS
 from usam.types import Frames, prefix_mask
-from usam.weights import read, read_config
+from usam.weights import parsing, read, read_config
 
 KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]
 FIELD, HOP = 400, 320  # samples that a frame sees, and from one frame to the next
@@ -82,6 +82,8 @@ class Mert(Encoder):
             if self.path is None:
                 raise SpecError("mert needs 'path' (weights) or 'arch' (options of HubertConfig)")
             found: dict[str, Any] = {"arch": hubert_arch(read_config(self.path, self.revision))}
+            with parsing(self.path):
+                HubertConfig(**found["arch"])
             if self.do_normalize is None:
                 found["do_normalize"] = read_do_normalize(self.path, self.revision)
             return self.model_copy(update=found)

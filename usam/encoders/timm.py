@@ -73,13 +73,17 @@ class Timm(Encoder):
                     raise SpecError("timm: 'arch' needs the 'architecture' of timm, for example vit_tiny_patch16_224")
             elif self.path is not None:
                 found = read_config(self.path, self.revision)
-                if "architecture" not in found:
+                if not isinstance(found.get("architecture"), str):
                     raise ComponentError(f"{self.path}: config.json names no timm 'architecture'; give 'arch'")
+                if not isinstance(found.get("model_args") or {}, dict):
+                    raise ComponentError(f"{self.path}: config.json: 'model_args': expected a map")
                 arch = {"architecture": found["architecture"], **(found.get("model_args") or {})}
             else:
                 raise SpecError("timm needs 'path' (a timm model) or 'arch' ({architecture: name, ...})")
             size = arch.get("img_size", (1024, 128))
             height, width = size if isinstance(size, (list, tuple)) else (size, size)
+            if not (isinstance(height, int) and isinstance(width, int)):
+                raise ComponentError(f"timm: 'img_size': expected whole numbers, found {size!r}")
             arch = {key: value for key, value in arch.items() if key not in NOT_ARCHITECTURE}
             update = {"arch": arch, "frames": self.frames or int(height), "mels": self.mels or int(width)}
             return self.model_copy(update=update)

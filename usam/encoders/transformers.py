@@ -29,7 +29,7 @@ from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.sizes import SECONDS
 from usam.types import Frames, prefix_mask
-from usam.weights import check_finite, check_stored, read_config, reading
+from usam.weights import check_finite, check_stored, parsing, read_config, reading
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 REFUSED = {
@@ -101,6 +101,9 @@ class Transformers(Encoder):
             if self.path is None:
                 raise SpecError("transformers needs 'path' (weights) or 'arch' (a config with its model_type)")
             arch, preprocessor = read_both(self.path, self.revision)
+            if self.preprocessor is None:
+                with parsing(self.path, PREPROCESSOR):
+                    span_of(json.dumps(arch, sort_keys=True), json.dumps(preprocessor))
             found = {"arch": arch, "preprocessor": preprocessor if self.preprocessor is None else self.preprocessor}
             return self.model_copy(update=found)
 
@@ -262,9 +265,10 @@ def read_both(path: str, revision: str | None) -> tuple[dict[str, Any], dict[str
 def _read_both(path: str, revision: str | None, *changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     noise = {"architectures", "auto_map", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version"}
     arch = read_config(path, revision, CONFIG)
-    arch = audio_tower(arch) if arch.get("model_type") == "clap" else arch
-    arch = {k: v for k, v in arch.items() if k not in noise and k[0] != "_"}
-    network_of(arch)  # says why it is not supported before the next file is asked for
+    with parsing(path):
+        arch = audio_tower(arch) if arch.get("model_type") == "clap" else arch
+        arch = {k: v for k, v in arch.items() if k not in noise and k[:1] != "_"}
+        network_of(arch)  # says why it is not supported before the next file is asked for
     try:
         options = read_config(path, revision, PREPROCESSOR)
     except ComponentError as error:

@@ -25,7 +25,7 @@ from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import in_windows
 from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
-from usam.weights import read, read_config
+from usam.weights import parsing, read, read_config
 
 FFT, HOP = 400, 160
 FLOOR = 1e-10
@@ -79,8 +79,10 @@ class Whisper(Encoder):
                 return self
             if self.path is None:
                 raise SpecError("whisper needs 'path' (weights) or 'arch' (options of WhisperConfig)")
-            arch = read_config(self.path, self.revision)
-            return self.model_copy(update={"arch": encoder_arch(arch)})
+            arch = encoder_arch(read_config(self.path, self.revision))
+            with parsing(self.path):
+                WhisperConfig(**arch)
+            return self.model_copy(update={"arch": arch})
 
     random = LayerMix.random
 

@@ -198,14 +198,15 @@ def _mono(blocks: Iterable[NDArray[Any]], channel: int | None, name: str) -> Ite
     """One channel of blocks (samples, channels), or their mean, if that is not silence made of sound."""
     apart = mixed = 0.0
     n = 0
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
-        for block in blocks:
+    for block in blocks:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
             x = block[:, channel] if channel is not None else block.mean(1, dtype=np.float64)
             if channel is None and block.shape[1] > 1:
                 apart += float(np.square(block, dtype=np.float64).mean(1).sum())
                 mixed += float(np.square(x).sum())
-            n += len(x)
-            yield np.asarray(x, np.float32)
+            mono = np.asarray(x, np.float32)
+        n += len(mono)
+        yield mono
     if n >= 256 and mixed < CANCELLED * apart:  # a few samples may do so by chance
         raise AudioError(
             f"{name}: its channels cancel each other: their mean has {mixed / apart:.2g} of their power; "
