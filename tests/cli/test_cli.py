@@ -106,13 +106,13 @@ def test_every_component_can_be_shown_and_describes_each_option(usam, name):
 def test_an_option_is_shown_with_type_bounds_and_default(usam):
     _, out, _ = usam("show", "moe")
     lines = [re.sub(r" {2,}", "  ", line).strip() for line in out.splitlines()]
-    assert "experts: 3  int >= 1" in lines
+    assert "experts: 3  int >= 1 <= 4096" in lines
     assert "top_k: null  int >= 1 | null" in lines
     assert "jitter: 0.0  float >= 0 < 1" in lines
     assert "gates: null  list[float >= 0] | null" in lines
     assert "router: prompt  prompt | audio | prompt_audio" in lines
-    assert "lora.r: 8  int > 0" in lines
-    assert lines[lines.index("experts: 3  int >= 1") + 1] == "Number of experts."
+    assert "lora.r: 8  int > 0 <= 4096" in lines
+    assert lines[lines.index("experts: 3  int >= 1 <= 4096") + 1] == "Number of experts."
 
 
 def test_a_needed_option_is_shown_as_needed():

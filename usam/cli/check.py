@@ -44,7 +44,7 @@ def check(
         more = f"\n... and {len(faults) - FAULTS} more" if len(faults) > FAULTS else ""
         listed = "\n".join(faults[:FAULTS])
         raise ManifestError(f"{data}: {len(faults)} of {len(manifest)} rows cannot be used\n{listed}{more}")
-    answers = sum(sample.answer is not None for sample in manifest)
+    answers = sum(manifest[i].answer is not None for i in range(len(manifest)))
     print(f"{data}: {len(manifest)} rows, {answers} with an answer to learn from")
     print(describe_batch(UsamProcessor.from_spec(checked), [manifest[i] for i in range(min(rows, len(manifest)))]))
 
