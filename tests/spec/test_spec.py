@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from usam import UsamConfig, UsamProcessor, build_model
 from usam.registry import ComponentError
 from usam.spec import spec as spec_module
-from usam.spec.page import Places, SpecError, parse_yaml
+from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.spec import Spec, load_spec
 
 PAGE = """\
@@ -577,3 +579,21 @@ def test_a_spec_can_be_made_of_configs(page):
 
 def test_what_is_none_is_left_out_of_the_page(page):
     assert "null" not in load_spec(page()).to_yaml()
+
+
+# What takes a spec takes any
+
+
+@pytest.mark.parametrize("read", [UsamProcessor.from_spec, UsamConfig.from_spec, build_model, load_spec])
+def test_a_spec_is_given_in_the_same_ways_everywhere(read, page, tmp_path):
+    build_model("tiny").save_pretrained(tmp_path / "saved")
+    tree = load_spec("tiny").to_dict()
+    given = ["tiny", page(write_yaml(tree)), str(page()), tree, load_spec(tree), '{"base": "tiny"}', tmp_path / "saved"]
+    for source in given:
+        read(source, "llm.dim=32") if source != tmp_path / "saved" else read(source)
+
+
+@pytest.mark.parametrize("name", ["paper", "salmonn", "qwen2_audio"])
+def test_a_structure_is_built_without_a_network(name):
+    with torch.device("meta"):
+        assert build_model(name, weights=False).config.audio_token_id
