@@ -10,6 +10,7 @@ from usam import ComponentError, SpecError, load_spec
 from usam.cli import check as command
 from usam.data.manifest import ManifestError
 from usam.data.trial import try_spec
+from usam.spec.spec import SPECS
 
 LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 LLAMA |= {"num_attention_heads": 2, "vocab_size": 320, "max_position_embeddings": 64}
@@ -44,6 +45,12 @@ def test_what_trains_is_sound(spec):
     assert try_spec(load_spec(*spec)).sound
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(file.stem for file in SPECS.rglob("*.yaml")))
+def test_no_fault_is_found_in_a_bundled_spec(name):
+    try_spec(load_spec(name))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -57,6 +64,10 @@ def test_what_trains_is_sound(spec):
         (
             ["llm.freeze=all", "projector.0.freeze=all", "encoders.whisper.freeze=all"],
             "nothing would train: every part is frozen",
+        ),
+        (
+            ["encoders.whisper={type: mert, arch: {hiden_size: 16}}"],
+            "encoders.whisper.arch.hiden_size: a hubert has no such option; did you mean 'hidden_size'?",
         ),
         (["encoders.whisper.path=/no/such/folder"], "encoders.whisper: '/no/such/folder' is no file or folder here"),
         (
