@@ -10,6 +10,7 @@ from usam import (
     ComponentError,
     SpecError,
     build_encoder,
+    build_fusion,
     build_model,
     build_projector,
     encoders,
@@ -88,6 +89,45 @@ def test_a_frozen_encoder_does_not_drop_out_while_its_adapters_may():
 def test_target_modules_that_do_not_exist_are_an_error():
     with pytest.raises(SpecError, match=r"^lora\.target_modules: .*no_proj"):
         build_encoder("whisper", arch=TINY, lora={"target_modules": ["no_proj"]})
+
+
+def test_each_target_module_has_to_exist():
+    with pytest.raises(
+        SpecError, match=r"^lora\.target_modules: no module is called 'v_porj', did you mean 'v_proj'\?$"
+    ):
+        build_encoder("whisper", arch=TINY, lora={"target_modules": ["q_proj", "v_porj"]})
+
+
+@pytest.mark.parametrize("name", ["layers.0.self_attn.q_proj", "0.fc1", "encoder.conv1"])
+def test_a_target_module_may_be_the_end_of_a_name(name):
+    assert training(build_encoder("whisper", arch=TINY, lora={"target_modules": [name]}))
+
+
+def test_a_target_that_is_a_text_says_what_it_is():
+    with pytest.raises(SpecError, match=r"lora\.target_modules: .*a text is a regular expression of whole names"):
+        build_encoder("whisper", arch=TINY, lora={"target_modules": "q_proj"})
+    assert training(build_encoder("whisper", arch=TINY, lora={"target_modules": ".*q_proj"}))
+
+
+def test_an_empty_list_of_targets():
+    with pytest.raises(SpecError, match=r"^lora\.target_modules: an empty list names no layer"):
+        build_encoder("whisper", arch=TINY, lora={"target_modules": []})
+
+
+@pytest.mark.parametrize("part", ["encoder", "projector", "llm"])
+def test_adapters_outside_a_language_model_need_their_targets(part):
+    make = {
+        "encoder": lambda: build_encoder("whisper", arch=TINY, lora={}),
+        "projector": lambda: build_projector("mlp", in_dim=4, lora={}),
+        "llm": lambda: build_model("tiny", "llm.lora={type: lora}"),
+    }[part]
+    with pytest.raises(SpecError, match=r"write target_modules, names such as|lora is one thing and has no type"):
+        make()
+
+
+def test_adapters_for_what_has_no_layer():
+    with pytest.raises(SpecError, match="lora: this component has no linear layer"):
+        build_fusion("concat", dims={"a": 4}, lora={})
 
 
 def test_a_named_dtype_is_kept():

@@ -18,10 +18,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.page import SpecError
+from usam.spec.sizes import TOKENS
 from usam.spec.spec import Config, component_config
 from usam.versions.tested import UnsupportedVersion
 from usam.weights import Source, dtype_faults, locate
@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class LoRA(Config):
     """Low-rank adapters (Hu et al., 2021), by PEFT and with PEFT's names."""
 
-    r: int = Field(8, gt=0)
+    r: int = Field(8, gt=0, le=TOKENS)
     """Rank."""
     lora_alpha: float = Field(16, gt=0)
     """Scale: the update is multiplied by lora_alpha / r."""
@@ -290,6 +290,7 @@ def adapt(module: M, config: ComponentConfig) -> M:
 
 def _inject(module: nn.Module, lora: LoRA) -> None:
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
     names = [name for name, _ in module.named_modules()]
     layers = [name for name, child in module.named_modules() if isinstance(child, (nn.Linear, Conv1D))]

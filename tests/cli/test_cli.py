@@ -93,7 +93,7 @@ def test_an_option_is_shown_with_type_bounds_and_default(usam):
     assert "jitter: 0.0  float >= 0 < 1" in lines
     assert "gates: null  list[float >= 0] | null" in lines
     assert "router: prompt  prompt | audio | prompt_audio" in lines
-    assert "lora.r: 8  int > 0" in lines
+    assert "lora.r: 8  int > 0 <= 4096" in lines
     assert lines[lines.index("experts: 3  int >= 1 <= 4096") + 1] == "Number of experts."
 
 

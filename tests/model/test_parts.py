@@ -253,3 +253,19 @@ def test_a_part_of_any_other_name_has_that_in_the_names_of_its_tensors():
     names = build_model("mini_paper", weights=False).state_dict()
     assert not [name for name in names if "-" in name]
     assert {name.split(".")[2] for name in names if name.startswith("model.encoders.")} == {"ced", "mert", "whisper"}
+
+
+def test_a_seed_fills_a_language_model_by_its_own_rules():
+    arch = {
+        "model_type": "gpt2",
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "vocab_size": 320,
+    }  # its layers are no Linear
+    one, two = (
+        tensors("tiny", {"llm": {"type": "transformers", "arch": arch}}, seed=1, weights=w) for w in (True, False)
+    )
+    name = "model.language_model.h.0.attn.c_attn.weight"
+    assert one[name].std().item() == pytest.approx(0.02, rel=0.1)
+    assert all(tensor.equal(two[name]) for name, tensor in one.items())

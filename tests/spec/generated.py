@@ -82,9 +82,9 @@ class Specs:
         draw = self.draw
         spec: dict[str, Any] = {
             "encoders": {
-                name: self.component("usam.encoders") for name in draw.sample(NAMES, draw.choice([1, 1, 1, 2]))
+                name: self.component("usam.encoders") for name in draw.sample(NAMES, draw.choice([1, 1, 1, 1, 2]))
             },
-            "projector": [self.component("usam.projectors") for _ in range(draw.choice([1, 1, 2, 3]))],
+            "projector": [self.component("usam.projectors") for _ in range(draw.choice([1, 1, 1, 2]))],
             "llm": self.component("usam.llm"),
         }
         if self.sometimes(0.5):

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from usam import UsamConfig, UsamProcessor, build_model
 from usam.registry import ComponentError
 from usam.spec import spec as spec_module
-from usam.spec.page import Places, SpecError, parse_yaml
+from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.spec import Spec, load_spec
 
 PAGE = """\
@@ -268,6 +270,64 @@ def test_a_weight_that_is_not_finite(page):
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fusion.rate=1.0e9", "fusion.rate: Input should be less than or equal to 1000"),
+        ("fusion.rate=1.0e-9", "fusion.rate: Input should be greater than or equal to 0.1"),
+        ("projector.0={type: pool, window: 1.0e9}", "projector.0.window: Input should be less than or equal to 600"),
+        ("projector.0={type: window_qformer, window: 1.0e9}", "projector.0.window: Input should be less than"),
+        ("projector.0={type: window_qformer, window: 60, stride: 0.01}", "would be read more than 64 times"),
+        ("projector.0={type: conv, stride: 1000, kernel: 1000, layers: 9}", "9 convolutions with a stride of 1000"),
+        (
+            "projector.0={type: mlp, layers: 1000000000}",
+            "projector.0.layers: Input should be less than or equal to 1000",
+        ),
+        ("projector.0={type: perceiver, latents: 1000000000}", "projector.0.latents: Input should be less than"),
+        ("projector.0={type: moe, experts: 1000000000}", "projector.0.experts: Input should be less than"),
+        ("projector.0.stack=1000000000", "projector.0.stack: Input should be less than or equal to 60000"),
+        ("encoders.whisper={type: mert, chunk: 1.0e9}", "encoders.whisper.chunk: Input should be less than"),
+        ("encoders.whisper={type: timm, frames: 1000000000}", "encoders.whisper.frames: Input should be less than"),
+        ("losses.x={type: semantic_contrastive, queue: 1000000000}", "losses.x.queue: Input should be less than"),
+        ("llm.layers=1000000000", "llm.layers: Input should be less than or equal to 1000"),
+        ("llm.layers=-1", "llm.layers: Input should be greater than or equal to 1"),
+        ("llm.lora.r=1000000000", "llm.lora.r: Input should be less than or equal to 4096"),
+        ("llm.lr_scale=1.0e9", "llm.lr_scale: Input should be less than or equal to 1000"),
+    ],
+)
+def test_a_size_that_would_hang_or_fill_the_memory(override, message, page):
+    assert message in fault(page(), override)
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "1000000000"])
+@pytest.mark.parametrize(
+    ("part", "arch"),
+    [
+        ("encoders.whisper", "encoder_layers"),
+        ("encoders.whisper", "max_source_positions"),
+        ("encoders.whisper", "num_mel_bins"),
+        ("llm", "num_hidden_layers"),
+        ("llm", "num_attention_heads"),
+        ("llm", "hidden_size"),
+        ("llm", "vocab_size"),
+    ],
+)
+def test_a_size_in_an_arch_that_no_model_has(part, arch, value, page):
+    patch = {} if part != "llm" else {"llm": {"type": "transformers", "arch": {"model_type": "llama"}}}
+    said = fault(page(), patch, f"{part}.arch.{arch}={value}")
+    assert re.search(rf"': {part}\.arch\.{arch}: .*found {value}$", said)
+
+
+def test_a_list_of_sizes_in_an_arch(page):
+    said = fault(page(), "encoders.whisper={type: mert, arch: {conv_dim: [8, 0]}}")
+    assert said.endswith("encoders.whisper.arch.conv_dim: a model has at least 1; found [8, 0]")
+
+
+def test_a_fault_in_an_arch_is_told_with_its_line(page):
+    said = fault(page(PAGE.replace("encoder_layers: 1", "encoder_layers: 0")))
+    assert said.endswith("spec.yaml:3: encoders.whisper.arch.encoder_layers: a model has at least 1; found 0")
+
+
 def test_an_unknown_part_suggests_the_closest(page):
     message = fault(page(PAGE.replace("projector:", "projektor:")))
     assert message.endswith("spec.yaml:4: projektor: no such part of a spec; did you mean 'projector'?")
@@ -519,3 +579,21 @@ def test_a_spec_can_be_made_of_configs(page):
 
 def test_what_is_none_is_left_out_of_the_page(page):
     assert "null" not in load_spec(page()).to_yaml()
+
+
+# What takes a spec takes any
+
+
+@pytest.mark.parametrize("read", [UsamProcessor.from_spec, UsamConfig.from_spec, build_model, load_spec])
+def test_a_spec_is_given_in_the_same_ways_everywhere(read, page, tmp_path):
+    build_model("tiny").save_pretrained(tmp_path / "saved")
+    tree = load_spec("tiny").to_dict()
+    given = ["tiny", page(write_yaml(tree)), str(page()), tree, load_spec(tree), '{"base": "tiny"}', tmp_path / "saved"]
+    for source in given:
+        read(source, "llm.dim=32") if source != tmp_path / "saved" else read(source)
+
+
+@pytest.mark.parametrize("name", ["paper", "salmonn", "qwen2_audio"])
+def test_a_structure_is_built_without_a_network(name):
+    with torch.device("meta"):
+        assert build_model(name, weights=False).config.audio_token_id

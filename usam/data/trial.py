@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from usam.component import building
 from usam.config import UsamConfig, resolve
@@ -61,6 +63,7 @@ def try_spec(spec: Spec, memory: float = 4.0) -> Trial:
     full = resolve(spec)
     skeleton = outline(UsamConfig.from_spec(full))
     check_learns(skeleton)
+    _check_names(spec, skeleton)
     _check_length(full, skeleton)
     batch, placeholder = _render(full, trial)
     if placeholder is not None:
@@ -143,6 +146,24 @@ def _stand_in(spec: Spec, skeleton: UsamForConditionalGeneration) -> dict[str, T
         "input_values_mask": own,
         "labels": labels,
     }
+
+
+def _check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
+    """A misspelt option in an `arch`, which transformers keeps as it is and never reads."""
+    given = {f"encoders.{name}": (skeleton.model.encoders[name], config) for name, config in spec.encoders.items()}
+    for place, (network, options) in {**given, "llm": (skeleton.model.language_model, spec.llm)}.items():
+        arch: dict[str, Any] = getattr(options, "arch", None) or {}
+        configs = [getattr(module, "config", None) for module in network.modules()]
+        config: Any = next((found for found in configs if isinstance(found, PreTrainedConfig)), None)
+        if config is None or not is_dataclass(config):
+            continue
+        known = {option.name for option in fields(config)} | {*config.attribute_map}
+        for name in sorted(arch.keys() - known):
+            close = get_close_matches(name, known - arch.keys(), n=1, cutoff=0.85)
+            if close:
+                raise SpecError(
+                    f"{place}.arch.{name}: a {config.model_type} has no such option; did you mean '{close[0]}'?"
+                )
 
 
 def _check_length(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:

@@ -19,7 +19,7 @@ BINS = 512  # of a mel filter bank, which is computed in float64 when the model 
 NAMES: dict[str, int] = {
     name: most
     for names, most in {
-        "num_hidden_layers num_layers n_layer n_layers encoder_layers depth depths": LAYERS,
+        "layers num_hidden_layers num_layers n_layer n_layers encoder_layers depth depths": LAYERS,
         "num_attention_heads num_key_value_heads num_heads n_head n_heads encoder_attention_heads": HEADS,
         "hidden_size d_model n_embd embed_dim encoder_embed_dim intermediate_size encoder_ffn_dim": WIDTH,
         "encoder_ffn_embed_dim head_dim n_inner patch_embeds_hidden_size patch_size": WIDTH,
