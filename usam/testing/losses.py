@@ -139,7 +139,7 @@ def gives_a_finite_scalar(case: LossCase) -> None:
 def pulls_at_something(case: LossCase) -> None:
     """What it says depends on the states, on the audio or on the by-products that it was given."""
     (inputs,) = case.inputs()
-    aux = {n: v.clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
+    aux = {n: v.detach().clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
     inputs = replace(inputs, aux=aux)
     torch.autograd.backward(_value(case.build(), inputs))
     pulled = [inputs.hidden, inputs.audio.x, *aux.values()]
