@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from usam.clock import N
@@ -80,9 +81,32 @@ class Chain(nn.Module):
         """All stages; `aux` gathers the by-products of each under `<index>.<name>`."""
         aux = [frames.aux]
         for i, stage in enumerate(self.stages):
+            before = frames
             frames = stage(Frames(frames.x, frames.mask, frames.rate), prompt)
+            if not torch.compiler.is_compiling():
+                _check_length(f"projector.{i}", cast(Projector, stage), before, frames)
             aux.append(named(f"{i}.", frames.aux))
         return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
+
+
+def _check_length(place: str, stage: Projector, before: Frames, after: Frames) -> None:
+    """What goes out is what the config's arithmetic says, by which placeholders are counted.
+
+    Raises:
+        ComponentError: it is not; without this, the placeholders would be blamed.
+    """
+    wanted, found = stage.config.length(before.x.shape[1], before.rate)[0], after.x.shape[1]
+    given = before.x.shape[1]
+    if wanted == found and after.mask.device.type == "cpu":  # elsewhere to look at the masks would be to wait
+        lengths = stage.config.length(before.lengths, before.rate)[0].expand_as(after.lengths)
+        wrong = (lengths != after.lengths).nonzero().flatten().tolist()
+        if wrong:
+            given, wanted, found = (int(n[wrong[0]]) for n in (before.lengths, lengths, after.lengths))
+    if wanted != found:
+        raise ComponentError(
+            f"{place}: {type(stage).__name__} gives {found} frames for {given}, and its Config.length says {wanted}: "
+            f"usam.testing.check_projector('{stage.config.type}') tells which is wrong"
+        )
 
 
 registry: Registry[Projector] = Registry(Projector, "usam.projectors")

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, Cache
 from usam.component import LoRA, is_adapter, with_base_layers
 from usam.llm import build_backbone, build_head
 from usam.model.build import build_model
-from usam.model.checkpoint import UsamForConditionalGeneration
 from usam.model.cross_attention import CrossAttention, decoder_layers, hearing
+from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
