@@ -126,16 +126,20 @@ class Collator:
         extractor = self.processor.feature_extractor
         counts = [extractor.placeholders(len(extractor.fetch_audio(clip))) for clip in rendered.audio]
         room = self.context - sum(counts) + len(counts)
-        starts, begin = rendered.starts([]), rendered.answers[-1][0]
+        starts = rendered.starts(())
         _, offsets = self.processor._tokenize(rendered.text, starts)
         for last in range(room - 1, -1, -1):
             end = offsets[last][1]
-            if end <= begin:
+            if not starts or end <= starts[-1]:
                 break
             text = rendered.text[:end]
             if len(self.processor._tokenize(text, starts)[0]) <= room:  # a word that is cut may be more tokens
-                return replace(rendered, text=text, answers=(*rendered.answers[:-1], (begin, end)))
+                return replace(rendered, text=text, answers=_until(rendered.answers, end))
         raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
+
+
+def _until(spans: Sequence[tuple[int, int]], end: int) -> tuple[tuple[int, int], ...]:
+    return tuple((start, min(stop, end)) for start, stop in spans)
 
 
 def check_share(skipped: Sequence[Skipped], rows: int, share: float) -> None:

@@ -235,8 +235,8 @@ def decodes_from_its_cache(case: LLMCase) -> str | None:
         found = run(0, LENGTH - 5, use_cache=True)
         steps, cache = [found.last_hidden_state], found.get(CACHE)
         require(isinstance(cache, Cache), "a Cache in its output", f"{cache!r:.60}", f"'{CACHE}' of what it returns")
-        for start, end in [(8, 9), (9, 10), (10, 11), (11, LENGTH)]:
-            found = run(start, end, use_cache=True, **{name: cache})
+        for start in range(LENGTH - 5, LENGTH):
+            found = run(start, start + 1, use_cache=True, **{name: cache})
             steps.append(found.last_hidden_state)
             cache = found.get(CACHE)
     ours = torch.cat(steps, 1)

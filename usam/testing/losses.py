@@ -76,7 +76,7 @@ class LossCase(Case):
     def batch(self, samples: Sequence[int], *, seed: int = 0, constant: bool = False) -> LossInputs:
         """What the model gives the loss for these samples, in this order."""
         names = {"ids": [f"row {i}" for i in range(SAMPLES)], "tasks": ["asr", "aac", None, "asr"]}
-        columns: dict[str, Any] = {**names, "extra": [{} for _ in range(SAMPLES)], **self.columns}
+        columns: dict[str, Sequence[Any]] = {**names, "extra": [{} for _ in range(SAMPLES)], **self.columns}
         inputs = batch(samples, self.aux, seed=seed, constant=constant)
         return replace(inputs, batch={name: [values[i] for i in samples] for name, values in columns.items()})
 
@@ -139,7 +139,7 @@ def gives_a_finite_scalar(case: LossCase) -> None:
 def pulls_at_something(case: LossCase) -> None:
     """What it says depends on the states, on the audio or on the by-products that it was given."""
     (inputs,) = case.inputs()
-    aux = {n: v.clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
+    aux = {n: v.detach().clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
     inputs = replace(inputs, aux=aux)
     torch.autograd.backward(_value(case.build(), inputs))
     pulled = [inputs.hidden, inputs.audio.x, *aux.values()]

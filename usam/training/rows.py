@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import soundfile
 from tqdm import tqdm
@@ -15,16 +15,12 @@ from tqdm import tqdm
 from usam.data.collate import SHOWN, Collator, Skipped, check_share, too_long
 from usam.data.manifest import ManifestError, Sample
 from usam.processor.audio import AudioError
+from usam.processor.chat import Rendered
+from usam.processor.clip import Clip
 from usam.processor.processor import UsamProcessor
 from usam.saving import write_whole
 
 LISTED = "skipped.jsonl"  # in a run's folder
-
-
-def positions(text_config: Any) -> int | None:
-    """How many positions a language model has; None where it has no such bound, or says none."""
-    found = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def fitting(
@@ -79,29 +75,32 @@ def tokens(sample: Sample, processor: UsamProcessor) -> tuple[int, int]:
         rendered = processor.render(sample.messages)
     except ValueError as error:
         raise ManifestError(f"{sample.origin}: {error}") from error
-    starts = [start for start, _ in rendered.answers]
-    ids, offsets = processor._tokenize(rendered.text, starts)
     counts = [_samples(clip, processor) for clip in rendered.audio]
-    heard = sum(processor.feature_extractor.placeholders(count) - 1 for count in counts if count is not None)
     if None in counts:
         return 0, 0
+    heard = [processor.feature_extractor.placeholders(cast(int, count)) - 1 for count in counts]
+    found = [_counted(row, sum(heard[: len(row.audio)]), processor) for row in rendered.rows]
+    return max(whole for whole, _ in found), max(asked for _, asked in found)
+
+
+def _counted(row: Rendered, heard: int, processor: UsamProcessor) -> tuple[int, int]:
+    starts = row.starts(())
+    ids, offsets = processor._tokenize(row.text, starts)
     asked = next((i + 1 for i, (_, end) in enumerate(offsets) if starts and end > starts[-1]), len(ids))
     return len(ids) + heard, asked + heard
 
 
-def _samples(clip: Any, processor: UsamProcessor) -> int | None:
+def _samples(clip: Clip, processor: UsamProcessor) -> int | None:
     """Samples of a clip at the model's rate, of a file by its header."""
     rate: int = processor.feature_extractor.sampling_rate
-    source, start, duration = (getattr(clip, name, None) for name in ("source", "start", "duration"))
-    source = clip if source is None else source
     try:
-        if not isinstance(source, (str, Path)):
+        if not isinstance(clip.source, (str, Path)):
             return len(processor.feature_extractor.fetch_audio(clip))
-        header = soundfile.info(str(source).removeprefix("file://"))
+        header = soundfile.info(str(clip.source).removeprefix("file://"))
     except (AudioError, soundfile.LibsndfileError):
         return None
-    seconds = header.frames / header.samplerate - (start or 0.0)
-    heard: float = min(seconds, duration or seconds)
+    seconds = header.frames / header.samplerate - clip.start
+    heard: float = min(seconds, clip.duration or seconds)
     return max(0, math.ceil(rate * heard))
 
 

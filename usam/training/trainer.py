@@ -28,6 +28,7 @@ from usam.model.build import build_model
 from usam.model.checkpoint import check_place, load, processor_beside, provenance
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
+from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
 from usam.saving import STAGED, WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
@@ -410,7 +411,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     check_place(model, folder)
     check_trains(model)
     quiet = bool(arguments.disable_tqdm)
-    context = rows.positions(model.config.text_config)
+    context = context_length(model.config.text_config)
     left_out: list[Skipped] = []
     splits: dict[str, list[Sample]] = {}
     for split in ("train", "eval"):
