@@ -73,7 +73,6 @@ class ModelTester:
 
     batch_size, clip, words = 3, 3200, 8
     is_training = True
-    causal_lm_class = UsamForConditionalGeneration
 
     def __init__(self, spec, audio=True):
         self.spec, self.audio = spec, audio
@@ -125,6 +124,9 @@ class ModelTests(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, P
     def test_config(self):
         spec = resolve(load_spec(SPECS[self.name])).to_dict()
         ConfigTester(self, config_class=UsamConfig, has_text_modality=False, spec=spec).run_common_tests()
+
+    def _get_trainable_model_class(self):
+        return UsamForConditionalGeneration
 
     def _audio_features_prepare_config_and_inputs(self):
         config, inputs = super()._audio_features_prepare_config_and_inputs()
