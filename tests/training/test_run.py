@@ -172,7 +172,7 @@ def test_the_newest_and_the_best_checkpoint_are_kept(run_file):
 def test_a_model_of_which_nothing_moves_is_not_trained(run_file):
     frozen = [f"model.{part}.freeze=all" for part in ("encoders.whisper", "projector.0", "llm")]
     with pytest.raises(
-        SpecError, match="nothing trains, for every part is frozen; write freeze: none for the projector"
+        SpecError, match="nothing would train: every part is frozen and has no adapters; write `freeze: none`"
     ):
         train(read_run(run_file, *SMALL, *frozen))
     assert not (run_file.parent / "out").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from usam.model.build import build_model
 from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
+from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -155,7 +156,7 @@ def _check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
         arch: dict[str, Any] = getattr(options, "arch", None) or {}
         configs = [getattr(module, "config", None) for module in network.modules()]
         config: Any = next((found for found in configs if isinstance(found, PreTrainedConfig)), None)
-        if config is None or not is_dataclass(config):
+        if config is None:
             continue
         known = {option.name for option in fields(config)} | {*config.attribute_map}
         for name in sorted(arch.keys() - known):
@@ -167,18 +168,12 @@ def _check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
 
 
 def _check_length(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
-    tokens, positions = spec.placeholders(spec.sample_rate), context(skeleton.config)
+    tokens, positions = spec.placeholders(spec.sample_rate), context_length(skeleton.config.text_config)
     if positions is not None and tokens >= positions:
         raise SpecError(
             f"projector: a second of audio becomes {tokens:,} tokens, and the language model has {positions:,} "
             "positions; write longer windows, fewer queries or another stage"
         )
-
-
-def context(config: UsamConfig) -> int | None:
-    """How many tokens the language model's positions reach; None when it does not say."""
-    found = getattr(config.text_config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def step_bytes(spec: Spec, skeleton: UsamForConditionalGeneration) -> int:
@@ -255,7 +250,8 @@ def read_all(
         manifest: the rows.
         progress: goes through the numbers of the rows, and shows how far it is.
     """
-    collate, positions = Collator(UsamProcessor.from_spec(spec)), context(UsamConfig.from_spec(spec))
+    positions = context_length(UsamConfig.from_spec(spec).text_config)
+    collate = Collator(UsamProcessor.from_spec(spec), context=positions)
     faults = []
     rows = range(len(manifest))
     for i in progress(rows) if progress else rows:
@@ -265,9 +261,6 @@ def read_all(
         except (ManifestError, AudioError) as error:
             faults.append(str(error))
             continue
-        length = batch["input_ids"].shape[1]
         if sample.answer is not None and not bool((batch["labels"][:, 1:] != IGNORE).any()):
             faults.append(f"{sample.origin}: the answer has no token to learn from")
-        elif positions is not None and length > positions:
-            faults.append(f"{sample.origin}: {length:,} tokens, and the language model has {positions:,} positions")
     return faults

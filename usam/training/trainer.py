@@ -26,6 +26,7 @@ from usam.data.manifest import Manifest, ManifestError, Sample
 from usam.model.assembly import parts
 from usam.model.build import build_model
 from usam.model.checkpoint import check_place, load, processor_beside, provenance
+from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
 from usam.processor.lengths import context_length
@@ -409,7 +410,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     else:
         model, processor = load(run.start, spec=run.spec), processor_beside(run.start, run.spec)
     check_place(model, folder)
-    check_trains(model)
+    check_learns(model)
     quiet = bool(arguments.disable_tqdm)
     context = context_length(model.config.text_config)
     left_out: list[Skipped] = []
@@ -528,18 +529,6 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
 def _hash(file: str | Path) -> str:
     with Path(os.path.expandvars(os.path.expanduser(file))).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def check_trains(model: nn.Module) -> None:
-    """Refuse to train a model of which nothing moves.
-
-    Raises:
-        SpecError: every part is frozen.
-    """
-    if not trainable(model):
-        raise SpecError(
-            "model: nothing trains, for every part is frozen; write freeze: none for the projector, or give llm.lora"
-        )
 
 
 def trainable(model: nn.Module) -> int:
