@@ -9,7 +9,7 @@ import sys
 import pytest
 import versions as script
 
-from usam.cli import _for_its_user
+from usam.cli._errors import for_its_user
 from usam.registry import ComponentError
 from usam.versions.tested import (
     Standing,
@@ -151,13 +151,13 @@ def test_a_malformed_file_of_another_package_stops_no_command(site):
 
 
 def test_our_own_bugs_stay_tracebacks_beside_tested_versions(site):
-    assert _for_its_user(TypeError("f() got an unexpected keyword argument 'x'")) is None
+    assert for_its_user(TypeError("f() got an unexpected keyword argument 'x'")) is None
 
 
 @pytest.mark.parametrize("error", [ImportError("no such name"), AttributeError("no such attribute"), TypeError("no x")])
 def test_beside_an_untested_version_the_same_errors_name_it(site, error):
     put(site, "peft", "0.99.0")
-    failed, version, how = _for_its_user(error).splitlines()
+    failed, version, how = for_its_user(error).splitlines()
     assert failed == f"{type(error).__name__}: {error}"
     assert version.startswith("peft 0.99.0 is newer than tested (")
     assert "pip install 'peft<0." in version
@@ -166,8 +166,8 @@ def test_beside_an_untested_version_the_same_errors_name_it(site, error):
 
 def test_an_error_of_another_kind_is_not_blamed_on_a_version(site):
     put(site, "peft", "0.99.0")
-    assert _for_its_user(RuntimeError("out of memory")) is None
-    assert _for_its_user(ComponentError("no component 'x'")) == "no component 'x'"
+    assert for_its_user(RuntimeError("out of memory")) is None
+    assert for_its_user(ComponentError("no component 'x'")) == "no component 'x'"
 
 
 def test_in_python_too_the_error_names_the_version(site):
