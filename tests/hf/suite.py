@@ -86,7 +86,10 @@ class ModelTester:
         self.num_attention_heads, self.vocab_size = text.num_attention_heads, text.vocab_size
 
     def get_config(self):
-        return UsamConfig.from_spec(self.spec)
+        config = UsamConfig.from_spec(self.spec)
+        if not self.audio:
+            config.vocab_size = config.text_config.vocab_size  # of a language model, which this is then taken for
+        return config
 
     def prepare_config_and_inputs_for_common(self):
         config = self.get_config()
@@ -94,7 +97,6 @@ class ModelTester:
         ids = torch.randint(1, self.vocab_size - 2, (self.batch_size, self.seq_length), generator=draw)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if not self.audio:
-            config.vocab_size = self.vocab_size  # of a language model, which this is then taken for
             return config, inputs
         ids[:, 1 : 1 + self.placeholders] = config.audio_token_id
         return config, {
