@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -158,7 +158,7 @@ def _check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
         config: Any = next((found for found in configs if isinstance(found, PreTrainedConfig)), None)
         if config is None:
             continue
-        known = {option.name for option in fields(config)} | {*config.attribute_map}
+        known = {*config.__dataclass_fields__, *config.attribute_map}
         for name in sorted(arch.keys() - known):
             close = get_close_matches(name, known - arch.keys(), n=1, cutoff=0.85)
             if close:
