@@ -246,7 +246,8 @@ def save_body(model: UsamModel, folder: str | Path, **kwargs: Any) -> None:
     """Write config.json and all tensors of a body without head and losses; what comes from a source too."""
     before, model.config.delta = model.config.delta, False
     try:
-        PreTrainedModel.save_pretrained(model, folder, **kwargs)
+        check_finite(model.state_dict(), f"{folder}: not saved")
+        super(UsamModel, model).save_pretrained(folder, **kwargs)
     finally:
         model.config.delta = before
 
