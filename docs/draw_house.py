@@ -9,7 +9,7 @@ TITLE = "The rooms of usam from bottom to top; a room imports those on the floor
 # From bottom to top, as tests/test_imports.py has them; a name without a slash is a file.
 FLOORS = [
     ("room", {"versions/": "what was tested, what differs, how usam is found"}),
-    ("room", {"registry": "names to classes", "types": "what flows", "clock": "frames and seconds"}),
+    ("room", {"registry/": "names, classes", "types": "what flows", "clock": "time", "saving": "whole, or not"}),
     ("green", {"spec/": "a page of YAML, read, merged, checked"}),
     ("green", {"component": "options and adapters", "weights": "files and hashes", "kernels/": "mixture of experts"}),
     ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),

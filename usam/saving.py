@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 STAGED = ".saving"  # how the names of folders end that are being written
-WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # shards of a save before would be read with the new ones
+# Shards of a save before would be read with the new ones; other variants stay.
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EOPNOTSUPP)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class SavingError(OSError, ValueError):
     """A folder could not be saved: the message names it and the cause; what was there before is as it was."""
+
+
+def weights_of(variant: str | None) -> tuple[str, ...]:
+    """Patterns of the files that a model's weights are in; of a variant, such as `fp16`."""
+    if variant is None:
+        return WEIGHTS
+    return (f"model.{variant}.safetensors", f"model.{variant}-*.safetensors", f"model.safetensors.index.{variant}.json")
 
 
 class SavedWhole:

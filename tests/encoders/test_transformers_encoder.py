@@ -424,7 +424,7 @@ def test_names_and_options_of_older_checkpoints(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("name", ["wavlm", "wav2vec2-bert", "ast"])
 @pytest.mark.parametrize(
-    "options", [{"layers": "weighted", "freeze": "none"}, {"lora": {"target_modules": ["k_proj", "linear_k"]}}]
+    "options", [{"layers": "weighted", "freeze": "none"}, {"lora": {"target_modules": r".*\.(k_proj|linear_k)"}}]
 )
 def test_a_saved_model_hears_the_same(name, options, checkpoint, tmp_path):
     options = {"type": "transformers", "path": checkpoint(name), **options}

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from usam import json_schema
@@ -70,7 +71,7 @@ class Specs:
         self.draw, self.tokenizer = random.Random(seed), tokenizer
         self.known = json_schema()["$defs"]
         self.types = {
-            group: [name.removeprefix(f"{group}.") for name in sorted(self.known) if name.startswith(f"{group}.")]
+            group: sorted(entry.name for entry in import_module(group).registry.entries() if entry.provider == "usam")
             for group in ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")
         }
 

@@ -192,7 +192,8 @@ def _step(
     spec: Spec, skeleton: UsamForConditionalGeneration, batch: dict[str, Tensor] | None, *, weights: bool
 ) -> None:
     """Evaluate, train one step, evaluate."""
-    if weights and any(part.source() for _, part in parts(skeleton)):
+    quantised = getattr(spec.llm, "quantization_config", None) is not None
+    if weights and (quantised or any(part.source() for _, part in parts(skeleton))):
         model = build_model(spec, seed=0)
     else:  # from what is there already
         model = UsamForConditionalGeneration(skeleton.config, plan_dtypes(skeleton, {}, (), None), seed=0)

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from usam.llm import LLM
 from usam.registry import ComponentError, did_you_mean
@@ -86,6 +87,11 @@ class Transformers(LLM):
             raise SpecError("llm.arch: needs the 'model_type' of transformers, for example 'llama'")
         if model_type in REFUSED:
             raise ComponentError(f"llm: model type '{model_type}' is not supported: {REFUSED[model_type]}")
+        if self.config.quantization_config is not None:
+            try:
+                AutoQuantizationConfig.from_dict(dict(self.config.quantization_config))
+            except (ValueError, TypeError) as error:
+                raise SpecError(f"llm.quantization_config: {error}") from error
 
     @property
     def dim(self) -> int:

@@ -173,7 +173,7 @@ def assembled(
     if quantization is not None and "quantization_config" not in kwargs:
         kwargs["quantization_config"] = with_skip_list(quantization)
     backbone = [dtype for name, dtype in dtypes.items() if name.startswith(BACKBONE) and not is_adapter(name)]
-    with _quiet():
+    with _quiet(), _quantising(quantization):
         model, info = PreTrainedModel.from_pretrained.__func__(
             UsamForConditionalGeneration,
             None,
@@ -196,6 +196,17 @@ def assembled(
         parameter.requires_grad_(name in trains and parameter.is_floating_point())
     model.is_quantized = False  # only what is frozen is: the Trainer would refuse to train the rest
     return model, info
+
+
+@contextmanager
+def _quantising(asked: Any) -> Iterator[None]:
+    """What transformers lacks for a quantisation is said of the option that asks for it."""
+    try:
+        yield
+    except (ImportError, ValueError, RuntimeError) as error:
+        if asked is None:
+            raise
+        raise ComponentError(f"llm.quantization_config: {error}") from error
 
 
 def with_skip_list(quantization: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError, did_you_mean
-from usam.saving import WEIGHTS, whole
+from usam.saving import WEIGHTS, weights_of, whole
 from usam.spec.page import SpecError
 from usam.spec.spec import Override, Spec
 from usam.types import Prompt
@@ -207,7 +207,7 @@ def save(model: UsamForConditionalGeneration, folder: str | Path, state_dict: An
     model.config.provenance = provenance(model)
     if kwargs.get("push_to_hub"):
         kwargs.setdefault("repo_id", Path(folder).name)
-    with whole(folder, WEIGHTS) if main else nullcontext(Path(folder)) as place:
+    with whole(folder, weights_of(kwargs.get("variant"))) if main else nullcontext(Path(folder)) as place:
         with _as_given(model) if model.config.delta or adapter is not None else nullcontext():
             PreTrainedModel.save_pretrained(model, place, state_dict=kept, **kwargs)
         if main:
