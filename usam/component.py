@@ -40,7 +40,7 @@ class LoRA(Config):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     target_modules: list[str] | str | None = None
-    """Names of the linear layers that get adapters; None takes PEFT's choice for the model type."""
+    """Names of the linear layers that get adapters; null takes PEFT's choice for the model type."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
     use_dora: bool = False

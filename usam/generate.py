@@ -109,7 +109,7 @@ class Answerer:
     def _read(self, chat: Chat, room: int) -> Rendered | Reply:
         """The chat as text and waveforms, or what is wrong with it: all of it before any work is done."""
         try:
-            heard = with_sound(chat, self.processor.feature_extractor.sampling_rate)
+            heard = with_sound(chat, self.processor.feature_extractor)
             rendered = self.processor.render(heard, add_generation_prompt=True)
             tokens, clips = self.processor.measure(rendered, _names(chat))
             context = context_length(self.model.config.text_config)

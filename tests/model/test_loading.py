@@ -88,6 +88,12 @@ def test_weights_that_are_no_safetensors_are_not_taken_for_such(folder, model, t
         load(tmp_path, use_safetensors=True)
 
 
+def test_pickles_are_not_there_to_be_read(tmp_path):
+    build_model("tiny").save_pretrained(tmp_path)
+    with pytest.raises(ComponentError, match=r"use_safetensors=False, but its weights are model.safetensors"):
+        UsamForConditionalGeneration.from_pretrained(tmp_path, use_safetensors=False)
+
+
 @pytest.mark.parametrize("option", ["output_loading_info", "ignore_mismatched_sizes"])
 def test_a_new_model_is_not_asked_what_was_loaded(option, speech):
     with pytest.raises(TypeError, match=f"build_model takes no '{option}'"):

@@ -545,3 +545,9 @@ def test_an_error_of_a_dict_names_its_path(tmp_path):
     row = {"path": str(Path("speech") / "a.wav"), "bytes": b"not sound"}
     with pytest.raises(AudioError, match=r"speech.a\.wav: not audio"):
         read_audio(row, 16000)
+
+
+def test_a_range_beside_a_source_is_not_passed_over(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    with pytest.raises(AudioError, match=r"a.wav: 'start' stands beside a source.*Clip.of"):
+        read_audio({"path": str(tmp_path / "a.wav"), "start": 0.5}, 16000)

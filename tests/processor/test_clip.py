@@ -9,6 +9,7 @@ import soundfile
 from usam import UsamProcessor
 from usam.data.collate import Collator, with_sound
 from usam.data.manifest import Sample
+from usam.processor.audio import AudioError
 from usam.processor.clip import Clip
 
 RATE = 16000
@@ -231,10 +232,16 @@ def test_training_keeps_to_the_range(block, steps, processor):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_generation_keeps_to_the_range(block, steps):
-    (message,) = with_sound([{"role": "user", "content": [block, WORD]}], RATE)
+def test_generation_keeps_to_the_range(block, steps, processor):
+    (message,) = with_sound([{"role": "user", "content": [block, WORD]}], processor.feature_extractor)
     np.testing.assert_array_equal(message["content"][0]["audio"], THIRD)
     assert message["content"][1] == WORD
+
+
+def test_training_and_generation_keep_to_the_longest_clip_that_is_read(steps, processor, monkeypatch):
+    monkeypatch.setattr(processor.feature_extractor, "max_seconds", 0.01)
+    with pytest.raises(AudioError, match=r"max_seconds"):
+        with_sound([{"role": "user", "content": [BLOCKS[0], WORD]}], processor.feature_extractor)
 
 
 def test_a_chat_refuses_a_misspelt_range(steps, processor):

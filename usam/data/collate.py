@@ -14,6 +14,7 @@ from usam.processor.clip import KINDS, Clip, names_source
 
 if TYPE_CHECKING:
     from usam.processor.chat import Rendered
+    from usam.processor.feature_extractor import UsamFeatureExtractor
     from usam.processor.processor import UsamProcessor
 
 
@@ -110,7 +111,7 @@ class Collator:
 
     def _render(self, sample: Sample) -> Rendered:
         try:
-            return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor.sampling_rate))
+            return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor))
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
@@ -168,14 +169,15 @@ def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     }
 
 
-def with_sound(messages: Sequence[Any], rate: int) -> list[Any]:
-    """The same messages with every clip that they name read into an array at `rate`."""
+def with_sound(messages: Sequence[Any], ears: UsamFeatureExtractor) -> list[Any]:
+    """The same messages with every clip that they name read into an array at the extractor's rate, within its limit."""
     heard = []
     for message in messages:
         parts = blocks(message)
         if not isinstance(message["content"], str):
+            named = [b["type"] in KINDS and names_source(b) for b in parts]
             parts = [
-                Clip(Clip.of(b).read(rate)).block() if b["type"] in KINDS and names_source(b) else b for b in parts
+                Clip(ears.fetch_audio(Clip.of(b))).block() if own else b for b, own in zip(parts, named, strict=True)
             ]
             message = {**message, "content": parts}
         heard.append(message)

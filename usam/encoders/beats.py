@@ -50,7 +50,7 @@ class Beats(Encoder):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """Options as in a checkpoint's `cfg`; None reads them from `path`."""
+        """Options as in a checkpoint's `cfg`; null reads them from `path`."""
         bands: Literal["flatten", "mean", "concat"] = "flatten"
         """The eight bands of a step: tokens of their own (50 a second), their mean, or side by side (6.25 a second)."""
         layers: Layers = "last"

@@ -81,7 +81,7 @@ class Ced(Encoder):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """Sizes (`embed_dim`, `depth`, `num_heads` ...); None reads them from `path`."""
+        """Sizes (`embed_dim`, `depth`, `num_heads` ...); null reads them from `path`."""
         layers: Layers = "last"
         """Hidden states the frames are made of; the last one is normalised."""
         bands: Literal["flatten", "mean", "concat"] = "flatten"

@@ -49,9 +49,9 @@ class Mert(Encoder):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """MERT's config, with the names of transformers' HubertConfig; None reads it from `path`."""
+        """MERT's config, with the names of transformers' HubertConfig; null reads it from `path`."""
         do_normalize: bool | None = None
-        """Whether clips are brought to zero mean and unit variance; None reads it from `path`, as `arch`."""
+        """Whether clips are brought to zero mean and unit variance; null reads it from `path`, as `arch`."""
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         chunk: float = Field(30.0, gt=0, le=SECONDS)

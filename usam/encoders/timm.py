@@ -45,11 +45,11 @@ class Timm(Encoder):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """`architecture`, a timm model's name, and options of its constructor; None reads them from `path`."""
+        """`architecture`, a timm model's name, and options of its constructor; null reads them from `path`."""
         frames: int | None = Field(None, ge=16, le=FRAMES)
-        """Height of a picture: spectrogram frames of 10 ms; None takes the model's own `img_size`, else 1024."""
+        """Height of a picture: spectrogram frames of 10 ms; null takes the model's own `img_size`, else 1024."""
         mels: int | None = Field(None, ge=16, le=BINS)
-        """Width of a picture: mel bins; None takes the model's own `img_size`, else 128."""
+        """Width of a picture: mel bins; null takes the model's own `img_size`, else 128."""
         window: Literal["hann", "povey"] = "hann"
         """Window of the spectrogram (AudioMAE: hann)."""
         mean: float = -4.2677393

@@ -63,17 +63,17 @@ class Transformers(Encoder):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """The config with its `model_type`; None reads it from `path`."""
+        """The config with its `model_type`; null reads it from `path`."""
         preprocessor: dict[str, Any] | None = None
-        """Options of the type's feature extractor; None reads them from `path`, as `arch`, else takes its defaults."""
+        """Options of the type's feature extractor; null reads them from `path`, as `arch`, else takes its defaults."""
         layers: Layers = "last"
         """Hidden states that make the frames: last, weighted (a learned mix), or numbers to concatenate."""
         chunk: float | None = Field(None, gt=0, le=SECONDS)
-        """Seconds of a window, which attention does not leave; None is 30; AST and CLAP have their own."""
+        """Seconds of a window, which attention does not leave; null is 30; AST and CLAP have their own."""
         windows_at_once: int = Field(16, ge=1)
         """Windows of long clips encoded together: bounds the memory."""
         attn_implementation: Literal["sdpa", "eager"] | None = None
-        """Attention of transformers; None takes the model's default."""
+        """Attention of transformers; null takes the model's default."""
 
         @property
         def sample_rate(self) -> int:

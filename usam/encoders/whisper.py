@@ -48,7 +48,7 @@ class Whisper(Encoder):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """Options of transformers' WhisperConfig; None reads them from `path`."""
+        """Options of transformers' WhisperConfig; null reads them from `path`."""
         context: Literal["window", "clip"] = "window"
         """What a frame hears: its whole window, with the silence behind the clip, as Whisper was trained; or the clip
         alone, which takes time by its length."""

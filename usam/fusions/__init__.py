@@ -33,7 +33,7 @@ class Fusion(Component):
         """Options every fusion has."""
 
         rate: float | None = Field(None, ge=0.1, le=1000)
-        """Frames per second of the common clock; None takes the lowest rate among the encoders."""
+        """Frames per second of the common clock; null takes the lowest rate among the encoders."""
 
         def length(self, streams: Mapping[str, tuple[N, float]], samples: N, sample_rate: int) -> tuple[N, float]:
             """Frames and rate of the fused stream; ints or integer tensors.

@@ -21,7 +21,7 @@ class Sum(Fusion):
         """Options of the weighted sum."""
 
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """The common width; None takes the widest stream's."""
+        """The common width; null takes the widest stream's."""
         layer_norm: bool = False
         """Normalise each stream before it is mapped."""
 

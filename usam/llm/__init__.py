@@ -32,7 +32,7 @@ class CrossAttentionConfig(ComponentConfig):
     clips: Literal["all", "last"] = "all"
     """Which clips a token hears: all before it in its sample, or the last of them alone, as in Flamingo."""
     lora: None = None
-    """None: the blocks are new, and train whole."""
+    """null: the blocks are new, and train whole."""
 
 
 def _injection(value: Any) -> Any:

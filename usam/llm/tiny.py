@@ -32,7 +32,7 @@ class Tiny(LLM):
         tie_word_embeddings: bool = False
         """Whether the head is the embedding table."""
         attn_implementation: str | None = None
-        """Attention of transformers; None takes the default."""
+        """Attention of transformers; null takes the default."""
 
     @property
     def dim(self) -> int:

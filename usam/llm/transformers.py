@@ -62,11 +62,11 @@ class Transformers(LLM):
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
-        """The config with its `model_type`, for a model without weights; None reads it from `path`."""
+        """The config with its `model_type`, for a model without weights; null reads it from `path`."""
         tokenizer: str | None = None
-        """Hub id or folder of the tokenizer; None takes `path`."""
+        """Hub id or folder of the tokenizer; null takes `path`."""
         attn_implementation: str | None = None
-        """Attention of transformers: sdpa, eager, flash_attention_2 ...; None takes the model's default."""
+        """Attention of transformers: sdpa, eager, flash_attention_2 ...; null takes the model's default."""
         quantization_config: dict[str, Any] | None = None
         """Quantisation of the backbone, with transformers' names: {quant_method: bitsandbytes, load_in_4bit: true}."""
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

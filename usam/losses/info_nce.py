@@ -23,7 +23,7 @@ class InfoNCE(Loss):
         """Options of InfoNCE."""
 
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Width to which audio and answer are mapped before they are compared; None compares them as they are."""
+        """Width to which audio and answer are mapped before they are compared; null compares them as they are."""
         temperature: float = Field(0.07, ge=0.01)
         """Where the temperature starts; it is learned, and stays at least 0.01. `freeze: [log_scale]` keeps it."""
 

@@ -22,7 +22,7 @@ class SigmoidContrastive(Loss):
         """Options of the sigmoid loss."""
 
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Width to which audio and answer are mapped before they are compared; None compares them as they are."""
+        """Width to which audio and answer are mapped before they are compared; null compares them as they are."""
         temperature: float = Field(0.1, gt=0)
         """Where the temperature starts; it is learned. `freeze: [log_scale]` keeps it."""
         bias: float = -10.0

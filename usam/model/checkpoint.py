@@ -96,8 +96,8 @@ def load(
         source = locate(str(path), revision, **{name: value for name, value in where.items() if value})
         beside = read_usam_config(source.folder)
         config = config if isinstance(config, UsamConfig) else beside
-    if safe and any(file.suffix != ".safetensors" for file in source.files):
-        raise ComponentError(f"{path}: use_safetensors=True, but its weights are {source.files[0].name}")
+    if safe is not None and any((file.suffix == ".safetensors") != safe for file in source.files):
+        raise ComponentError(f"{path}: use_safetensors={safe}, but its weights are {source.files[0].name}")
     if config.spec is None:
         raise ComponentError(f"{path}: not a model that usam saved; a language model goes into a spec, as llm.path")
     if config.delta:  # the spec says how to quantise; what is read here is not quantised yet

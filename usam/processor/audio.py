@@ -122,6 +122,12 @@ def is_pair(source: Any) -> bool:
 
 def _unwrap_dict(source: Mapping[str, Any]) -> tuple[Any, str, int | None]:
     name = str(source.get("path") or "")
+    for key in ("start", "offset", "duration", "end", "channel"):
+        if source.get(key) is not None:
+            raise AudioError(
+                f"{name or 'the dict'}: '{key}' stands beside a source, where it is not read; give read_audio start, "
+                "duration and channel, or take usam.processor.clip.Clip.of, which reads such dicts"
+            )
     rate = source.get("sampling_rate")
     # In this order: `datasets` gives a path beside the array or the bytes that it has already read.
     for key in ("array", "bytes", "audio", "path", "url"):

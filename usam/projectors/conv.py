@@ -30,7 +30,7 @@ class Conv(Projector):
         activation: Activation = "gelu"
         """What follows each convolution."""
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Width of the convolutions, and of the output where that is free; None keeps the input's."""
+        """Width of the convolutions, and of the output where that is free; null keeps the input's."""
 
         @model_validator(mode="after")
         def _sees_all(self) -> Conv.Config:

@@ -21,9 +21,9 @@ class Linear(Projector):
         stack: int = Field(1, ge=1, le=FRAMES)
         """Neighbouring frames joined into one; the last group is filled up with zeros, never dropped."""
         hidden: int | None = Field(None, ge=1, le=WIDTH)
-        """Width of a hidden ReLU layer (SLAM-ASR: 2048); None maps directly."""
+        """Width of a hidden ReLU layer (SLAM-ASR: 2048); null maps directly."""
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Output width where the next stage leaves the choice; None keeps the input's."""
+        """Output width where the next stage leaves the choice; null keeps the input's."""
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:
             """One frame for each group of `stack`."""

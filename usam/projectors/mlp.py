@@ -18,7 +18,7 @@ class MLP(Projector):
         """Options of the perceptron."""
 
         hidden: int | None = Field(None, ge=1, le=WIDTH)
-        """Width of the hidden layers; None takes the output's."""
+        """Width of the hidden layers; null takes the output's."""
         layers: int = Field(1, ge=1, le=LAYERS)
         """Number of hidden layers."""
         activation: Activation = "gelu"
@@ -26,7 +26,7 @@ class MLP(Projector):
         layer_norm: bool = False
         """Normalise each frame before the first layer."""
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Output width where the next stage leaves the choice; None keeps the input's."""
+        """Output width where the next stage leaves the choice; null keeps the input's."""
 
     def __init__(self, config: Config, *, in_dim: int, prompt_dim: int, out_dim: int | None = None) -> None:
         super().__init__(config, in_dim=in_dim, prompt_dim=prompt_dim, out_dim=out_dim)

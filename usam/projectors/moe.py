@@ -55,9 +55,9 @@ class MoE(Projector):
         router_hidden: Hidden = Field(256, ge=0, le=WIDTH)
         """Width of the router's hidden layer; 0 for a linear router."""
         top_k: int | None = Field(None, ge=1)
-        """Experts that each row goes to; None mixes all of them."""
+        """Experts that each row goes to; null mixes all of them."""
         renormalize: bool | None = None
-        """Whether the gates of the chosen few sum to 1; None: yes, but for top_k 1 (Switch Transformer, eq. 2)."""
+        """Whether the gates of the chosen few sum to 1; null: yes, but for top_k 1 (Switch Transformer, eq. 2)."""
         temperature: float = Field(1.0, gt=0)
         """Divides the router's logits."""
         jitter: float = Field(0.0, ge=0, lt=1)
@@ -69,7 +69,7 @@ class MoE(Projector):
         gates: list[Annotated[float, Field(ge=0)]] | None = None
         """Fixed gates, one an expert: there is no router then, and the prompt is not read (`usam export --task`)."""
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Output width where the next stage leaves the choice; None keeps the input's."""
+        """Output width where the next stage leaves the choice; null keeps the input's."""
 
         @model_validator(mode="after")
         def _fits(self) -> MoE.Config:

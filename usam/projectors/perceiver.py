@@ -38,7 +38,7 @@ class Perceiver(Projector):
         positions: bool = True
         """Add sinusoids of a frame's time in seconds; without them only the frames themselves can tell their order."""
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Width of the latents, and of the output where that is free; None keeps the input's."""
+        """Width of the latents, and of the output where that is free; null keeps the input's."""
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:
             """The latents, which stand nowhere in time: their rate is 0."""

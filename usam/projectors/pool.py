@@ -34,7 +34,7 @@ class Pool(Projector):
         linear: bool = False
         """Map linearly even if the width need not change."""
         dim: int | None = Field(None, ge=1, le=WIDTH)
-        """Output width where the next stage leaves the choice; None keeps the input's."""
+        """Output width where the next stage leaves the choice; null keeps the input's."""
 
         def whole(self, rate: float) -> int:
             """Frames of a window, at `rate` per second."""

@@ -38,7 +38,7 @@ class WindowQFormer(Projector):
         window: float = Field(0.68, gt=0, le=SECONDS)
         """Seconds that the queries see at once: rounded to whole frames, half a frame up, at least one."""
         stride: float | None = Field(None, gt=0, le=SECONDS)
-        """Seconds from one window to the next, rounded like `window`; None takes the window, smaller ones overlap."""
+        """Seconds from one window to the next, rounded like `window`; null takes the window, smaller ones overlap."""
         queries: int = Field(1, ge=1, le=TOKENS)
         """Learned queries, each of which makes one token of each window."""
         layers: int = Field(2, ge=1, le=LAYERS)
@@ -48,7 +48,7 @@ class WindowQFormer(Projector):
         heads: int = Field(12, ge=1, le=HEADS)
         """Attention heads; no checkpoint tells how many it was trained with."""
         intermediate: int | None = Field(None, ge=1, le=WIDTH)
-        """Width of the hidden layer that ends a transformer layer; None takes 4 * dim."""
+        """Width of the hidden layer that ends a transformer layer; null takes 4 * dim."""
         cross_attention_frequency: int = Field(1, ge=1)
         """The queries read the frames in every so many layers, the first included (BLIP-2: 2)."""
         dropout: float = Field(0.1, ge=0, lt=1)
