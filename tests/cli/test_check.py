@@ -69,6 +69,10 @@ def test_no_fault_is_found_in_a_bundled_spec(name):
             ["encoders.whisper={type: mert, arch: {hiden_size: 16}}"],
             "encoders.whisper.arch.hiden_size: a hubert has no such option; did you mean 'hidden_size'?",
         ),
+        (
+            ["encoders.whisper.arch.d_modle=64"],
+            "encoders.whisper.arch.d_modle: a whisper has no such option; did you mean 'd_model'?",
+        ),
         (["encoders.whisper.path=/no/such/folder"], "encoders.whisper: '/no/such/folder' is no file or folder here"),
         (
             ["llm={type: transformers, path: /no/such/folder}"],

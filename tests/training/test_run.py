@@ -247,3 +247,8 @@ def test_a_question_needs_a_prompt_or_a_known_task(run_file):
         answerer.ask(clip, task="aac")
     with pytest.raises(ValueError, match="either a prompt or a task"):
         answerer.ask(clip)
+
+
+def test_a_misspelt_size_is_not_passed_over(run_file):
+    with pytest.raises(SpecError, match=r"encoders.whisper.arch.d_modle: .*did you mean 'd_model'"):
+        train(read_run(run_file, "model.encoders.whisper.arch.d_modle=8"))

@@ -64,7 +64,7 @@ def try_spec(spec: Spec, memory: float = 4.0) -> Trial:
     full = resolve(spec)
     skeleton = outline(UsamConfig.from_spec(full))
     check_learns(skeleton)
-    _check_names(spec, skeleton)
+    check_names(spec, skeleton)
     _check_length(full, skeleton)
     batch, placeholder = _render(full, trial)
     if placeholder is not None:
@@ -149,8 +149,12 @@ def _stand_in(spec: Spec, skeleton: UsamForConditionalGeneration) -> dict[str, T
     }
 
 
-def _check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
-    """A misspelt option in an `arch`, which transformers keeps as it is and never reads."""
+def check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
+    """Refuse a misspelt option in an `arch`, which transformers keeps as it is and never reads.
+
+    Raises:
+        SpecError: its key, and what it was meant to be.
+    """
     given = {f"encoders.{name}": (skeleton.model.encoders[name], config) for name, config in spec.encoders.items()}
     for place, (network, options) in {**given, "llm": (skeleton.model.language_model, spec.llm)}.items():
         arch: dict[str, Any] = getattr(options, "arch", None) or {}
@@ -160,7 +164,7 @@ def _check_names(spec: Spec, skeleton: UsamForConditionalGeneration) -> None:
             continue
         known = {*config.__dataclass_fields__, *config.attribute_map}
         for name in sorted(arch.keys() - known):
-            close = get_close_matches(name, known - arch.keys(), n=1, cutoff=0.85)
+            close = get_close_matches(name, known, n=1, cutoff=0.85)
             if close:
                 raise SpecError(
                     f"{place}.arch.{name}: a {config.model_type} has no such option; did you mean '{close[0]}'?"

@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.collate import Collator, Skipped, check_share
 from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.trial import check_names
 from usam.model.assembly import parts
 from usam.model.build import build_model
 from usam.model.checkpoint import check_place, load, processor_beside, provenance
@@ -411,6 +412,8 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         model, processor = load(run.start, spec=run.spec), processor_beside(run.start, run.spec)
     check_place(model, folder)
     check_learns(model)
+    if run.start is None:  # what was saved may hold options of another version
+        check_names(run.spec, model)
     quiet = bool(arguments.disable_tqdm)
     context = context_length(model.config.text_config)
     left_out: list[Skipped] = []
