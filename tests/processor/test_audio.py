@@ -16,7 +16,7 @@ import soundfile
 import soxr
 import torch
 
-from usam.processor.audio import BLOCK, AudioError, read_audio
+from usam.processor.audio import BLOCK, AudioError, AudioWarning, read_audio
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hz: float = 440.0) -> np.ndarray:
@@ -551,3 +551,15 @@ def test_a_range_beside_a_source_is_not_passed_over(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
     with pytest.raises(AudioError, match=r"a.wav: 'start' stands beside a source.*Clip.of"):
         read_audio({"path": str(tmp_path / "a.wav"), "start": 0.5}, 16000)
+
+
+def test_a_range_that_goes_past_the_end_is_told(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.ones(16000) * 0.1, 16000)
+    with pytest.warns(AudioWarning, match=r"a.wav: 4 s from 0.5 s on were asked for, and there are 0.500 s"):
+        assert len(read_audio(tmp_path / "a.wav", 16000, start=0.5, duration=4)) == 8000
+
+
+def test_a_range_that_was_rounded_up_is_not(tmp_path, recwarn):
+    soundfile.write(tmp_path / "a.wav", np.ones(16000) * 0.1, 16000)
+    read_audio(tmp_path / "a.wav", 16000, duration=1.05)
+    assert not recwarn

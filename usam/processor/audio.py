@@ -30,6 +30,7 @@ RATES = (1000, 1_000_000)  # samples per second; beyond them a short file takes 
 CANCELLED = 3e-3  # of the channels' power: what is left of inverted channels after lossy coding
 MP3_SLACK = 0.1  # seconds: an MP3's header may count the frames in which its decoder starts up
 
+SHORTER = 0.1  # seconds by which a file may end before a range does without a word: lists are rounded
 Waveform = NDArray[np.float32]
 
 
@@ -63,7 +64,8 @@ def read_audio(
             at `start`, no such channel, or channels that cancel each other when averaged.
 
     Warns:
-        AudioWarning: a file holds more than its header says (all of it is read), or contradicts itself.
+        AudioWarning: a file holds more than its header says (all of it is read), contradicts itself, or ends before the
+            range that was asked for.
     """
     _check_rate(rate, "rate")
     thing, name, own_rate = _unwrap(source, "", None)
@@ -242,6 +244,11 @@ def _span(
     if first >= frames:
         raise AudioError(f"{name}: start {start} s is beyond the end, which is at {frames / rate:.3f} s")
     count = frames - first if duration is None else min(frames - first, round(duration * rate))
+    if duration is not None and duration - count / rate > SHORTER:
+        warnings.warn(
+            f"{name}: {duration:g} s from {start:g} s on were asked for, and there are {count / rate:.3f} s", AudioWarning,
+            stacklevel=3,
+        )  # fmt: skip
     if count == 0:
         raise AudioError(f"{name}: duration {duration} s is shorter than one sample at {rate} Hz")
     if max_seconds is not None and not max_seconds > 0:
