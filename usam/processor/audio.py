@@ -246,9 +246,10 @@ def _span(
     count = frames - first if duration is None else min(frames - first, round(duration * rate))
     if duration is not None and duration - count / rate > SHORTER:
         warnings.warn(
-            f"{name}: {duration:g} s from {start:g} s on were asked for, and there are {count / rate:.3f} s", AudioWarning,
+            f"{name}: {duration:g} s from {start:g} s on were asked for, and there are {count / rate:.3f} s",
+            AudioWarning,
             stacklevel=3,
-        )  # fmt: skip
+        )
     if count == 0:
         raise AudioError(f"{name}: duration {duration} s is shorter than one sample at {rate} Hz")
     if max_seconds is not None and not max_seconds > 0:
