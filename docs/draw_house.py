@@ -13,7 +13,7 @@ FLOORS = [
     ("green", {"spec/": "a page of YAML, read, merged, checked"}),
     ("green", {"component": "options and adapters", "weights": "files and hashes", "kernels/": "mixture of experts"}),
     ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),
-    ("yellow", {"config": "the spec as a transformers config"}),
+    ("yellow", {"providers": "whose components they are", "config": "the spec as a transformers config"}),
     ("yellow", {"processor/": "chats and sound in, tensors out"}),
     ("yellow", {"model/": "the composite: built, saved, generating"}),
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),

@@ -25,7 +25,7 @@ ORDER = [
     ["usam.component", "usam.weights", "usam.kernels", "usam.kernels.*"],
     [f"usam.{family}" for family in FAMILIES],
     [f"usam.{family}.*" for family in FAMILIES],
-    ["usam.config"],
+    ["usam.config", "usam.providers"],
     ["usam.processor.processor", "usam.processor.*"],
     ["usam.model.model", "usam.model.*"],
     ["usam.data", "usam.data.*"],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
@@ -15,11 +14,11 @@ from transformers.configuration_utils import SubConfigSpec
 from usam.clock import ratio
 from usam.component import building
 from usam.llm import LLM, build_llm
-from usam.registry import ComponentError, Registry
+from usam.providers import as_saved, named, registry_of, with_each
+from usam.registry import ComponentError
 from usam.registry.files import how_to_get, written_in
 from usam.saving import SavedWhole
 from usam.spec.page import SpecError
-from usam.spec.patch import MAPS, SINGLES
 from usam.spec.spec import Override, Spec, SpecSource, component_config, load_spec
 from usam.versions.compat import CACHE
 
@@ -79,7 +78,7 @@ class UsamConfig(SavedWhole, PreTrainedConfig):
         node = cast(dict[str, Any], self.spec).get("llm")
         if isinstance(node, Mapping) and isinstance(node.get("type"), str):
             with self._explained():
-                _registry("usam.llm").get(node["type"])
+                registry_of("usam.llm").get(node["type"])
         given = self.text_config
         if given is not None and (not isinstance(given, dict) or given.get("model_type") in CONFIG_MAPPING):
             return given
@@ -132,7 +131,7 @@ class UsamConfig(SavedWhole, PreTrainedConfig):
             group, _, name = key.partition(":")
             provider, _, version = package.partition(" ")
             try:
-                _registry(group).find(name)
+                registry_of(group).find(name)
             except ComponentError:
                 upgrade = "--upgrade " if provider == "usam" else ""
                 if version:
@@ -194,81 +193,6 @@ def _check_resampling(rates: dict[str, int]) -> None:
             )
 
 
-def _registry(group: str) -> Registry[Any]:
-    return cast(Registry[Any], importlib.import_module(group).registry)
-
-
-def named(spec: Spec) -> Iterator[tuple[str, Any]]:
-    """(family, config) of every component of a spec."""
-    yield from (("usam.encoders", config) for config in spec.encoders.values())
-    yield "usam.fusions", spec.fusion
-    yield from (("usam.projectors", config) for config in spec.projector)
-    yield "usam.llm", spec.llm
-    yield from (("usam.losses", config) for config in spec.losses.values())
-
-
-def providers(spec: Spec) -> dict[str, Any]:
-    """Who provides each component: `components`, packages by `family:type`; `plugins`, what came from a mere file."""
-    found: dict[str, Any] = {"components": {}}
-    for group, config in named(spec):
-        entry = _registry(group).find(config.type)
-        found["components"][f"{group}:{config.type}"] = f"{entry.provider} {entry.version}".strip()
-        if not entry.version:  # no package: it was registered in this process
-            found.setdefault("plugins", {})[f"{group}:{config.type}"] = written_in(config.component)
-    return found
-
-
-def as_saved(spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec with each type from the provider it was saved with: another may have taken its name since.
-
-    Args:
-        spec: a whole spec as plain data.
-        provenance: what `providers` gave when it was saved.
-
-    Raises:
-        ComponentError: that provider is not here, and another has the name.
-    """
-    recorded = provenance.get("components") or {}
-    if all(str(package).startswith("usam ") for package in recorded.values()):
-        return dict(spec)
-
-    def own(group: str, node: Any) -> Any:
-        kind = node.get("type") if isinstance(node, Mapping) else None
-        package = recorded.get(f"{group}:{kind}")
-        return node if package is None else {**node, "type": _own_type(group, str(kind), package)}
-
-    parts = dict(spec)
-    for key, group in {**MAPS, **SINGLES, "projector": "usam.projectors"}.items():
-        part = parts.get(key)
-        if key in SINGLES:
-            parts[key] = own(group, part)
-        elif isinstance(part, Mapping):
-            parts[key] = {name: own(group, node) for name, node in part.items()}
-        elif isinstance(part, list):
-            parts[key] = [own(group, node) for node in part]
-    return parts
-
-
-def _own_type(group: str, kind: str, package: str) -> str:
-    """A type as its own provider gives it; as it is when nobody has that name."""
-    registry, bare = _registry(group), kind.rpartition(":")[2]
-    provider, _, version = package.partition(" ")
-    entries = [entry for entry in registry.entries() if entry.name == bare]
-    here = [entry for entry in entries if entry.provider == provider]
-    if not here and not version:  # a notebook's class may be in a file by now, or the other way round
-        here = [entry for entry in entries if not entry.version]
-    if len(here) == 1:
-        try:
-            return kind if str(registry.find(kind)) == str(here[0]) else str(here[0])
-        except ComponentError:  # several have it
-            return str(here[0])
-    if entries and ":" not in kind:
-        others = " and ".join(map(str, entries))
-        remedy = f"pip install {provider}" if version else "pass its file with --plugin FILE.py, or import it"
-        raise ComponentError(f"{group}: '{kind}' was saved with {package}, and here it is {others}: {remedy}")
-    return kind
-
-
 def resolve(spec: Spec) -> Spec:
     """The same spec with every component's architecture filled in from its source."""
 
@@ -279,35 +203,6 @@ def resolve(spec: Spec) -> Spec:
                 _check_time(known)
             return known
 
-    whole = _with_each(spec, full)
+    whole = with_each(spec, full)
     _check_resampling({name: cast(Any, config).sample_rate for name, config in whole.encoders.items()})
     return whole
-
-
-def in_full(spec: Spec) -> Spec:
-    """The same spec with the types of plugins as `package:name`, which stay right whatever is installed later."""
-
-    def full(group: str, config: Any, place: str) -> Any:
-        entry = _registry(group).find(config.type)
-        plugin = entry.version and entry.provider != "usam"
-        return config.model_copy(update={"type": str(entry)}) if plugin else config
-
-    return _with_each(spec, full)
-
-
-def _with_each(spec: Spec, change: Callable[[str, Any, str], Any]) -> Spec:
-    """A spec with each component's config changed by `change(family, config, place)`."""
-
-    def each(group: str, part: str, configs: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: change(group, config, f"{part}.{name}") for name, config in configs.items()}
-
-    stages = {str(i): stage for i, stage in enumerate(spec.projector)}
-    return spec.model_copy(
-        update={
-            "encoders": each("usam.encoders", "encoders", spec.encoders),
-            "fusion": change("usam.fusions", spec.fusion, "fusion"),
-            "projector": list(each("usam.projectors", "projector", stages).values()),
-            "llm": change("usam.llm", spec.llm, "llm"),
-            "losses": each("usam.losses", "losses", spec.losses),
-        }
-    )

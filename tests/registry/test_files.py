@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from usam import ComponentError, UsamModel, UsamProcessor, build_model, load_spec
-from usam.config import UsamConfig, providers
+from usam.config import UsamConfig
+from usam.providers import providers
 from usam.registry import FAMILIES
 from usam.registry.files import load_file, written_in
 

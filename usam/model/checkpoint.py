@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from usam import __version__
 from usam.component import base_name, is_adapter, with_base_layers
-from usam.config import UsamConfig, in_full, providers
+from usam.config import UsamConfig
 from usam.model.added import CONFIG as ADDED
 from usam.model.added import added_adapter, load_added, save_added, without_added
 from usam.model.assembly import (
@@ -43,6 +43,7 @@ from usam.model.assembly import (
 from usam.model.model import UsamForConditionalGeneration, UsamModel
 from usam.processor.feature_extractor import UsamFeatureExtractor
 from usam.processor.processor import UsamProcessor
+from usam.providers import in_full, providers
 from usam.registry import ComponentError, did_you_mean
 from usam.saving import WEIGHTS, weights_of, whole
 from usam.spec.page import SpecError

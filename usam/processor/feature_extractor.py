@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.config import as_saved
 from usam.processor.audio import is_pair
 from usam.processor.clip import Clip
+from usam.providers import as_saved
 from usam.saving import SavedWhole
 from usam.spec.spec import Spec
 

@@ -16,12 +16,13 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from usam.config import AUDIO_TOKEN, providers, resolve
+from usam.config import AUDIO_TOKEN, resolve
 from usam.llm import build_llm
 from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.processor.lengths import ClipLength
 from usam.processor.turns import ROLES, Draw, Turn, Turns, wrapping
+from usam.providers import providers
 from usam.registry import did_you_mean
 from usam.saving import SavedWhole
 from usam.spec.spec import Override, Spec, SpecSource, load_spec
