@@ -9,19 +9,23 @@ TITLE = "The rooms of usam from bottom to top; a room imports those on the floor
 # From bottom to top, as tests/test_imports.py has them; a name without a slash is a file.
 FLOORS = [
     ("room", {"versions/": "what was tested, what differs, how usam is found"}),
-    ("room", {"registry": "names to classes", "types": "what flows", "clock": "frames and seconds"}),
+    (
+        "room",
+        {"registry": "names to classes", "types": "what flows", "clock": "frames, seconds", "saving": "whole or not"},
+    ),
     ("green", {"spec/": "a page of YAML, read, merged, checked"}),
     ("green", {"component": "options and adapters", "weights": "files and hashes", "kernels/": "mixture of experts"}),
     ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),
     ("yellow", {"config": "the spec as a transformers config"}),
     ("yellow", {"processor/": "chats and sound in, tensors out"}),
+    ("violet", {"readers/": "formats of manifests: a file, a format"}),
     ("yellow", {"model/": "the composite: built, saved, generating"}),
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),
     ("violet", {"generate": "chats in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
     ("red", {"testing/": "what components promise", "cli/": "one file a command"}),
 ]
-BESIDE = {1: "the ground", 4: "families: a file, a component", 7: "a transformers model", 11: "whoever uses it"}
+BESIDE = {1: "the ground", 4: "families: a file, a component", 8: "a transformers model", 12: "whoever uses it"}
 WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20
 
 

@@ -1,4 +1,4 @@
-"""ms-swift's rows: `messages` and `audios`, or `query, response` with a `history`, `<audio>` where a clip stands."""
+"""Rows of ms-swift: `messages` and `audios`, or `query, response` with a `history`, `<audio>` where a clip stands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""usam's own rows: audio, instruction and answer, or whole messages."""
+"""Rows in usam's own words: audio, instruction and answer, or whole messages."""
 
 from __future__ import annotations
 
