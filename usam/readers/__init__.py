@@ -7,7 +7,6 @@ of them: a `Source` opens a kind of file or object, a `Layout` is recognised by 
 from __future__ import annotations
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -200,80 +199,81 @@ def read(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> O
         ComponentError: there is no reader of that name, or it fails to load.
     """
     named = registry.get(reader) if reader else None
-    source, layout = None, None
-    if named is not None and issubclass(named, Source):
-        source = named(given, prompts)
-    elif named is not None:
-        layout = (str(reader), named(given, prompts))
-    readers = _readers()
-    for name, cls in readers.items():
-        if (source if issubclass(cls, Source) else layout) is None and cls.opens(given):
-            if issubclass(cls, Source):
-                source = cls(given, prompts)
-            else:
-                layout = (name, cls(given, prompts))
-    if source is None:
-        raise ManifestError(_closed(given))
+    source = named(given, prompts) if named is not None and issubclass(named, Source) else _source(given, prompts)
     rows = source.rows()
-    if layout is None:
-        seen = []
-        for placed in rows:
-            seen.append(placed)
-            if not isinstance(placed[1], ValueError):
-                layout = _recognised(
-                    *placed, {n: c(given, prompts) for n, c in readers.items() if issubclass(c, Layout)}
-                )
-                break
-        else:
-            layout = ("usam", cast(Layout, readers["usam"](given, prompts)))
-        rows = chain(seen, rows)
-    return Opened(cast(Layout, layout[1]), layout[0], rows, source.folder)
+    if named is not None and issubclass(named, Layout):
+        return Opened(named(given, prompts), str(reader), rows, source.folder)
+    seen: list[Placed] = []
+    for placed in rows:
+        seen.append(placed)
+        if not isinstance(placed[1], ValueError):
+            break
+    origin, row = seen[-1] if seen else ("", {})
+    name, layout = _recognised(origin, row, given, prompts)
+    return Opened(layout, name, chain(seen, rows), source.folder)
 
 
-def _readers() -> dict[str, type[Reader]]:
-    """Every reader that loads, usam's own first; `json`, which opens any file, is the last to be asked."""
-    names = {str(entry) if entry.provider != "usam" else entry.name: entry for entry in registry.entries()}
-    order = sorted(names, key=lambda name: (name != "usam", name == "json", names[name].provider != "usam", name))
-    readers = {}
-    for name in order:
-        try:
-            readers[name] = registry.get(name)
-        except ComponentError as error:  # a broken plugin concerns those who read its format
-            warnings.warn(f"{error}: its format is not recognised", stacklevel=3)
-    return readers
+JSON = (".json", ".jsonl", ".ndjson")  # files that are asked of no plugin
 
 
-def _closed(given: Any) -> str:
+def _readers(own: bool) -> tuple[dict[str, type[Reader]], list[str]]:
+    """usam's readers, or all others that load, by name, and why others do not: they concern who has their format."""
+    readers, failing = {}, []
+    for entry in registry.entries():
+        if (entry.provider == "usam") == own:
+            name = entry.name if own else str(entry)
+            try:
+                readers[name] = registry.get(name)
+            except ComponentError as error:
+                failing.append(str(error))
+    return dict(sorted(readers.items(), key=lambda item: (item[0] != "usam", item[0]))), failing
+
+
+def _source(given: Any, prompts: Mapping[str, str]) -> Source:
+    """The source that opens what was given; `json`, which opens any file, is the last to be asked."""
+    own, _ = _readers(own=True)
+    json = own.pop("json")
+    plain = isinstance(given, (str, os.PathLike)) and str(given).lower().removesuffix(".gz").endswith(JSON)
+    foreign, failing = ({}, []) if plain else _readers(own=False)
+    for cls in (*own.values(), *foreign.values(), json):
+        if issubclass(cls, Source) and cls.opens(given):
+            return cls(given, prompts)
+    not_asked = "".join(f"\nnot asked: {error}" for error in failing)
     if isinstance(given, (str, os.PathLike)):
         path = Path(given)
         what = "is a folder that no reader knows; name the manifest in it" if path.is_dir() else "no such manifest"
-        return f"{given}: {what} (looked in {path.parent.resolve()})"
-    return (
-        f"a {type(given).__name__} is no manifest: give a path, rows (maps), or a datasets.Dataset; "
-        f"readers: {', '.join(registry.names())}"
+        raise ManifestError(f"{given}: {what} (looked in {path.parent.resolve()}){not_asked}")
+    raise ManifestError(
+        f"a {type(given).__name__} is no manifest: give a path, rows (maps), or a datasets.Dataset{not_asked}"
     )
 
 
-def _recognised(origin: str, row: Any, layouts: Mapping[str, Layout]) -> tuple[str, Layout]:
-    """The layout that a row has; usam's own where several would do, or where that is the nearest."""
-    fits = {name: form for name, layout in layouts.items() if (form := layout.form(row)) is not None}
-    if fits:
-        name = (
-            next(iter(fits))
-            if "usam" in fits
-            else max(fits, key=lambda name: (not fits[name].others, len(fits[name].needs)))
-        )
-        return name, layouts[name]
-    if not isinstance(row, dict):
-        return "usam", layouts["usam"]
-    near = {name: min(distance(form, row) for form in layout.forms) for name, layout in layouts.items()}
-    name = min(near, key=near.__getitem__)  # usam's own comes first among equals
+def _recognised(origin: str, row: Any, given: Any, prompts: Mapping[str, str]) -> tuple[str, Layout]:
+    """The layout of a row: usam's own where several would do, or where that is the nearest."""
+    known: dict[str, Layout] = {}
+    failing: list[str] = []
+    for own in (True, False):
+        readers, failing = _readers(own)
+        layouts = {name: cls(given, prompts) for name, cls in readers.items() if issubclass(cls, Layout)}
+        for name, layout in layouts.items():
+            if layout.opens(given):
+                return name, layout
+        fits = {name: form for name, layout in layouts.items() if (form := layout.form(row)) is not None}
+        if fits:
+            name = max(fits, key=lambda name: (name == "usam", not fits[name].others, len(fits[name].needs)))
+            return name, layouts[name]
+        known |= layouts
+    name = "usam"
+    if isinstance(row, dict):
+        near = {name: min(distance(form, row) for form in layout.forms) for name, layout in known.items()}
+        name = min(near, key=near.__getitem__)  # usam's own comes first among equals
     if name != "usam":
+        not_asked = "".join(f"\nnot asked: {error}" for error in failing)
         raise ManifestError(
             f"{origin}: no reader knows a row with {_quoted(row)}; the nearest format is '{name}': "
-            f"{layouts[name].misfit(row)}"
+            f"{known[name].misfit(row)}{not_asked}"
         )
-    return name, layouts[name]
+    return name, known[name]
 
 
 def without_nothing(row: Mapping[str, Any]) -> Row:
