@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 
 import pytest
 
@@ -306,11 +307,52 @@ def test_a_later_row_of_another_format_is_named(write):
             "a turn has 'from', 'value' and 'type'",
         ),
         ("west", {"wav": "a.wav", "messages": []}, "it lacks"),
+        ("salmonn", {"path": "a.wav", "text": "x", "expand_wav": "b.wav"}, "'expand_wav' is a list of paths"),
+        (
+            "nemo",
+            {"audio_filepath": "a", "text": "x", "question": "?", "context": "?"},
+            "'question' and 'context' both",
+        ),
+        ("sharegpt", {"instruction": 3, "output": "x"}, "'instruction' is text, found 3"),
+        ("ms_swift", {"query": "?", "response": "x", "history": ["?"]}, "'history' is a list of .question, answer."),
     ],
 )
 def test_rows_of_every_format_are_checked_as_usams_own_are(name, row, message, write):
     with pytest.raises(ManifestError, match=f"rows.jsonl:1: .*{message}.*read as '{name}'"):
         Manifest(write(row), PROMPTS, reader=name)
+
+
+THINGS = [None, True, -1, 0.5, "", "a.wav", "<audio>", [], {}, ["a.wav"], [[1]], {"path": "b.wav"}]
+
+
+def changed(thing, draw):
+    """JSON with one thing in it replaced, left out, or put beside it under another name."""
+    if draw.random() < 0.2 or not isinstance(thing, (dict, list)) or not thing:
+        return draw.choice(THINGS)
+    is_list, thing = isinstance(thing, list), dict(enumerate(thing)) if isinstance(thing, list) else dict(thing)
+    key = draw.choice(list(thing))
+    if draw.random() < 0.2:
+        del thing[key]
+    else:
+        thing[key] = changed(thing[key], draw)
+    return list(thing.values()) if is_list else thing
+
+
+def test_whatever_a_row_of_any_format_holds_is_taken_or_named():
+    draw = random.Random(0)
+    answers, faults = [], []
+    for _ in range(2000):
+        name, row, *_ = draw.choice(ROWS)
+        key = draw.choice(list(row) if isinstance(row, dict) else range(len(row)))
+        row = dict(row) if isinstance(row, dict) else list(row)
+        row[key] = changed(row[key], draw)
+        try:
+            answers += Manifest.of([row], PROMPTS, reader=draw.choice([None, name]))[0].references
+        except ManifestError as error:
+            faults.append(str(error))
+    assert all(isinstance(answer, str) for answer in answers)
+    assert all(fault.startswith("row 0: ") for fault in faults)
+    assert min(len(answers), len(faults)) > 300
 
 
 # Particulars

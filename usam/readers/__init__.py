@@ -137,8 +137,8 @@ class Layout(Reader, ABC):
         if not isinstance(row, dict):
             return own
         known = {*form.needs, *form.may, *form.kept}
-        kept = {f"x_{key}": row[key] for key in row if key in form.kept or (key not in known and not is_free(key))}
-        return own | kept | {key: row[key] for key in row if is_free(key)}
+        kept = {f"x_{key}": row[key] for key in row if key in form.kept or (key not in known and not is_free(str(key)))}
+        return own | kept | {key: row[key] for key in row if is_free(str(key))}
 
     @abstractmethod
     def said(self, row: Any) -> Row:
@@ -279,6 +279,24 @@ def _recognised(origin: str, row: Any, given: Any, prompts: Mapping[str, str]) -
 def without_nothing(row: Mapping[str, Any]) -> Row:
     """A table's row without its empty cells."""
     return {key: value for key, value in row.items() if value is not None}
+
+
+# What layouts need to read: values of the kind that they expect.
+
+
+def text(row: Mapping[str, Any], key: str) -> str:
+    """The text under a key; ValueError where it is none."""
+    if not isinstance(row[key], str):
+        raise ValueError(f"'{key}' is text, found {row[key]!r:.120}")
+    return cast(str, row[key])
+
+
+def pairs(row: Mapping[str, Any], key: str) -> list[list[Any]]:
+    """The turns under a key, [question, answer] each; none where it is missing or empty."""
+    given = row.get(key) or []
+    if not isinstance(given, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
+        raise ValueError(f"'{key}' is a list of [question, answer], found {given!r:.120}")
+    return given
 
 
 # What writers of layouts need: a row's parts in one plain form.

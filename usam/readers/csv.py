@@ -14,7 +14,6 @@ from usam.readers import ManifestError, Placed, Row, Source
 from usam.readers.json import text_lines
 
 LISTS = ("audio", "audios", "messages", "answer", "meta", "conversations", "history", "expand_wav")
-csv.field_size_limit(1 << 30)
 
 
 class Csv(Source):

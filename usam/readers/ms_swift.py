@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from usam.readers import Form, Layout, Row, tagged
+from usam.readers import Form, Layout, Row, pairs, tagged, text
+from usam.readers.usam import TAG
 
 
 class MsSwift(Layout):
@@ -24,14 +25,11 @@ class MsSwift(Layout):
         if "messages" in row:
             return {"messages": row["messages"], **own}
         turns = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-        history = row.get("history") or []
-        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-            raise ValueError(f"'history' is a list of [query, response], found {history!r:.120}")
-        query = row["query"]
-        alone = not any("<audio>" in str(text) for text in (query, *(pair[0] for pair in history)))
+        history, query = pairs(row, "history"), text(row, "query")
+        alone = not any(TAG.search(str(asked)) for asked in (query, *(pair[0] for pair in history)))
         if own.get("audios") and alone:  # as ms-swift does with a prompt without tags
             count = len(own["audios"]) if isinstance(own["audios"], list) else 1
-            query = "<audio>" * count + str(query)
+            query = "<audio>" * count + query
         for asked, said in (*history, (query, row["response"])):
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
         return {"messages": turns, **own}

@@ -20,6 +20,8 @@ class Nemo(Layout):
     def said(self, row: Any) -> Row:
         """`context` and `question` are what is asked."""
         part = {key: row[key] for key in ("id", "duration", "offset", "channel") if row.get(key) is not None}
+        if row.get("question") is not None and row.get("context") is not None:
+            raise ValueError("'question' and 'context' both say what is asked: write one of them")
         asked = row.get("question") if row.get("question") is not None else row.get("context")
         said = {"task": "asr"} if asked is None else {"prompt": asked}
         return {"audio": row["audio_filepath"], **said, "answer": row["text"], **part}

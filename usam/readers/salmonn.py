@@ -18,6 +18,8 @@ class Salmonn(Layout):
     def said(self, row: Any) -> Row:
         """One clip is a path, several are a list."""
         more = row.get("expand_wav") or []
+        if not isinstance(more, list):
+            raise ValueError(f"'expand_wav' is a list of paths, found {more!r:.120}")
         own = {"audio": [row["path"], *more] if more else row["path"], "answer": row["text"]}
         own["task"] = row.get("task") or "asr"
         question = row.get("Q")

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from usam.readers import Form, Layout, ManifestError, Row, tagged
+from usam.readers import Form, Layout, ManifestError, Row, pairs, tagged, text
+from usam.readers.usam import TAG
 
 INFO = "dataset_info.json"
 SOUND = ("audios", "audio", "sound")
@@ -84,7 +85,7 @@ class ShareGPT(Layout):
         clips = clips if isinstance(clips, list) else [clips]
         turns = self._turns(row)
         told = "".join(str(turn["content"]) for turn in turns)
-        if clips and "<audio>" not in told:
+        if clips and not TAG.search(told):
             first = next((turn for turn in turns if turn["role"] == "user"), None)
             if first is not None and isinstance(first["content"], str):
                 first["content"] = "<audio>" * len(clips) + first["content"]
@@ -97,27 +98,21 @@ class ShareGPT(Layout):
         turns = [{"role": "system", "content": system}] if system else []
         chat = row.get(names.get("messages", ""))
         if chat is None:
-            for pair in row.get(names.get("history", "history")) or []:
-                if not isinstance(pair, list) or len(pair) != 2:
-                    raise ValueError(f"'history' is a list of [instruction, answer], found {pair!r:.120}")
-                turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-            asked = [row[names["prompt"]], row.get(names["query"])]
-            content = "\n".join(str(text) for text in asked if text)
-            return [
-                *turns,
-                {"role": "user", "content": content},
-                {"role": "assistant", "content": row[names["response"]]},
-            ]
+            for asked, said in pairs(row, names.get("history", "history")):
+                turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            keys = [key for key in (names["prompt"], names["query"]) if row.get(key)]
+            turns.append({"role": "user", "content": "\n".join(text(row, key) for key in keys)})
+            return [*turns, {"role": "assistant", "content": row[names["response"]]}]
         tags = {**TAGS, **(self.info.get("tags") or {})}
         roles = {**ALSO, **{tags[f"{role}_tag"]: role for role in ("user", "assistant", "system")}}
         who, what = tags["role_tag"], tags["content_tag"]
         if not isinstance(chat, list) or not chat:
             raise ValueError(f"'{names['messages']}' is a list of turns, found {chat!r:.120}")
         for turn in chat:
-            if not isinstance(turn, dict) or turn.get(who) not in roles or what not in turn or len(turn) > 2:
+            if not isinstance(turn, dict) or str(turn.get(who)) not in roles or what not in turn or len(turn) > 2:
                 raise ValueError(f"a turn has '{who}' ({', '.join(roles)}) and '{what}', found {turn!r:.120}")
             said = turn[what]
-            content = said.replace("<sound>", "<audio>") if isinstance(said, str) else said
+            content = said.replace("<sound>", "<audio>") if "sound" in row and isinstance(said, str) else said
             turns.append({"role": roles[turn[who]], "content": content})
         return turns
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from usam.readers import Form, Layout, ManifestError, Row, answers, single
+from usam.readers import Form, Layout, ManifestError, Row, answers, single, text
 
 PROMPTS = "multiprompt.jsonl"
 ARCHIVE = re.compile(r"\.ark:\d+$")
@@ -20,7 +20,7 @@ class SlamLlmAispeech(Layout):
     """Each row asks with one of its task's prompts in `multiprompt.jsonl` (`{"task": ..., "prompt": ...}` a line).
 
     Which one is drawn by the row's key, so that every epoch and every machine draws the same. `{}` in it is filled with
-    what the row has under the task's name, such as `hotword`. Without that file the spec's `prompts` ask, under the
+    the row's `hotword`. Without that file the spec's `prompts` ask, under the
     task's name in lower case.
     """
 
@@ -39,7 +39,7 @@ class SlamLlmAispeech(Layout):
                     continue
                 try:
                     row = json.loads(line)
-                    pool.setdefault(row["task"], []).append(str(row["prompt"]))
+                    pool.setdefault(text(row, "task"), []).append(text(row, "prompt"))
                 except (ValueError, KeyError, TypeError) as error:
                     raise ManifestError(
                         f"{file}:{number}: expected {{'task': name, 'prompt': text}}, found {line[:80]}"
@@ -48,27 +48,25 @@ class SlamLlmAispeech(Layout):
 
     def said(self, row: Any) -> Row:
         """The drawn prompt, filled in; the task keeps its name."""
-        task, key, path = row["task"], row["key"], row["path"]
+        task, key, path = text(row, "task"), row["key"], row["path"]
         if isinstance(path, str) and ARCHIVE.search(path):
             raise ValueError(
                 f"'path' points into a Kaldi archive ({path}), which is not read: write its sounds as files"
             )
         own = {"id": key, "audio": path, "task": task, "answer": row["target"]}
         if not self.pool:
-            asked = self.prompts.get(str(task).lower())
-            own["task"] = task if asked is None else str(task).lower()
+            asked = self.prompts.get(task.lower())
+            own["task"] = task if asked is None else task.lower()
         elif task in self.pool:
             drawn = int.from_bytes(hashlib.sha256(str(key).encode()).digest()[:8], "big")
             asked = own["prompt"] = self.pool[task][drawn % len(self.pool[task])]
         else:
             raise ValueError(f"task '{task}' has no prompt in {PROMPTS}; it has {', '.join(sorted(self.pool))}")
-        words = row.get(str(task))
-        if words is None and row.get("hotword") is not None:
-            words = row["hotword"]
-        if words is not None:
+        if row.get("hotword") is not None:
+            words = text(row, "hotword")
             if "{}" not in (asked or ""):
                 raise ValueError(f"the row has '{words}' to fill in, and the prompt of '{task}' has no {{}} for it")
-            own["prompt"] = str(asked).replace("{}", str(words))
+            own["prompt"] = str(asked).replace("{}", words)
         return own
 
     def written(self, row: Row) -> Row:

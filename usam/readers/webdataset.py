@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +49,10 @@ class WebDataset(Source):
     def rows(self) -> Iterator[Placed]:
         """Each sample with the name of its files."""
         file = str(self.source)
-        with open(file, "rb") as raw:
-            packed = raw.read(2) == GZIP
         name, parts = "", dict[str, Any]()
         try:
+            with open(file, "rb") as raw:
+                packed = raw.read(2) == GZIP
             with tarfile.open(file) as archive:
                 for member in archive:
                     if not member.isfile():
@@ -74,7 +74,9 @@ class WebDataset(Source):
                     else:
                         held = archive.extractfile(member)
                         parts[kind] = b"" if held is None else held.read()
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        except FileNotFoundError as error:
+            raise ManifestError(f"{file}: no such archive") from error
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise ManifestError(
                 f"{file}: the archive breaks off after '{name}': {error}; copy or pack it again"
             ) from error
