@@ -223,25 +223,3 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"PAR1....")
     with pytest.raises(ManifestError, match=r"a.parquet: Parquet is read with pyarrow: pip install 'usam\[datasets\]'"):
         Manifest(tmp_path / "a.parquet", PROMPTS)
-
-
-# A reader of one's own
-
-
-def test_a_format_of_ones_own_is_recognised_too(tmp_path):
-    from usam.readers import Form, Layout, registry
-
-    @registry.register("birds")
-    class Birds(Layout):
-        """Rows of a bird watcher."""
-
-        forms = (Form(("song", "bird")),)
-
-        def said(self, row):
-            return {"audio": row["song"], "prompt": "Which bird?", "answer": row["bird"]}
-
-    try:
-        assert Manifest.of([{"song": "a.wav", "bird": "robin"}])[0].answer == "robin"
-    finally:
-        registry._registered.clear()
-        registry.refresh()

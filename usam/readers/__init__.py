@@ -231,13 +231,16 @@ def _readers(own: bool) -> tuple[dict[str, type[Reader]], list[str]]:
 
 def _source(given: Any, prompts: Mapping[str, str]) -> Source:
     """The source that opens what was given; `json`, which opens any file, is the last to be asked."""
-    own, _ = _readers(own=True)
+    own, failing = _readers(own=True)
     json = own.pop("json")
     plain = isinstance(given, (str, os.PathLike)) and str(given).lower().removesuffix(".gz").endswith(JSON)
-    foreign, failing = ({}, []) if plain else _readers(own=False)
-    for cls in (*own.values(), *foreign.values(), json):
-        if issubclass(cls, Source) and cls.opens(given):
-            return cls(given, prompts)
+    opens = [cls for cls in own.values() if issubclass(cls, Source) and cls.opens(given)]
+    if not opens and not plain:
+        foreign, failing = _readers(own=False)
+        opens = [cls for cls in foreign.values() if issubclass(cls, Source) and cls.opens(given)]
+    for cls in (*opens, json):
+        if cls.opens(given):
+            return cast(Source, cls(given, prompts))
     not_asked = "".join(f"\nnot asked: {error}" for error in failing)
     if isinstance(given, (str, os.PathLike)):
         path = Path(given)
