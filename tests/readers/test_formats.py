@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -255,6 +257,12 @@ def test_every_reader_has_a_fixture():
     }  # fmt: skip
 
 
+def test_every_reader_is_in_the_page_of_formats():
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    own = {entry.name for entry in registry.entries() if entry.provider == "usam"}
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == own
+
+
 # What no reader knows
 
 
@@ -358,12 +366,14 @@ def test_whatever_a_row_of_any_format_holds_is_taken_or_named():
 # Particulars
 
 
-def test_salmonns_annotation_is_a_map_of_its_rows(tmp_path):
+@pytest.mark.parametrize(("indent", "line"), [(None, 1), (1, 7)])
+def test_salmonns_annotation_is_a_map_of_its_rows(indent, line, tmp_path):
     file = tmp_path / "train.json"
-    file.write_text(json.dumps({"annotation": [{"path": "a.wav", "text": "x"}, {"path": "b.wav", "text": "y"}]}))
+    rows = [{"path": "a.wav", "text": "x"}, {"path": "b.wav", "text": "y"}]
+    file.write_text(json.dumps({"annotation": rows}, indent=indent))
     samples = Manifest(file, PROMPTS).samples
     assert [s.answer for s in samples] == ["x", "y"]
-    assert samples[1].origin == f"{file}:1, row 2"
+    assert samples[1].origin == f"{file}:{line}, row 2"
 
 
 def test_a_question_without_a_place_for_it_is_the_prompt(write):
