@@ -15,13 +15,14 @@ FLOORS = [
     ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),
     ("yellow", {"providers": "whose components they are", "config": "the spec as a transformers config"}),
     ("yellow", {"processor/": "chats and sound in, tensors out"}),
+    ("violet", {"readers/": "formats of manifests: a file, a format"}),
     ("yellow", {"model/": "the composite: built, saved, generating"}),
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),
     ("violet", {"generate": "chats in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
     ("red", {"testing/": "what components promise", "cli/": "one file a command"}),
 ]
-BESIDE = {1: "the ground", 4: "families: a file, a component", 7: "a transformers model", 11: "whoever uses it"}
+BESIDE = {1: "the ground", 4: "families: a file, a component", 8: "a transformers model", 12: "whoever uses it"}
 WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20
 
 

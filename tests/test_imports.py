@@ -27,6 +27,8 @@ ORDER = [
     [f"usam.{family}.*" for family in FAMILIES],
     ["usam.config", "usam.providers"],
     ["usam.processor.processor", "usam.processor.*"],
+    ["usam.readers"],
+    ["usam.readers.*"],
     ["usam.model.model", "usam.model.*"],
     ["usam.data", "usam.data.*"],
     ["usam.generate"],

@@ -12,7 +12,7 @@ import pytest
 from usam import ComponentError, UsamModel, UsamProcessor, build_model, load_spec
 from usam.config import UsamConfig
 from usam.providers import providers
-from usam.registry import FAMILIES
+from usam.registry import GROUPS
 from usam.registry.files import load_file, written_in
 
 EAR = '''
@@ -62,7 +62,7 @@ SMALL = ["llm.heads=2", "encoders.whisper=null"]
 @pytest.fixture
 def forget():
     """Forgets what was registered and imported since the test began, and looks into other folders; also at its end."""
-    registries = [importlib.import_module(group).registry for group in FAMILIES]
+    registries = [importlib.import_module(group).registry for group in GROUPS]
     kept = [dict(registry._registered) for registry in registries]
     path = list(sys.path)
 

@@ -17,7 +17,7 @@ from importlib import metadata
 import typer
 
 from usam import __version__
-from usam.registry import FAMILIES, ComponentError, Entry, Registry, discover, faults, why_not
+from usam.registry import GROUPS, ComponentError, Entry, Registry, discover, faults, why_not
 from usam.versions.tested import complaint, complaints, environments, installed, mismatch, standing
 
 # What is imported to see whether it works, in this order: each builds on those before it.
@@ -165,7 +165,7 @@ def _extras(found: Findings) -> None:
 
 def _plugins(found: Findings, works: bool) -> None:
     found.wrong += [f"{fault}: {fault.cure}" for fault in faults()]
-    for group in FAMILIES:
+    for group in GROUPS:
         entries = list(discover(group))
         for entry in entries:
             if entry.provider != "usam":

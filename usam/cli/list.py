@@ -17,10 +17,10 @@ def list_components(
     plugin: PluginOption = None,
 ) -> None:
     """List every component that is installed, with what it is; nothing is imported without --check."""
-    from usam.registry import FAMILIES, discover, faults, first_sentence, why_not
+    from usam.registry import GROUPS, discover, faults, first_sentence, why_not
 
     rows = []
-    for group in FAMILIES:
+    for group in GROUPS:
         entries = sorted(discover(group), key=lambda e: (e.name, e.provider))
         names = [entry.name for entry in entries]
         for entry in entries:

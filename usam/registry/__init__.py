@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from usam.registry.installed import (
     FAMILIES,
+    GROUPS,
     NAME,
     Fault,
     did_you_mean,
@@ -38,6 +39,7 @@ from usam.versions.tested import suspects
 
 __all__ = [
     "FAMILIES",
+    "GROUPS",
     "NAME",
     "ComponentError",
     "Entry",
@@ -88,7 +90,7 @@ def _installed(group: str) -> Iterator[Entry]:
 
     spec = importlib.util.find_spec(group)
     if spec is None or spec.submodule_search_locations is None:
-        raise ComponentError(f"'{group}' is no family of components; families: {', '.join(FAMILIES)}")
+        raise ComponentError(f"'{group}' is no family of components; families: {', '.join(GROUPS)}")
     for module in pkgutil.iter_modules(spec.submodule_search_locations):
         if not module.name.startswith("_"):
             get = partial(importlib.import_module, f"{group}.{module.name}")

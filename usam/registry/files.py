@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from usam.registry import FAMILIES, ComponentError
+from usam.registry import GROUPS, ComponentError
 
 
 def load_file(file: str | Path) -> None:
@@ -48,7 +48,7 @@ def _origin(name: str) -> str | None:
 
 
 def _registered() -> dict[tuple[str, str, str], Any]:
-    registries = {group: getattr(sys.modules.get(group), "registry", None) for group in FAMILIES}
+    registries = {group: getattr(sys.modules.get(group), "registry", None) for group in GROUPS}
     return {(group, *key): cls for group, registry in registries.items() if registry for key, cls in registry.classes()}
 
 
@@ -63,7 +63,7 @@ def _run(name: str, path: Path, given: str) -> None:
     try:
         spec.loader.exec_module(module)
         if _registered() == before:
-            families = ", ".join(FAMILIES)
+            families = ", ".join(GROUPS)
             raise _Silent(f"it registers no component: write @register('name') above its class, of one of {families}")
     except KeyboardInterrupt:
         raise

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")
+FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")  # what specs are made of
+GROUPS = (*FAMILIES, "usam.readers")  # all that packages may offer
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TARGET = re.compile(r"[\w.]+(\s*:\s*[\w.]+)?(\s*\[.*\])?")
 
@@ -104,10 +105,10 @@ def _shadowed(distribution: metadata.Distribution, text: str) -> bool:
 
 def _misdeclared(offer: Offer) -> Iterator[Fault]:
     point = offer.point
-    if point.group not in FAMILIES:
-        close = [*difflib.get_close_matches(point.group.lower(), FAMILIES, n=1), "usam.<family>"][0]
+    if point.group not in GROUPS:
+        close = [*difflib.get_close_matches(point.group.lower(), GROUPS, n=1), "usam.<family>"][0]
         cure = f'write [project.entry-points."{close}"] in its pyproject.toml and reinstall it'
-        hint = did_you_mean(point.group.lower(), FAMILIES)
+        hint = did_you_mean(point.group.lower(), GROUPS)
         what = f"'{point.name}' is in the group '{point.group}', which is no family of components; {hint}"
         yield Fault(offer.package, offer.version, what, cure, point.name)
     elif not NAME.fullmatch(point.name):

@@ -530,8 +530,13 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
 
 
 def _hash(file: str | Path) -> str:
-    with Path(os.path.expandvars(os.path.expanduser(file))).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    path = Path(os.path.expandvars(os.path.expanduser(file)))
+    digest = hashlib.sha256()
+    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:  # a folder of Parquet, a saved dataset
+        if not each.is_dir():
+            with each.open("rb") as handle:
+                hashlib.file_digest(handle, lambda: digest)
+    return digest.hexdigest()
 
 
 def trainable(model: nn.Module) -> int:
