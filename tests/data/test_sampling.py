@@ -60,7 +60,7 @@ def test_clips_and_rows_of_a_chat_are_all_padded():
 
 
 def test_little_is_padding_and_the_budget_is_used():
-    lengths = mixed(3000)
+    lengths = mixed(5000)
     sampler = BudgetSampler(lengths, BUDGET)
     seconds, silence, tokens, filler = np.sum([sampler.padding(batch) for batch in sampler], axis=0)
     assert silence < 0.05 * (seconds + silence)

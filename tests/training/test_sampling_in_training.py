@@ -30,9 +30,12 @@ SEEN = []
 class Seen(losses.Loss):
     """Remembers which rows were in a batch, and whether they were learned from; a buffer counts."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, *, dim):
+        super().__init__(config, dim=dim)
         self.register_buffer("calls", torch.zeros(()))
+
+    def reset_parameters(self):
+        self.calls = torch.zeros((), device=self.calls.device)
 
     def forward(self, inputs):
         self.calls += 1
@@ -74,12 +77,13 @@ def learned(run, **options):
     return [rows for rows, _ in SEEN]
 
 
-def trainer(run_file, *overrides, budget=None, **arguments):
+def trainer(run_file, *overrides, kind=UsamTrainer, budget=None, **arguments):
     run = read_run(run_file, *SMALL, *overrides)
     data = Manifest(run.data["train"], run.spec.prompts)
     processor = UsamProcessor.from_spec(run.spec)
+    torch.manual_seed(0)
     options = {"use_cpu": True, "report_to": "none", "remove_unused_columns": False, "disable_tqdm": True}
-    return UsamTrainer(
+    return kind(
         model=build_model(run.spec),
         args=TrainingArguments(str(run_file.parent / "out"), **{**options, **arguments}),
         train_dataset=data,
@@ -190,24 +194,27 @@ def test_what_stands_in_for_a_row_is_the_next_shorter_one(run_file):
 # The largest batches are tried before the first step
 
 
+class Untried(UsamTrainer):
+    def try_largest(self):
+        pass
+
+
 def test_the_largest_batch_is_tried_before_the_first_step_and_leaves_no_trace(run_file):
-    dropout = SMALL[0].replace("{", "{dropout: 0.2, ")
-    loss = "model.losses={cross_entropy: {}, seen: {type: batches_seen, weight: 0.1}}"
-    more = [dropout, loss, "model.encoders.whisper.freeze=none", "data.eval=null", "train.logging_steps=1"]
-    run = asked(run_file, "tried", *more)
-    tried = learned(run)
-    count = len(tried) - 4
-    assert count >= 1
-    assert max(map(len, tried[:count])) >= max(map(len, tried[count:]))
-    assert [calls for _, calls in SEEN[count:]] == [1, 2, 3, 4]  # buffers begin anew
-    before = UsamTrainer.try_largest
-    UsamTrainer.try_largest = lambda self: None
-    try:
-        train(asked(run_file, "untried", *more))
-    finally:
-        UsamTrainer.try_largest = before
-    assert logged(run_file.parent / "tried") == logged(run_file.parent / "untried")
-    assert_same_weights(run_file.parent / "tried", run_file.parent / "untried")
+    more = [SMALL[0].replace("{", "{dropout: 0.2, "), "model.encoders.whisper.freeze=none"]
+    more += ["model.losses={cross_entropy: {}, seen: {type: batches_seen, weight: 0.1}}"]
+    logs, learned, models = [], [], []
+    for kind in (UsamTrainer, Untried):
+        SEEN.clear()
+        one = trainer(run_file, *more, kind=kind, budget=Budget(seconds=3.0), max_steps=4, logging_steps=1)
+        one.train()
+        logs.append([{k: v for k, v in line.items() if "loss" in k} for line in one.state.log_history])
+        learned.append(list(SEEN))
+        models.append(one.model.state_dict())
+    tried = learned[0][:-4]
+    assert max(len(rows) for rows, _ in tried) >= max(len(rows) for rows, _ in learned[1])
+    assert learned[0][-4:] == learned[1]  # the buffer, too, counts from its beginning
+    assert logs[0] == logs[1]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_nothing_is_tried_without_a_budget(run_file):
@@ -252,13 +259,18 @@ def test_samplers_by_length_work_and_go_on_where_they_were(strategy, step, run_f
     assert_same_weights(half, whole)
 
 
-def test_rows_of_one_length_are_grouped(run_file):
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_rows_of_one_length_are_grouped(strategy, run_file):
     for i in range(8):
         soundfile.write(run_file.parent / f"{i}.wav", noise(3.0 if i % 2 else 0.5, seed=i), 16000)
-    loss = ["model.losses={seen: {type: batches_seen}}", "data.eval=null", "data.batch_seconds=null"]
-    more = ["train.train_sampling_strategy=group_by_length", "train.per_device_train_batch_size=4"]
-    rows = learned(asked(run_file, "out", *loss, *more, "train.max_steps=2"))
-    assert sorted(rows) == [(1, 3, 5, 7), (2, 4, 6, 8)]
+    lines = (run_file.parent / "train.jsonl").read_text().splitlines()
+    (run_file.parent / "train.jsonl").write_text("\n".join(8 * lines))
+    grouped = trainer(run_file, train_sampling_strategy=strategy, per_device_train_batch_size=2)
+    grouped.args.gradient_accumulation_steps = 4
+    batches = list(grouped.get_train_dataloader().batch_sampler)
+    assert sorted(row for batch in batches for row in batch) == list(range(64))
+    mixed = [batch for batch in batches if len({row % 2 for row in batch}) > 1]
+    assert len(mixed) <= len(batches) / 4
 
 
 def test_a_trainer_made_in_python_measures_its_rows_itself(run_file):
