@@ -108,13 +108,13 @@ class BudgetSampler:
             if len(other) <= self._count:
                 parts = other
                 break
-        while len(parts) < self._count:
-            largest = max(range(len(parts)), key=lambda i: len(parts[i]))
-            parts = _halved(parts, largest)
+        while (wanting := self._count - len(parts)) > 0:
+            largest = sorted(range(len(parts)), key=lambda i: len(parts[i]), reverse=True)
+            parts = _halved(parts, set(largest[:wanting]))
         batches = self._spread(parts, random)
         while len(batches) < len(self):
             last = next((i for i in reversed(range(len(batches))) if len(batches[i]) > 1), None)
-            batches = _halved(batches, last) if last is not None else batches + batches[: len(self) - len(batches)]
+            batches = _halved(batches, {last}) if last is not None else batches + batches[: len(self) - len(batches)]
         yield from (batch.tolist() for batch in batches)
 
     def largest(self) -> list[list[int]]:
@@ -185,13 +185,16 @@ class BudgetSampler:
 
     def _most(self, order: Indices) -> int:
         """How many of the first rows fit into one batch."""
-        few, many = 1, len(order)
-        while few < many:  # more never fit where fewer do not
-            middle = (few + many + 1) // 2
-            few, many = (middle, many) if self._fits(order[:middle]) else (few, middle - 1)
-        return few
+        seconds = np.cumsum(self._clips[order]) * np.maximum.accumulate(self._seconds[order])
+        tokens = np.cumsum(self._rows[order]) * np.maximum.accumulate(self._tokens[order])
+        fit = (seconds <= (self.budget.seconds or math.inf)) & (tokens <= (self.budget.tokens or math.inf))
+        return max(1, min(int(fit.sum()), self.budget.rows or len(order)))
 
 
-def _halved(parts: list[Indices], place: int) -> list[Indices]:
-    part = parts[place]
-    return [*parts[:place], part[: len(part) // 2], part[len(part) // 2 :], *parts[place + 1 :]]
+def _halved(parts: list[Indices], places: set[int]) -> list[Indices]:
+    """The parts, some of them, where they have two rows, made two."""
+    halves: list[Indices] = []
+    for place, part in enumerate(parts):
+        middle = len(part) // 2 if place in places else 0
+        halves += [part[:middle], part[middle:]] if middle else [part]
+    return halves

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_pt_utils, trainer_utils
 from transformers.trainer_utils import has_length
 
+from usam.data.manifest import Sample
 from usam.data.sampling import Budget, BudgetSampler, Length
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
@@ -41,22 +42,22 @@ class SamplingTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.budget = budget
         self.lengths = dict(lengths or {})
-        self._sampler: BudgetSampler | None = None
+        self._sampler: BudgetSampler | None = None  # of `_sampled`
+        self._sampled: Any = None
         self.add_callback(_Epochs())
 
     def get_train_dataloader(self) -> Any:
         """The Trainer's own, or one with the batches of the budget, which accelerate deals out to the processes."""
         if self.budget is None:
             return super().get_train_dataloader()
-        if not has_length(self.train_dataset):
-            raise ValueError("a budget needs a dataset whose rows can be counted and measured")
-        self._sampler = BudgetSampler(
-            self._measure(self.train_dataset),
-            self.budget,
-            seed=self._data_seed,
-            together=super().get_total_train_batch_size(self.args) // self._train_batch_size,
-        )
+        if not _measurable(self.train_dataset):
+            raise ValueError("a budget needs a dataset of samples that can be counted and measured, such as a Manifest")
         args = self.args
+        together = super().get_total_train_batch_size(args) // self._train_batch_size
+        if self._sampled is not self.train_dataset or self._sampler is None or self._sampler.together != together:
+            lengths = self._measure(self.train_dataset)
+            self._sampler = BudgetSampler(lengths, self.budget, seed=self._data_seed, together=together)
+            self._sampled = self.train_dataset
         options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
         start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
         loader: Any = DataLoader(
@@ -78,7 +79,7 @@ class SamplingTrainer(Trainer):
         """The Trainer's own; those that look at lengths are given ours."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args, strategy = self.args, self.args.train_sampling_strategy
-        if strategy not in BY_LENGTH or not has_length(dataset):
+        if strategy not in BY_LENGTH or not _measurable(dataset):
             return super()._get_train_sampler(train_dataset)
         tokens = [length.tokens for length in self._measure(dataset)]
         together = super().get_total_train_batch_size(args) // self._train_batch_size
@@ -97,7 +98,7 @@ class SamplingTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """The Trainer's own; the one that looks at lengths is given ours."""
-        if self.args.train_sampling_strategy != "group_by_length" or not has_length(eval_dataset):
+        if self.args.train_sampling_strategy != "group_by_length" or not _measurable(eval_dataset):
             return super()._get_eval_sampler(eval_dataset)
         tokens = [length.tokens for length in self._measure(eval_dataset)]
         return _GroupedByLength(self.args.eval_batch_size, lengths=tokens, seed=self._data_seed)
@@ -161,6 +162,10 @@ class _Epochs(TrainerCallback):
             if hasattr(inside, "set_epoch"):
                 inside.set_epoch(int(state.epoch or 0))
             inside = _inside(inside)
+
+
+def _measurable(dataset: Any) -> bool:
+    return has_length(dataset) and len(dataset) > 0 and isinstance(dataset[0], Sample)
 
 
 def _inside(loader: Any) -> Any:
