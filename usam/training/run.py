@@ -76,7 +76,8 @@ class Run:
     With a budget, `batch_seconds`, `batch_tokens` or both, rows of about one length make a batch of a process, as many
     as it has room for, padding included: clips times the seconds of the longest, and rows times the tokens of the
     longest; `train.per_device_train_batch_size`, where it is written, is then the most rows. The largest batches that
-    may come are tried once before the first step. `too_long` says what happens to a row that alone is larger.
+    may come are tried once before the first step, except under DeepSpeed. `too_long` says what happens to a row that
+    alone is larger.
     """
     train: Mapping[str, Any]
     """Arguments of transformers' Trainer."""

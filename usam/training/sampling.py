@@ -118,6 +118,8 @@ class SamplingTrainer(Trainer):
     def try_largest(self) -> None:
         """Take the largest batches of the budget forward and backward, and leave no trace of it.
 
+        What the optimizer keeps, from its first step on, comes on top. Under DeepSpeed nothing is tried.
+
         Raises:
             SpecError: there is not enough memory.
         """
