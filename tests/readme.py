@@ -36,6 +36,7 @@ SAYS = {
     "share of what 1024 slots cost.",
     "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
     "1 would be a step with all logits.",
+    "padding.py": "A budget of seconds and tokens makes batches of rows of one length, with little padding.",
     "meta_memory.py": "`usam show` builds no weights, so that a laptop looks at ten billion parameters.",
     "startup.py": "The command line answers in a fraction of a second, with many plugins installed.",
 }

@@ -24,7 +24,8 @@ def train(
     """Train a model; `train:` in the run file takes the arguments of transformers' Trainer.
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
-    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer).
+    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `batch_seconds` and `batch_tokens`
+    are a budget: batches of rows of about one length, as many as it has room for.
     """
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from usam.data.collate import SHOWN, Collator, Skipped, check_share, too_long
 from usam.data.manifest import ManifestError, Sample
+from usam.data.sampling import Budget, Length
 from usam.processor.audio import AudioError
 from usam.processor.chat import Rendered
 from usam.processor.clip import Clip
@@ -23,8 +24,19 @@ from usam.saving import write_whole
 LISTED = "skipped.jsonl"  # in a run's folder
 
 
+def measured(samples: Sequence[Sample], processor: UsamProcessor, *, quiet: bool = True) -> dict[str, Length]:
+    """The length of each row, by its file:line; see `length`."""
+    return {s.origin: length(s, processor) for s in tqdm(samples, desc="measuring", unit="row", disable=quiet)}
+
+
 def fitting(
-    samples: Sequence[Sample], processor: UsamProcessor, context: int | None, policy: str, *, quiet: bool = True
+    samples: Sequence[Sample],
+    processor: UsamProcessor,
+    context: int | None,
+    policy: str,
+    *,
+    lengths: Mapping[str, Length] | None = None,
+    quiet: bool = True,
 ) -> tuple[list[Sample], list[Skipped]]:
     """The rows that are learned from, and those that are left out, or cut, because they are too long.
 
@@ -35,6 +47,7 @@ def fitting(
         processor: counts their tokens.
         context: the language model's positions; None takes every row.
         policy: `stop`, `skip` or `truncate_answer`, which needs room for one token of the answer.
+        lengths: what `measured` gave; None measures.
         quiet: without a progress bar.
 
     Raises:
@@ -42,8 +55,9 @@ def fitting(
     """
     if context is None:
         return list(samples), []
-    lengths = [tokens(s, processor) for s in tqdm(samples, desc="measuring", unit="row", disable=quiet)]
-    pairs = list(zip(samples, lengths, strict=True))
+    if lengths is None:
+        lengths = measured(samples, processor, quiet=quiet)
+    pairs = [(s, (lengths[s.origin].tokens, lengths[s.origin].asked)) for s in samples]
     cut = policy == "truncate_answer"
     found = [
         Skipped(s.origin, too_long(whole, context))
@@ -51,11 +65,9 @@ def fitting(
         if (asked if cut else whole) > context
     ]
     if found and (policy != "skip" or len(found) == len(samples)):
-        shown = [f"{row.row}: {row.why}" for row in found[:SHOWN]]
-        more = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
         remedy = "" if cut else ", or write data.too_long: skip, or truncate_answer"
         raise ManifestError(
-            "\n".join([*shown, *more]) + f"\n{len(found):,} of {len(samples):,} rows are too long"
+            f"{_shown(found)}\n{len(found):,} of {len(samples):,} rows are too long"
             f"{' even without their answers' * cut}: cut their clips or texts, take a projector with fewer tokens a "
             f"second{remedy}"
         )
@@ -66,21 +78,80 @@ def fitting(
     return [sample for sample in samples if sample.origin not in out], found
 
 
+def within(
+    samples: Sequence[Sample], lengths: Mapping[str, Length], budget: Budget, policy: str
+) -> tuple[list[Sample], list[Skipped]]:
+    """The rows that a batch has room for, and those that are left out because it has not.
+
+    Args:
+        samples: the rows.
+        lengths: what `measured` gave.
+        budget: the most that a batch may hold.
+        policy: `skip` leaves rows out.
+
+    Raises:
+        ManifestError: rows are larger than the budget, and are not left out, or all of them are.
+    """
+    found = []
+    for sample in samples:
+        row, over = lengths[sample.origin], []
+        if budget.seconds is not None and (seconds := row.clips * row.seconds) > budget.seconds:
+            over.append(f"{seconds:.1f} s of audio, and data.batch_seconds is {budget.seconds:g}")
+        if budget.tokens is not None and (count := row.rows * row.tokens) > budget.tokens:
+            over.append(f"{count:,} tokens, and data.batch_tokens is {budget.tokens:,}")
+        if over:
+            found.append(Skipped(sample.origin, "; ".join(over)))
+    if found and (policy != "skip" or len(found) == len(samples)):
+        raise ManifestError(
+            f"{_shown(found)}\n{len(found):,} of {len(samples):,} rows alone are larger than a batch may be: raise the "
+            "budget, cut their clips or texts, or write data.too_long: skip"
+        )
+    out = {row.row for row in found}
+    return [sample for sample in samples if sample.origin not in out], found
+
+
+def _shown(found: Sequence[Skipped]) -> str:
+    more = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
+    return "\n".join([*(f"{row.row}: {row.why}" for row in found[:SHOWN]), *more])
+
+
+def cut_to(lengths: Mapping[str, Length], context: int) -> dict[str, Length]:
+    """The lengths when answers are cut to the language model's positions."""
+    return {origin: replace(row, tokens=min(row.tokens, context)) for origin, row in lengths.items()}
+
+
+def spares(samples: Sequence[Sample], lengths: Mapping[str, Length], budget: Budget) -> list[Sample]:
+    """The rows so that what stands in for one is no larger: each is followed by shorter ones, down to the shortest.
+
+    A collator knows the last place of a row, goes on from there, and then from the start.
+    """
+    rising = sorted(samples, key=lambda sample: budget.share(lengths[sample.origin]))
+    return [*rising, *reversed(rising)]
+
+
 def tokens(sample: Sample, processor: UsamProcessor) -> tuple[int, int]:
     """How many tokens a row is for the language model, and how many up to the first of its last answer.
 
     Both are 0 when the header of a clip cannot be read.
     """
+    row = length(sample, processor)
+    return row.tokens, row.asked
+
+
+def length(sample: Sample, processor: UsamProcessor) -> Length:
+    """What a row takes in a batch; it has no tokens and no seconds when the header of a clip cannot be read."""
     try:
         rendered = processor.render(sample.messages)
     except ValueError as error:
         raise ManifestError(f"{sample.origin}: {error}") from error
     counts = [_samples(clip, processor) for clip in rendered.audio]
+    heard_as = {"clips": sum(len(row.audio) for row in rendered.rows), "rows": len(rendered.rows)}
     if None in counts:
-        return 0, 0
+        return Length(tokens=0, **heard_as)
     heard = [processor.feature_extractor.placeholders(cast(int, count)) - 1 for count in counts]
     found = [_counted(row, sum(heard[: len(row.audio)]), processor) for row in rendered.rows]
-    return max(whole for whole, _ in found), max(asked for _, asked in found)
+    seconds = max(cast(list[int], counts), default=0) / processor.feature_extractor.sampling_rate
+    return Length(max(whole for whole, _ in found), max(asked for _, asked in found), seconds, **heard_as)
 
 
 def _counted(row: Rendered, heard: int, processor: UsamProcessor) -> tuple[int, int]:

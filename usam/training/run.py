@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from usam.spec.patch import merge, parse_override
 from usam.spec.spec import Spec, read
 
 PARTS = ("model", "start", "plugins", "data", "train")
-DATA = {"train": None, "eval": None, "bad_audio": "stop", "bad_share": 0.01, "too_long": "stop"}
+DATA = {
+    "train": None, "eval": None, "bad_audio": "stop", "bad_share": 0.01, "too_long": "stop",
+    "batch_seconds": None, "batch_tokens": None,
+}  # fmt: skip
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
+BUDGET = ("batch_seconds", "batch_tokens")
 
 # Arguments that only transformers' example scripts read, or that mean nothing here, and what to write instead.
 METRICS = "held-out data is measured by its losses; what is generated, by `usam generate`"
@@ -38,8 +43,14 @@ INSTEAD = {
     "remove_unused_columns": COLUMNS,
     "label_names": COLUMNS,
     "length_column_name": COLUMNS,
+    "group_by_length": "write train.train_sampling_strategy: group_by_length, or a budget, data.batch_seconds",
 }
 IN_FORCE = {"remove_unused_columns": False, "label_names": ["labels"]}
+BESIDE_A_BUDGET = {  # what it may be there, and why nothing else
+    "train_sampling_strategy": ("random", "a budget puts rows of one length together itself"),
+    "dataloader_drop_last": (False, "batches of a budget leave no row over"),
+    "auto_find_batch_size": (False, "the largest batch is tried before the first step"),
+}
 POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs"
 )  # fmt: skip
@@ -61,6 +72,12 @@ class Run:
     `too_long`, a row has more tokens than the language model has positions, which is looked at before the run starts:
     `stop` tells which; `skip` leaves such rows out; `truncate_answer` cuts their answers, which then have no end.
     Rows that were skipped are listed in `skipped.jsonl` in the output folder.
+
+    With a budget, `batch_seconds`, `batch_tokens` or both, rows of about one length make a batch of a process, as many
+    as it has room for, padding included: clips times the seconds of the longest, and rows times the tokens of the
+    longest; `train.per_device_train_batch_size`, where it is written, is then the most rows. The largest batches that
+    may come are tried once before the first step, except under DeepSpeed. `too_long` says what happens to a row that
+    alone is larger.
     """
     train: Mapping[str, Any]
     """Arguments of transformers' Trainer."""
@@ -186,6 +203,11 @@ def _check(tree: Mapping[str, Any], places: Places) -> None:
         if key not in known:
             raise SpecError(f"{where}no argument of transformers' Trainer; {did_you_mean(key, known)}")
         _check_argument(where, key, value, known[key])
+    if budget := [key for key in BUDGET if tree["data"].get(key) is not None]:
+        for key, (only, why) in BESIDE_A_BUDGET.items():
+            if tree["train"].get(key, only) != only:
+                where = places.at(("train", key))
+                raise SpecError(f"{where}does not go with data.{budget[0]}: {why}; leave one of them out")
     strategy = tree["train"].get("eval_strategy", "no")
     if strategy != "no" and not tree["data"].get("eval"):
         raise SpecError(f"{places.at(('train', 'eval_strategy'))}there is nothing to evaluate; name it in data.eval")
@@ -201,6 +223,10 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if key == "bad_share" and not (number and 0 <= value <= 1):
             raise SpecError(f"{where}expected a share from 0 to 1, such as 0.01; found {value!r}")
+        if key in BUDGET and value is not None and not (number and 0 < value < math.inf):
+            raise SpecError(f"{where}expected how many of them a batch may hold, more than 0; found {value!r}")
+        if key == "batch_tokens" and isinstance(value, float):
+            raise SpecError(f"{where}expected a whole number, found {value!r}")
         if key in ("train", "eval") and value is not None:
             files = value if isinstance(value, (list, tuple)) else [value]
             if not files or not all(isinstance(file, (str, Path)) for file in files):
@@ -221,6 +247,9 @@ def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[A
         raise SpecError(f"{where}expected true or false, found {value!r}")
     if isinstance(default, (int, float)) and not isinstance(default, bool) and not number:
         raise SpecError(f"{where}expected a number, found {value!r}")
+    choices = field.metadata.get("choices")
+    if choices is not None and isinstance(value, str) and value not in choices:
+        raise SpecError(f"{where}expected one of {', '.join(map(str, choices))}; found {value!r}")
     if field.type in (int, "int") and isinstance(value, float):
         raise SpecError(f"{where}expected a whole number, found {value!r}")
     if (key in POSITIVE and value <= 0) or (key == "max_steps" and value == 0):

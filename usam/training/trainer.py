@@ -17,12 +17,13 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers import __version__ as transformers_version
 from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.collate import Collator, Skipped, check_share
 from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.sampling import Budget, Length
 from usam.data.trial import check_names
 from usam.model.assembly import parts
 from usam.model.build import build_model
@@ -37,6 +38,7 @@ from usam.spec.page import SpecError
 from usam.training import checkpoints, rows
 from usam.training.routing import Routing
 from usam.training.run import DATA, Run, check
+from usam.training.sampling import BY_LENGTH, SamplingTrainer
 from usam.weights import reading
 
 logger = logging.getLogger(__name__)
@@ -57,14 +59,14 @@ class IncompleteRun(ValueError):
     """Less work was done than planned: the message says what, and how much."""
 
 
-class UsamTrainer(Trainer):
+class UsamTrainer(SamplingTrainer):
     """transformers' Trainer with learning-rate scales, the loss's parts and the routing in the log, and guards.
 
     Checkpoints are saved whole, and a resumed run logs and learns what an undisturbed one does. A run that made fewer
     steps than planned, or looked at fewer samples than it was given, is an error.
 
     Args:
-        args, kwargs: as the Trainer takes them.
+        args, kwargs: as the Trainer takes them, and `budget` and `lengths`, as SamplingTrainer does.
         share: the share of the rows that may be skipped because their clips cannot be read.
         made_of: what a checkpoint records of the run, to be compared before anything goes on from it.
         run_file: the run as a page of YAML, saved with every checkpoint.
@@ -102,6 +104,15 @@ class UsamTrainer(Trainer):
                     groups.append({**group, "params": own, "lr": group["lr"] * scale})
             optimizer.param_groups[:] = groups
         return optimizer
+
+    def try_largest(self) -> None:
+        """What is gathered for the log stays as it is, too."""
+        before = self._parts, self._routing, self.skipped
+        self._parts, self._routing, self.skipped = {}, Routing(), {}
+        try:
+            super().try_largest()
+        finally:
+            self._parts, self._routing, self.skipped = before
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The model's loss; stops at the first part that is not finite, and when too many rows cannot be read.
@@ -366,6 +377,7 @@ class _GoOn(TrainerCallback):
         self.due = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.try_largest()
         if self.trainer._resumed is not None and self.trainer._progress(self.trainer._resumed).is_file():
             self.trainer._restore(self.trainer._resumed)
 
@@ -416,17 +428,32 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         check_names(run.spec, model)
     quiet = bool(arguments.disable_tqdm)
     context = context_length(model.config.text_config)
+    seconds, most = data["batch_seconds"], data["batch_tokens"]
+    budget = None
+    if seconds is not None or most is not None:
+        budget = Budget(seconds, most, run.train.get("per_device_train_batch_size"))
+    looks = budget is not None or arguments.train_sampling_strategy in BY_LENGTH
+    lengths: dict[str, Length] = {}
     left_out: list[Skipped] = []
     splits: dict[str, list[Sample]] = {}
     for split in ("train", "eval"):
         if data[split] is not None:
             samples = Manifest(data[split], run.spec.prompts, need_answer=True).samples
-            splits[split], long = rows.fitting(samples, processor, context, data["too_long"], quiet=quiet)
+            if context is not None or looks:
+                new = [sample for sample in samples if sample.origin not in lengths]
+                lengths |= rows.measured(new, processor, quiet=quiet)
+            splits[split], long = rows.fitting(samples, processor, context, data["too_long"], lengths=lengths)
             left_out += long
+    if context is not None and data["too_long"] == "truncate_answer":
+        lengths = rows.cut_to(lengths, context)
+    spares = splits["train"] if data["bad_audio"] == "skip" else None
+    if budget is not None:
+        splits["train"], large = rows.within(splits["train"], lengths, budget, data["too_long"])
+        left_out += large
+        spares = rows.spares(splits["train"], lengths, budget) if data["bad_audio"] == "skip" else None
     if "eval" in splits and data["bad_audio"] == "skip":
         splits["eval"], unread = rows.readable(splits["eval"], processor, data["bad_share"], quiet=quiet)
         left_out += unread
-    skips = data["bad_audio"] == "skip"
     trainer = UsamTrainer(
         model=model,
         args=arguments,
@@ -435,12 +462,14 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         data_collator=Collator(
             processor,
             tasks=True,
-            spares=splits["train"] if skips else None,
+            spares=spares,
             share=data["bad_share"],
             context=context,
             cut=data["too_long"] == "truncate_answer",
         ),
         processing_class=processor,
+        budget=budget,
+        lengths=lengths,
         share=data["bad_share"],
         made_of=_made_of(run, model, arguments.world_size),
         run_file=run.to_yaml(),
