@@ -4,12 +4,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
 import pytest
 from runs import SMALL, logged
 from torch.nn.modules.module import register_module_forward_hook
+from transformers import Trainer
 
 from usam import SpecError
 from usam.data.cache import held, verify
@@ -60,6 +63,37 @@ def after_each(kind, do):
         yield
     finally:
         hook.remove()
+
+
+@pytest.mark.slow
+def test_two_processes_fill_and_read_one_cache_and_learn_the_same(run_file):
+    def processes(out, *overrides):
+        folder = run_file.parent / out
+        overrides = [*TINY, *STEPS, "train.ddp_backend=gloo", f"train.output_dir={folder}", *overrides]
+        words = [word for override in overrides for word in ("--set", override)]
+        many = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        subprocess.run([*many, "-m", "usam.cli", "train", run_file, *words], check=True)
+        return losses(folder)
+
+    without = processes("without")
+    place = f"data.cache={run_file.parent / 'cache'}"
+    assert processes("filling", place) == pytest.approx(without, rel=0, abs=1e-6)
+    assert verify(run_file.parent / "cache") == []
+    assert processes("reading", place) == pytest.approx(without, rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("how", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_a_run_that_spreads_its_weights_is_refused(how, run_file, monkeypatch):
+    """Accelerate spreads weights on GPUs only: here the flag alone is set that says so."""
+    own = Trainer.create_accelerator_and_postprocess
+
+    def spread(self):
+        own(self)
+        setattr(self, how, True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", spread)
+    with pytest.raises(SpecError, match=r"data.cache: FSDP and DeepSpeed spread the encoders' weights"):
+        train(asked(run_file, "out"))
 
 
 def test_each_clip_is_encoded_once_in_all_epochs_and_runs(run_file):

@@ -24,7 +24,8 @@ def train(
     """Train a model; `train:` in the run file takes the arguments of transformers' Trainer.
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
-    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer).
+    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `cache`, a folder, keeps what frozen
+    encoders give: see `usam cache`.
     """
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED

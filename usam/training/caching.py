@@ -31,17 +31,15 @@ def built(run: Run, seed: int) -> tuple[UsamForConditionalGeneration, UsamProces
     return load(run.start, spec=run.spec), processor_beside(run.start, run.spec)
 
 
-def of_run(run: Run, model: UsamForConditionalGeneration, processes: int = 1) -> FeatureCache | None:
+def of_run(run: Run, model: UsamForConditionalGeneration) -> FeatureCache | None:
     """What `data.cache` asks for; None without it.
 
     Raises:
-        SpecError: the frames of an encoder cannot be stored, or several processes train.
+        SpecError: the frames of an encoder cannot be stored.
     """
     options = cache_of(run.data)
     if options is None:
         return None
-    if processes > 1:
-        raise SpecError(f"data.cache: is for a run in one process, and this is one in {processes}; leave it out")
     try:
         return FeatureCache(options["folder"], model, dtype=options.get("dtype"), limit=options.get("limit"))
     except CacheError as error:

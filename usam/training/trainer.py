@@ -83,6 +83,8 @@ class UsamTrainer(Trainer):
         self.made_of = dict(made_of or {})
         self.run_file = run_file
         self.cache = cache
+        if cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise SpecError("data.cache: FSDP and DeepSpeed spread the encoders' weights over processes; leave one out")
         self.skipped: dict[str, Skipped] = {}  # by row
         self._parts: dict[str, list[Tensor]] = {}
         self._measured: dict[str, list[Tensor]] = {}  # of an evaluation
@@ -415,7 +417,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     model, processor = caching.built(run, arguments.seed)
     check_place(model, folder)
     check_learns(model)
-    cache = caching.of_run(run, model, arguments.world_size)
+    cache = caching.of_run(run, model)
     quiet = bool(arguments.disable_tqdm)
     context = context_length(model.config.text_config)
     left_out: list[Skipped] = []
