@@ -67,7 +67,7 @@ def llm(dim: int, layers: int) -> dict[str, Any]:
 
 
 SHAPES = {
-    "small": {"encoders": encoders((384, 4), (192, 12), (320, 6)), "llm": llm(704, 8), "q_former": 256},
+    "small": {"encoders": encoders((384, 4), (192, 12), (320, 4)), "llm": llm(704, 8), "q_former": 256},
     "paper": {"encoders": encoders((1280, 4), (768, 4), (768, 4)), "llm": llm(832, 16), "q_former": 768},
 }
 BOUNDS = {"small": 5, "paper": 10}

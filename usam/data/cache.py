@@ -50,7 +50,7 @@ class FeatureCache:
         folder: where; several processes may read and fill it at once.
         model: all its encoders are frozen.
         dtype: `float16` or `bfloat16` halves what is stored of float32. A value is then off by at most 0.05 % of itself
-            in float16 (below 6e-5 by at most 3e-8; above 65504 is an error), and by 0.2 % in bfloat16, the first
+            in float16 (below 6e-5 by at most 3e-8; above 65504 is an error), and by 0.4 % in bfloat16, the first
             time as well. None stores what the encoders give, bit for bit.
         limit: GiB that the folder may hold; when it is full nothing more is stored, with one warning.
         shard: bytes after which what was gathered is written.
@@ -74,6 +74,9 @@ class FeatureCache:
         body = model.model if isinstance(model, UsamForConditionalGeneration) else model
         if reasons := refusals(body):
             raise CacheError("frames cannot be stored: " + "; ".join(reasons))
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise CacheError(f"{folder}: is a file; name a folder")
+        Path(folder).mkdir(parents=True, exist_ok=True)  # where that is not allowed, it is told before the work
         self.rate: int = body.config.parsed.sample_rate
         self.dtype = None if dtype is None else DTYPES[dtype]
         self.encoders = dict(body.encoders.parts())

@@ -69,7 +69,7 @@ class Store:
         self._new: dict[str, Tensor] = {}
         self._bytes = 0
         self._written = 0
-        for left in left_behind(self.folder):
+        for left in left_behind(self.folder) if os.access(self.folder, os.W_OK) else ():
             left.unlink(missing_ok=True)
         self.refresh()
 
