@@ -11,10 +11,10 @@ from conftest import noise
 from safetensors.torch import load_file, save_file
 from test_store import flip, shards
 
-from usam import build_model
+from usam import build_model, encoders
 from usam.data.cache import CacheError, FeatureCache, abouts, clip_keys, held, verify
 from usam.data.store import StoreError
-from usam.types import prefix_mask
+from usam.types import Frames, prefix_mask
 
 SMALL = (
     "encoders.whisper.arch={d_model: 16, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 16, "
@@ -190,6 +190,27 @@ def test_what_changes_or_is_not_stored_is_refused_with_the_reason(patches, reaso
         FeatureCache(tmp_path, model)
 
 
+@encoders.register("dithered")
+class Dithered(encoders.Encoder):
+    """Loudness in steps of 20 ms, with noise in training."""
+
+    sample_rate, frame_rate, dim = 16000, 50, 1
+
+    def forward(self, audio, mask):
+        audio = torch.nn.functional.pad(audio.masked_fill(~mask, 0), (0, -audio.shape[1] % 320))
+        x = audio.unfold(1, 320, 320).square().mean(-1, keepdim=True) + torch.rand(()) * self.training
+        return Frames(x, prefix_mask(self.config.length(mask.sum(-1)), x.shape[1]), 50)
+
+
+def test_what_is_random_in_training_is_refused_unless_frozen(tmp_path):
+    free, frozen = (build_model(*TINY, f"encoders.whisper={{type: dithered, freeze: {f}}}") for f in ("none", "all"))
+    with pytest.raises(CacheError, match=r"encoders.whisper.freeze: none leaves on what is random in training"):
+        FeatureCache(tmp_path, free)
+    given = frozen.train().model.encode(*batch(frozen, 1)).x
+    values, mask = batch(frozen, 1)
+    assert torch.equal(frozen.model.encode(values, mask, FeatureCache(tmp_path, frozen).frames(values, mask)).x, given)
+
+
 def test_every_encoder_that_is_refused_is_named(tmp_path):
     model = build_model(*THREE[:2], FROZEN[1], seed=0)
     with pytest.raises(CacheError, match=r"encoders.mert.freeze.*encoders.whisper.freeze"):
@@ -249,6 +270,15 @@ def test_a_full_cache_gives_frames_and_says_so_once(tiny, tmp_path):
     assert heard.found == [
         f"{tmp_path}: its limit of {6000 / 2**30:g} GiB is reached; what is not stored is encoded each time"
     ]
+
+
+def test_what_no_longer_fits_is_still_given_to_its_batch(tiny, tmp_path):
+    cache = FeatureCache(tmp_path, tiny, limit=100 / 2**30, shard=2000)
+    cache.frames(*batch(tiny, 1))  # gathered; the next batch has it as well, and wants to write
+    values, mask = batch(tiny, 1, 2)
+    x, _ = cache.frames(values, mask)["whisper"]
+    torch.testing.assert_close(x, tiny.model.encoders["whisper"](values, mask).x)
+    assert len(cache.stores["whisper"]) == 0
 
 
 def test_a_file_is_no_cache(tiny, tmp_path):

@@ -136,7 +136,7 @@ class FeatureCache:
         clips = clip_keys(values, mask, self.rate)
         audio = Audio(values.float(), mask.bool(), self.rate)
         for name in self.encoders:
-            self._fresh(name, audio, clips)
+            self._keep(name, self._fresh(name, audio, clips))
 
     def _fresh(self, name: str, audio: Audio, clips: Sequence[str]) -> dict[str, Tensor]:
         """The frames of the clips that were not stored."""
@@ -146,11 +146,12 @@ class FeatureCache:
         missing = {clip: i for i, clip in enumerate(clips) if clip not in store}
         if not missing:
             return {}
-        found = dict(zip(missing, self._encoded(name, audio, list(missing.values())), strict=True))
-        for clip, x in found.items():
-            store.put(clip, x)
+        return dict(zip(missing, self._encoded(name, audio, list(missing.values())), strict=True))
+
+    def _keep(self, name: str, fresh: Mapping[str, Tensor]) -> None:
+        for clip, x in fresh.items():
+            self.stores[name].put(clip, x)
         self._tell()
-        return found
 
     def _of(self, name: str, audio: Audio, clips: Sequence[str]) -> tuple[Tensor, Tensor]:
         encoder, store = self.encoders[name], self.stores[name]
@@ -160,6 +161,7 @@ class FeatureCache:
         size = encoder.config.length(rescale(audio.x.shape[1], self.rate, own))
         given = self.dtype and (own_dtype(encoder) or torch.float32)
         rows = [found[clip] if clip in found else store.get(clip) for clip in clips]
+        self._keep(name, found)  # which may write, and what does not fit is no longer there
         frames = rows[0].new_zeros(len(rows), size, encoder.dim, dtype=given)
         for i, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
             if row.shape != (length, encoder.dim):
