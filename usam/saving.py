@@ -87,7 +87,7 @@ def stage(folder: Path, writer: str) -> Path:
     place = folder if inside else folder.parent
     staged = place / f".{folder.name}.{writer}{STAGED}"
     for left in place.glob(f".{_literal(folder.name)}.*{STAGED}"):
-        if left == staged or _is_abandoned(left.name.removesuffix(STAGED)):
+        if left == staged or is_abandoned(left.name.removesuffix(STAGED)):
             shutil.rmtree(left, ignore_errors=True)
     staged.mkdir()
     return staged
@@ -119,8 +119,8 @@ def put(staged: Path, folder: Path, replaces: Sequence[str] = ()) -> None:
     _flush_entry(folder.parent)
 
 
-def write_whole(file: str | Path, text: str) -> None:
-    """Write a small file of text, which is there whole or is what it was before.
+def write_whole(file: str | Path, content: str | bytes) -> None:
+    """Write a file of text or bytes, which is there whole or is what it was before.
 
     Raises:
         SavingError: no room, or no permission.
@@ -130,7 +130,7 @@ def write_whole(file: str | Path, text: str) -> None:
     try:
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
             _flush_entry(part)
             os.replace(part, file)
     finally:
@@ -158,8 +158,8 @@ def _is_of_the_disk(error: Exception) -> bool:
     return any(word in str(error) for word in words)
 
 
-def _is_abandoned(name: str) -> bool:
-    """Whether the process that `.NAME.HOST-PID` names ran here, and runs no more."""
+def is_abandoned(name: str) -> bool:
+    """Whether the process that `NAME.HOST-PID` names ran here, and runs no more."""
     host, _, pid = name.rpartition("-")
     if not host.endswith(f".{socket.gethostname()}") or not pid.isdigit():
         return False

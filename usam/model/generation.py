@@ -121,8 +121,10 @@ class UsamGeneration(GenerationMixin):
         """transformers' generate.
 
         Raises:
-            ValueError: a separate assistant model was given, which cannot hear the audio.
+            ValueError: a separate assistant model was given, which cannot hear the audio; or frames of encoders.
         """
+        if kwargs.get("audio_frames") is not None:
+            raise ValueError("audio_frames: generation runs the encoders itself; leave them out")
         if kwargs.get("assistant_model") is not None:
             raise ValueError(
                 "assistant_model: a separate draft model does not hear the audio; use prompt_lookup_num_tokens instead"

@@ -6,7 +6,7 @@ What needs the values is not looked at while compiling, nor on the meta device.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 from transformers.utils import TransformersKwargs
 
+from usam.clock import rescale
+from usam.component import Parts
 from usam.registry import did_you_mean
+from usam.types import Audio, Frames, prefix_mask
+
+Given = Mapping[str, tuple[Tensor, Tensor]] | None
+"""What encoders gave before, by name: frames (clip, time, dim) and their mask (clip, time)."""
 
 # What transformers and vLLM hand to whatever they run, for the attention in it; and what would do nothing here.
 HANDED_ON = {*TransformersKwargs.__optional_keys__, "use_cache", "cache_position", "attention_instances"}
@@ -123,6 +129,44 @@ def _cached(cache: Any) -> int | None:
     if layers is None or (layers and not any(isinstance(layer, CacheLayerMixin) for layer in layers)):
         return None
     return int(cache.get_seq_length())
+
+
+def check_given(frames: Given, input_values: Tensor | None) -> None:
+    """Frames stand for clips.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if frames is not None and input_values is None:
+        raise ValueError("audio_frames are what encoders gave for input_values: give these too")
+
+
+def given_frames(given: Given, encoders: Parts, audio: Audio) -> dict[str, Frames]:
+    """What encoders gave for these clips before, by name.
+
+    Raises:
+        ValueError: no such encoder, or frames that are not those of such clips.
+    """
+    known = dict(encoders.parts())
+    found = {}
+    for name, (x, mask) in (given or {}).items():
+        if name not in known:
+            raise ValueError(f"audio_frames: no encoder '{name}'; {did_you_mean(name, known)}")
+        config, what = known[name].config, f"audio_frames['{name}']"
+        size = config.length(rescale(audio.x.shape[1], audio.rate, config.sample_rate))
+        lengths = config.length(rescale(audio.lengths, audio.rate, config.sample_rate))
+        if x.shape != (shape := (len(audio.x), size, known[name].dim)):
+            raise _other(what, x, "input_values", shape)
+        if mask.shape != shape[:2]:
+            raise _other(f"the mask of {what}", mask, "input_values", shape[:2])
+        checked = not torch.compiler.is_compiling() and not mask.is_meta
+        if checked and not torch.equal(mask, prefix_mask(lengths, size)):
+            raise ValueError(
+                f"the mask of {what} counts {mask.sum(-1).tolist()} frames, and these clips have {lengths.tolist()}, "
+                "which come first"
+            )
+        found[name] = Frames(x, mask, config.rate)
+    return found
 
 
 def check_heard(slots: Tensor) -> None:

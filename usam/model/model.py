@@ -20,7 +20,7 @@ from usam.llm import build_backbone, build_head
 from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
-from usam.model.inputs import check_heard, check_names, check_shapes, names_of
+from usam.model.inputs import Given, check_given, check_heard, check_names, check_shapes, given_frames, names_of
 from usam.model.lengths import wrong_length
 from usam.model.objective import loss_inputs
 from usam.model.outputs import UsamModelOutput, UsamOutput, may_be_tuple
@@ -92,15 +92,15 @@ class UsamModel(UsamPreTrainedModel):
         table = self.get_input_embeddings()
         return cast(Tensor, table(input_ids.masked_fill(audio, 0))).masked_fill(audio.unsqueeze(-1), 0)
 
-    def encode(self, input_values: Tensor, input_values_mask: Tensor | None = None) -> Frames:
-        """The fused frames of clips (clip, samples) at the spec's sample rate, before projection."""
+    def encode(self, input_values: Tensor, input_values_mask: Tensor | None = None, given: Given = None) -> Frames:
+        """The fused frames of clips (clip, samples) at the spec's rate, before projection; `given`: `audio_frames`."""
         audio = self._audio(input_values, input_values_mask)
-        streams = {}
-        for name, encoder in self.encoders.parts():
+        streams = given_frames(given, self.encoders, audio)
+        for name, encoder in [part for part in self.encoders.parts() if part[0] not in streams]:
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
-        return cast(Frames, self.fusion(same_dtype(streams, own_dtype(self.fusion)), audio))
+        return cast(Frames, self.fusion(same_dtype(dict(sorted(streams.items())), own_dtype(self.fusion)), audio))
 
     def _audio(self, values: Tensor, mask: Tensor | None = None) -> Audio:
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
@@ -137,6 +137,7 @@ class UsamModel(UsamPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         past_key_values: Any = None,
+        audio_frames: Given = None,
         **kwargs: Any,
     ) -> UsamModelOutput:
         """Put the projected clips in place of the placeholders, or beside the words, and run the language model.
@@ -150,6 +151,7 @@ class UsamModel(UsamPreTrainedModel):
             cache: the language model's; `past_key_values` is its older name.
             inputs_embeds: (batch, length, dim) instead of `input_ids`, with the audio already in place.
             prompt_mask: (batch, length), True on the instruction, for projectors that read it.
+            audio_frames: what encoders gave for these clips before, by name: (clip, time, dim) and mask (clip, time).
             kwargs: what the language model's `forward` takes, such as `use_cache` and `output_hidden_states`.
 
         Raises:
@@ -159,12 +161,13 @@ class UsamModel(UsamPreTrainedModel):
         cache = one_cache(cache, past_key_values)
         check_names(kwargs, self._known)
         check_shapes(input_ids, inputs_embeds, input_values, input_values_mask, attention_mask, prompt_mask, cache)
+        check_given(audio_frames, input_values)
         audio, places = None, None
         if input_ids is not None:
             inputs_embeds = self.embed(input_ids)
             if input_values is not None:
                 inputs_embeds, audio, places = self._hear(
-                    input_ids, inputs_embeds, input_values, input_values_mask, prompt_mask
+                    input_ids, inputs_embeds, input_values, input_values_mask, prompt_mask, audio_frames
                 )
             else:
                 check_heard(self.is_audio(input_ids))
@@ -199,19 +202,17 @@ class UsamModel(UsamPreTrainedModel):
         input_values: Tensor,
         input_values_mask: Tensor | None,
         prompt_mask: Tensor | None,
+        given: Given,
     ) -> tuple[Tensor, Frames, Tensor | None]:
         """Embeddings, the audio frames joined for each sample, and where they stand if not among the embeddings."""
         self._need_prompt(prompt_mask is not None)
-        fused = self.encode(input_values, input_values_mask)
+        fused = self.encode(input_values, input_values_mask, given)
         slots = self.is_audio(input_ids)
         prompt = None
         if self.projector.reads_prompt and prompt_mask is not None:
             # The count of a clip's tokens is known before they are projected.
-            samples = input_values_mask.sum(-1) if input_values_mask is not None else None
-            if samples is None:
-                samples = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
-            owner = owners(slots, self.config.parsed.placeholders(samples))
-            prompt = prompts_of(embeds, prompt_mask, owner)
+            counts = self.config.parsed.placeholders(self._audio(input_values, input_values_mask).lengths)
+            prompt = prompts_of(embeds, prompt_mask, owners(slots, counts))
         frames = self.project(fused, prompt)
         if frames.aux:  # by-products are a clip's: tell the sample of each
             taken = frames.lengths if self.cross_attention is None else torch.ones_like(frames.lengths)
@@ -265,7 +266,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
         super().__init__(config)
         self.seed = seed
         self.model = UsamModel(config, seed)
-        self._known = names_of(self.forward, self.model.language_model.forward)
+        self._known = names_of(self.forward, self.model.language_model.forward) | {"audio_frames"}
         llm = config.llm()
         with building("llm", llm.config), drawing("llm.head", seed):  # or it would draw what the token table draws
             self.lm_head = build_head(llm, cast(Any, config.text_config))

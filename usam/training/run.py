@@ -21,8 +21,9 @@ from usam.spec.spec import Spec, read
 PARTS = ("model", "start", "plugins", "data", "train")
 DATA = {
     "train": None, "eval": None, "bad_audio": "stop", "bad_share": 0.01, "too_long": "stop",
-    "batch_seconds": None, "batch_tokens": None,
+    "batch_seconds": None, "batch_tokens": None, "cache": None,
 }  # fmt: skip
+CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
 BUDGET = ("batch_seconds", "batch_tokens")
 
@@ -78,6 +79,9 @@ class Run:
     longest; `train.per_device_train_batch_size`, where it is written, is then the most rows. The largest batches that
     may come are tried once before the first step, except under DeepSpeed. `too_long` says what happens to a row that
     alone is larger.
+
+    `cache`, a folder, or a map of `folder`, `dtype` and `limit` (GiB) as `FeatureCache` takes them: what the encoders
+    give for a clip is computed in the first epoch, and read in those that follow, and in the next run.
     """
     train: Mapping[str, Any]
     """Arguments of transformers' Trainer."""
@@ -144,6 +148,8 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
     for split in ("train", "eval"):
         if rest["data"].get(split) is not None:
             rest["data"][split] = _beside(rest["data"][split], path.parent)
+    if (cache := cache_of(rest["data"])) is not None:
+        rest["data"]["cache"] = {**cache, "folder": _beside(cache["folder"], path.parent)[0]}
     spec = Spec.from_tree(model, lines)
     _check_losses(spec, rest["train"], places)
     return Run(spec, rest["data"], rest["train"], start, files, str(path))
@@ -231,12 +237,39 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
             files = value if isinstance(value, (list, tuple)) else [value]
             if not files or not all(isinstance(file, (str, Path)) for file in files):
                 raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
+    _check_cache(data.get("cache"), places)
     if "bad_share" in data and data.get("bad_audio") != "skip":
         raise SpecError(
             f"{places.at(('data', 'bad_share'))}means nothing without data.bad_audio: skip; write both or none"
         )
     if data.get("train") is None:
         raise SpecError(f"{places.at(('data',))}a run needs 'data.train': one manifest, or a list")
+
+
+def cache_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`data.cache` as a map of its options; None without one."""
+    cache = data.get("cache")
+    if cache is None:
+        return None
+    return dict(cache) if isinstance(cache, Mapping) else {"folder": str(cache)}
+
+
+def _check_cache(cache: Any, places: Places) -> None:
+    where = places.at(("data", "cache"))
+    given = {"folder": cache} if isinstance(cache, (str, Path)) else cache
+    if given is None:
+        return
+    if not isinstance(given, Mapping) or not isinstance(given.get("folder"), (str, Path)) or not str(given["folder"]):
+        raise SpecError(f"{where}expected a folder, or a map of {', '.join(CACHE)}; found {cache!r}")
+    for key in given:
+        if key not in CACHE:
+            raise SpecError(f"{places.at(('data', 'cache', key))}no such option; {did_you_mean(str(key), CACHE)}")
+    if given.get("dtype") not in (None, "float16", "bfloat16"):
+        where = places.at(("data", "cache", "dtype"))
+        raise SpecError(f"{where}expected float16 or bfloat16, or nothing; found {given['dtype']!r}")
+    limit = given.get("limit")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+        raise SpecError(f"{places.at(('data', 'cache', 'limit'))}expected GiB, more than 0; found {limit!r}")
 
 
 def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[Any]) -> None:

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, cast
@@ -17,27 +17,26 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers import __version__ as transformers_version
 from transformers.trainer_utils import TrainOutput, has_length
 
+from usam.data.cache import FeatureCache, Keyed
 from usam.data.collate import Collator, Skipped, check_share
 from usam.data.manifest import Manifest, ManifestError, Sample
 from usam.data.sampling import Budget, Length
 from usam.data.trial import check_names
 from usam.model.assembly import parts
-from usam.model.build import build_model
-from usam.model.checkpoint import check_place, load, processor_beside, provenance
+from usam.model.checkpoint import check_place, provenance
 from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
 from usam.processor.lengths import context_length
-from usam.processor.processor import UsamProcessor
 from usam.saving import STAGED, WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
-from usam.training import checkpoints, rows
+from usam.training import caching, checkpoints, rows
 from usam.training.routing import Routing
-from usam.training.run import DATA, Run, check
+from usam.training.run import DATA, Run, cache_of, check
 from usam.training.sampling import BY_LENGTH, SamplingTrainer
 from usam.weights import reading
 
@@ -70,6 +69,7 @@ class UsamTrainer(SamplingTrainer):
         share: the share of the rows that may be skipped because their clips cannot be read.
         made_of: what a checkpoint records of the run, to be compared before anything goes on from it.
         run_file: the run as a page of YAML, saved with every checkpoint.
+        cache: frames of the encoders, read instead of computed where they are stored.
     """
 
     def __init__(
@@ -78,12 +78,16 @@ class UsamTrainer(SamplingTrainer):
         share: float = 0.0,
         made_of: Mapping[str, Any] | None = None,
         run_file: str | None = None,
+        cache: FeatureCache | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.share = share
         self.made_of = dict(made_of or {})
         self.run_file = run_file
+        self.cache = cache
+        if cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise SpecError("data.cache: FSDP and DeepSpeed spread the encoders' weights over processes; leave one out")
         self.skipped: dict[str, Skipped] = {}  # by row
         self._parts: dict[str, list[Tensor]] = {}
         self._measured: dict[str, list[Tensor]] = {}  # of an evaluation
@@ -123,6 +127,10 @@ class UsamTrainer(SamplingTrainer):
         """
         tasks = inputs.pop("tasks", None)  # the model knows no tasks
         skipped = inputs.pop("skipped", ())
+        clips = inputs.pop("clips", None)
+        if self.cache is not None and "input_values" in inputs:
+            heard = self.cache.frames(inputs["input_values"], inputs.get("input_values_mask"), clips)
+            inputs = {**inputs, "audio_frames": heard}
         if skipped:
             self.skipped |= {row.row: row for row in skipped}
             check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
@@ -257,6 +265,8 @@ class UsamTrainer(SamplingTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the Trainer does it, into a folder beside that becomes the checkpoint when it is complete."""
+        if self.cache is not None:  # a run that goes on from here reads the same frames
+            self.cache.flush()
         run, step = Path(self._get_output_dir(trial)), self.state.global_step
         folder = run / f"checkpoint-{step}"
         with self._whole(folder, ["*"]) as staged:
@@ -417,15 +427,12 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         raise SpecError(f"train: {error}") from error
     folder = output_dir(run)
     found, passed = _found(run, folder, resume, overwrite)
-    set_seed(arguments.seed)
-    if run.start is None:
-        model, processor = build_model(run.spec), UsamProcessor.from_spec(run.spec)
-    else:
-        model, processor = load(run.start, spec=run.spec), processor_beside(run.start, run.spec)
+    model, processor = caching.built(run, arguments.seed)
     check_place(model, folder)
     check_learns(model)
     if run.start is None:  # what was saved may hold options of another version
         check_names(run.spec, model)
+    cache = caching.of_run(run, model)
     quiet = bool(arguments.disable_tqdm)
     context = context_length(model.config.text_config)
     seconds, most = data["batch_seconds"], data["batch_tokens"]
@@ -454,25 +461,27 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     if "eval" in splits and data["bad_audio"] == "skip":
         splits["eval"], unread = rows.readable(splits["eval"], processor, data["bad_share"], quiet=quiet)
         left_out += unread
+    collate = Collator(
+        processor,
+        tasks=True,
+        spares=spares,
+        share=data["bad_share"],
+        context=context,
+        cut=data["too_long"] == "truncate_answer",
+    )
     trainer = UsamTrainer(
         model=model,
         args=arguments,
         train_dataset=splits["train"],
         eval_dataset=splits.get("eval"),
-        data_collator=Collator(
-            processor,
-            tasks=True,
-            spares=spares,
-            share=data["bad_share"],
-            context=context,
-            cut=data["too_long"] == "truncate_answer",
-        ),
+        data_collator=collate if cache is None else Keyed(collate, cache.rate),
         processing_class=processor,
         budget=budget,
         lengths=lengths,
         share=data["bad_share"],
         made_of=_made_of(run, model, arguments.world_size),
         run_file=run.to_yaml(),
+        cache=cache,
     )
     for line in passed:
         logger.warning(line)
@@ -480,7 +489,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         checkpoints.start_anew(folder, overwrite=overwrite or bool(resume))
     for left in folder.glob(f".checkpoint-*{STAGED}") if arguments.should_save else ():  # a kill's
         shutil.rmtree(left, ignore_errors=True)
-    with _without_traceback():
+    with _without_traceback(), cache or nullcontext():
         trainer.train(str(found) if found is not None else None)
         if "eval" in splits and arguments.eval_strategy == "no":
             trainer.evaluate()
@@ -543,6 +552,7 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
     }
     usual = {**{field.name: field.default for field in fields(TrainingArguments)}, **DEFAULTS}
     policies = {key: run.data.get(key, default) for key, default in DATA.items() if key not in files}
+    policies["cache"] = (cache_of(run.data) or {}).get("dtype")  # what is stored as it is changes nothing
     return {
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
