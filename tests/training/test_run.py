@@ -252,3 +252,17 @@ def test_a_question_needs_a_prompt_or_a_known_task(run_file):
 def test_a_misspelt_size_is_not_passed_over(run_file):
     with pytest.raises(SpecError, match=r"encoders.whisper.arch.d_modle: .*did you mean 'd_model'"):
         train(read_run(run_file, "model.encoders.whisper.arch.d_modle=8"))
+
+
+def test_a_format_and_a_root_are_named_in_the_run(run_file):
+    rows = [f"{{audio_root}}/{i}.wav,ab,asr\n" for i in range(8)]
+    (run_file.parent / "train.csv").write_text("".join(["audio,answer,task\n", *rows]))
+    named = [f"data.audio_root={run_file.parent}", "data.train=train.csv", "data.eval=null", "train.max_steps=1"]
+    with pytest.raises(ValueError, match=r"train\.csv.*nemo"):
+        train(read_run(run_file, *named, "data.reader=nemo"))
+    assert (train(read_run(run_file, *named, "data.reader=usam")) / "config.json").is_file()
+
+
+def test_how_data_is_read_is_text(run_file):
+    with pytest.raises(SpecError, match=r"data.reader: expected text, found 3"):
+        read_run(run_file, "data.reader=3")

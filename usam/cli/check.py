@@ -17,6 +17,12 @@ def check(
     set_: SetOption = None,
     plugin: PluginOption = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the batch that is shown.")] = 2,
+    reader: Annotated[
+        str | None, typer.Option(help="The format of DATA, where it shall not be recognised; see `usam list`.")
+    ] = None,
+    audio_root: Annotated[
+        str | None, typer.Option(help="What {audio_root} at the beginning of paths in DATA stands for.")
+    ] = None,
     memory: Annotated[float, typer.Option(min=0, help="GiB that the step of training may take.")] = 4.0,
 ) -> None:
     """Build a spec without memory, render a chat of each task, and take one step of training in small.
@@ -33,13 +39,15 @@ def check(
     for line in trial.not_tried:
         print(f"  {line}")
     if data is None:
+        if reader or audio_root:
+            raise ValueError("--reader and --audio-root say how DATA is read: name a manifest too")
         return
     from usam.data.inspection import describe_batch
     from usam.data.manifest import Manifest, ManifestError
     from usam.data.trial import FAULTS, read_all
     from usam.processor.processor import UsamProcessor
 
-    manifest = Manifest(data, checked.prompts)
+    manifest = Manifest(data, checked.prompts, reader=reader, audio_root=audio_root)
     faults = read_all(checked, manifest, _progress)
     if faults:
         more = f"\n... and {len(faults) - FAULTS} more" if len(faults) > FAULTS else ""

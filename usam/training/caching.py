@@ -12,7 +12,7 @@ from transformers import TrainingArguments, set_seed
 
 from usam.data.cache import CacheError, FeatureCache
 from usam.data.collate import Skipped, check_share
-from usam.data.manifest import Manifest, Sample
+from usam.data.manifest import Sample
 from usam.model.build import build_model
 from usam.model.checkpoint import load, processor_beside
 from usam.model.model import UsamForConditionalGeneration
@@ -20,7 +20,7 @@ from usam.processor.audio import AudioError
 from usam.processor.chat import flatten
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
-from usam.training.run import DATA, Run, cache_of, check
+from usam.training.run import DATA, Run, cache_of, check, samples_of
 
 
 def built(run: Run, seed: int) -> tuple[UsamForConditionalGeneration, UsamProcessor]:
@@ -79,7 +79,7 @@ def build(
     samples: list[Sample] = []
     for split in ("train", "eval"):
         if data[split] is not None:
-            samples += Manifest(data[split], run.spec.prompts).samples
+            samples += samples_of(run, split, need_answer=False)
     mine = samples[part[0] - 1 :: part[1]]
     skipped: list[Skipped] = []
     with cache:

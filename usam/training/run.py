@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from transformers import TrainingArguments
 
+from usam.data.manifest import Manifest, Sample
 from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
@@ -20,8 +21,8 @@ from usam.spec.spec import Spec, read
 
 PARTS = ("model", "start", "plugins", "data", "train")
 DATA = {
-    "train": None, "eval": None, "bad_audio": "stop", "bad_share": 0.01, "too_long": "stop",
-    "batch_seconds": None, "batch_tokens": None, "cache": None,
+    "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
+    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
 }  # fmt: skip
 CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
@@ -66,6 +67,8 @@ class Run:
     """`train` and `eval`: a manifest or a list of them; without `train.eval_strategy`, what is held out is looked at
     once, in the end. And what happens to rows that cannot be learned from:
 
+    `reader` names the format of the manifests where it shall not be recognised; `audio_root` is what `{audio_root}` at
+    the beginning of their paths stands for.
     `bad_audio`, a clip cannot be read: `stop` ends the run there; `skip` gives its row's place in the batch to the
     next row of the manifest that can be read, so that batches and steps stay as planned. What is held out is read once
     before the run starts, and rows that cannot be read are in no evaluation.
@@ -233,6 +236,8 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
             raise SpecError(f"{where}expected how many of them a batch may hold, more than 0; found {value!r}")
         if key == "batch_tokens" and isinstance(value, float):
             raise SpecError(f"{where}expected a whole number, found {value!r}")
+        if key in ("reader", "audio_root") and not isinstance(value, (str, Path, type(None))):
+            raise SpecError(f"{where}expected text, found {value!r}")
         if key in ("train", "eval") and value is not None:
             files = value if isinstance(value, (list, tuple)) else [value]
             if not files or not all(isinstance(file, (str, Path)) for file in files):
@@ -244,6 +249,16 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
         )
     if data.get("train") is None:
         raise SpecError(f"{places.at(('data',))}a run needs 'data.train': one manifest, or a list")
+
+
+def samples_of(run: Run, split: str, *, need_answer: bool = True) -> list[Sample]:
+    """The rows of `data.train` or `data.eval`.
+
+    Raises:
+        ManifestError: rows that are wrong; each with file, line and key.
+    """
+    how = {key: run.data.get(key) for key in ("reader", "audio_root")}
+    return Manifest(run.data[split], run.spec.prompts, need_answer=need_answer, **how).samples
 
 
 def cache_of(data: Mapping[str, Any]) -> dict[str, Any] | None:

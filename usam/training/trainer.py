@@ -23,7 +23,7 @@ from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.cache import FeatureCache, Keyed
 from usam.data.collate import Collator, Skipped, check_share
-from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.manifest import ManifestError, Sample
 from usam.data.sampling import Budget, Length
 from usam.data.trial import check_names
 from usam.model.assembly import parts
@@ -36,7 +36,7 @@ from usam.saving import STAGED, WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, rows
 from usam.training.routing import Routing
-from usam.training.run import DATA, Run, cache_of, check
+from usam.training.run import DATA, Run, cache_of, check, samples_of
 from usam.training.sampling import BY_LENGTH, SamplingTrainer
 from usam.weights import reading
 
@@ -445,7 +445,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     splits: dict[str, list[Sample]] = {}
     for split in ("train", "eval"):
         if data[split] is not None:
-            samples = Manifest(data[split], run.spec.prompts, need_answer=True).samples
+            samples = samples_of(run, split)
             if context is not None or looks:
                 new = [sample for sample in samples if sample.origin not in lengths]
                 lengths |= rows.measured(new, processor, quiet=quiet)
