@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Activation = Literal["gelu", "relu", "silu"]
+WEIGHTS = ("down", "down_bias", "up", "up_bias")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def moe(
     device = "cpu" if x.is_cpu else x.device.type  # whose name takes a twentieth of the smallest mixture to read
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        cast: dict[str, Any] = {name: t.to(dtype) for name, t in vars(experts).items() if isinstance(t, Tensor)}
+        cast: dict[str, Any] = {n: t.to(dtype) for n in WEIGHTS if (t := getattr(experts, n)) is not None}
         with torch.autocast(device, enabled=False):  # the ops choose their own types inside
             return moe(
                 x.to(dtype), logits, replace(experts, **cast), mask,
@@ -161,7 +162,6 @@ def _check(x: Tensor, logits: Tensor, experts: Experts, mask: Tensor | None) -> 
     expected = (count, width) if experts.up is None else (count, inner, width)
     if first != expected:
         raise ValueError(f"the experts' first layer is {first}, and x of width {width} needs {expected}")
-    dtype = x.dtype
-    for name, t in vars(experts).items():
-        if isinstance(t, Tensor) and t.dtype != dtype:
-            raise TypeError(f"experts.{name} is {t.dtype} and x is {dtype}: cast one to the other's type")
+    for name in WEIGHTS:
+        if (t := getattr(experts, name)) is not None and t.dtype != x.dtype:
+            raise TypeError(f"experts.{name} is {t.dtype} and x is {x.dtype}: cast one to the other's type")
