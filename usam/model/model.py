@@ -100,7 +100,8 @@ class UsamModel(UsamPreTrainedModel):
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
-        return cast(Frames, self.fusion(same_dtype(dict(sorted(streams.items())), own_dtype(self.fusion)), audio))
+        streams = {name: streams[name] for name in sorted(streams)}
+        return cast(Frames, self.fusion(same_dtype(streams, own_dtype(self.fusion)), audio))
 
     def _audio(self, values: Tensor, mask: Tensor | None = None) -> Audio:
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
