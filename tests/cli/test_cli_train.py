@@ -71,11 +71,12 @@ def test_an_interrupted_run_says_how_to_go_on(run_file):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background may ignore it
     )
     while not list(run_file.parent.glob("out/checkpoint-*")) and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     last = err.strip().splitlines()[-1]
     assert last.startswith(f"interrupted; the run can go on from {run_file.parent}/out/checkpoint-")
