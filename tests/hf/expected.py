@@ -53,6 +53,10 @@ EXPECTED: dict[str, dict[str, Fails]] = {
         "test_model_is_small": Fails("the bundled `tiny` has 1.1 million parameters, and a test may have one million"),
     },
     "ProcessorTests": {
+        "test_replacement_offsets": Fails(
+            "looks for `replace_image_token` on the first base class, which here is the one that saves whole; there are "
+            "no images to replace"
+        ),
         "test_model_input_names": TEXT_ONLY,
         "test_flat_kwarg_applied_when_modality_dict_lacks_it": TEXT_ONLY,
         "test_if_input_has_mismatching_tokens_and_mm_data": Fails("says the same in other words, with both counts"),
