@@ -54,8 +54,8 @@ EXPECTED: dict[str, dict[str, Fails]] = {
     },
     "ProcessorTests": {
         "test_replacement_offsets": Fails(
-            "looks for `replace_image_token` on the first base class, which here is the one that saves whole; there are "
-            "no images to replace"
+            "looks for `replace_image_token` on the first base class, which here is the one that saves whole; no "
+            "images are replaced"
         ),
         "test_model_input_names": TEXT_ONLY,
         "test_flat_kwarg_applied_when_modality_dict_lacks_it": TEXT_ONLY,

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from runs import SMALL, logged
+from short_runs import SMALL, logged
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import Trainer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_run
-from runs import SMALL, logged
 from safetensors.torch import load_file
+from short_runs import SMALL, logged
 
 from usam import SpecError
 from usam.saving import SavingError

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import noise
-from runs import SMALL, logged
+from short_runs import SMALL, logged
 from transformers import TrainingArguments
 
 from usam import UsamProcessor, build_model, load_spec

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise
-from runs import SMALL, logged
 from safetensors.torch import load_file
+from short_runs import SMALL, logged
 
 from usam import SpecError, build_model
 from usam.generate import Answerer

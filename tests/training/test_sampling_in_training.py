@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 from conftest import noise
-from runs import SMALL, logged
 from safetensors.torch import load_file
+from short_runs import SMALL, logged
 from transformers import TrainingArguments
 
 from usam import SpecError, UsamProcessor, build_model, losses
