@@ -24,6 +24,8 @@ SAYS = {
     "long_audio.py": "A second of audio costs about as much in an hour as in five minutes, and memory stays bounded.",
     "feature_cache.py": "Frames of frozen encoders are computed once: an epoch that reads them takes a fraction of the "
     "time, and learns the same.",
+    "whisper_context.py": "Whisper on the clip alone spares the silence that fills its windows of 30 s; above 1 means "
+    "that the windows take longer.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
     "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
     "takes more.",

@@ -1,7 +1,6 @@
 """`usam generate`: one line for each file, whatever is in the files and in the answers."""
 
 import json
-import sys
 
 import pytest
 import soundfile
@@ -9,24 +8,17 @@ import torch
 from conftest import CHATML, make_tokenizer, noise
 
 from usam import UsamProcessor, build_model
-from usam.cli import main
 from usam.generate import Answerer
 
 SMALL = ("llm.dim=32", "llm.heads=2", "encoders.whisper.freeze=all")
 
 
 @pytest.fixture
-def usam(monkeypatch, capfd):
+def usam(usam):
     """Run `usam generate`; returns (exit status, lines of standard output, standard error)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["usam", "generate", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capfd.readouterr()
+        status, out, err = usam("generate", *arguments)
         return status, [line for line in out.split("\n") if "\t" in line or line.startswith("{")], err
 
     return run

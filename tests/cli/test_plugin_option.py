@@ -7,28 +7,13 @@ import pytest
 import soundfile
 import typer
 import yaml
-from conftest import noise
+from conftest import EAR, noise
 
 from usam.cli import app
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.training.run import read_run
 
-EAR = '''
-import torch
-import usam
-from usam.encoders import register
-
-@register("{name}")
-class Ear(usam.Encoder):
-    """Loudness in steps of 20 ms."""
-    sample_rate, frame_rate, dim = 16000, 50, 1
-
-    def forward(self, audio, mask):
-        audio = torch.nn.functional.pad(audio.masked_fill(~mask, 0), (0, -audio.shape[1] % 320))
-        x = audio.unfold(1, 320, 320).square().mean(-1, keepdim=True)
-        return usam.Frames(x, usam.types.prefix_mask(self.config.length(mask.sum(-1)), x.shape[1]), 50)
-'''
 # One looks at what is installed, one trains a bundled spec, two look at a folder.
 WITHOUT = {"doctor", "demo", "cache stat", "cache verify"}
 

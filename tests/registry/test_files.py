@@ -8,28 +8,13 @@ import sys
 from types import ModuleType
 
 import pytest
+from conftest import EAR
 
 from usam import ComponentError, UsamModel, UsamProcessor, build_model, load_spec
 from usam.config import UsamConfig
 from usam.providers import providers
 from usam.registry import GROUPS
 from usam.registry.files import load_file, written_in
-
-EAR = '''
-import torch
-import usam
-from usam.encoders import register
-
-@register("{name}")
-class Ear(usam.Encoder):
-    """Loudness in steps of 20 ms."""
-    sample_rate, frame_rate, dim = 16000, 50, 1
-
-    def forward(self, audio, mask):
-        audio = torch.nn.functional.pad(audio.masked_fill(~mask, 0), (0, -audio.shape[1] % 320))
-        x = audio.unfold(1, 320, 320).square().mean(-1, keepdim=True)
-        return usam.Frames(x, usam.types.prefix_mask(self.config.length(mask.sum(-1)), x.shape[1]), 50)
-'''
 
 # A language model with a config of its own, which transformers does not know until the file is imported.
 WORDS = '''
