@@ -118,7 +118,7 @@ def epoch(file: Path, *overrides: str) -> dict[str, Any]:
     from transformers.trainer import DEFAULT_CALLBACKS
 
     from usam.training.run import read_run
-    from usam.training.trainer import train
+    from usam.training.start import train
 
     found: dict[str, Any] = {}
 

@@ -21,7 +21,8 @@ from usam.projectors.moe import Said
 from usam.testing import projector_promises
 from usam.training.routing import Routing
 from usam.training.run import read_run
-from usam.training.trainer import UsamTrainer, train
+from usam.training.start import train
+from usam.training.trainer import UsamTrainer
 from usam.types import Frames, Prompt, prefix_mask
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "qformer"

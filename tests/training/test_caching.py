@@ -20,7 +20,7 @@ from usam.data.cache import held, verify
 from usam.saving import SavingError
 from usam.training.caching import build, built, part_of
 from usam.training.run import cache_of, read_run
-from usam.training.trainer import train
+from usam.training.start import train
 
 TINY = [*SMALL, "model.encoders.whisper.freeze=all"]
 THREE = [SMALL[0], *(f"model.encoders.{name}.freeze=all" for name in ("whisper", "ced", "mert"))]

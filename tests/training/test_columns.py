@@ -11,7 +11,7 @@ from usam import UsamProcessor, build_model, losses
 from usam.data.collate import Collator, passed_along
 from usam.data.manifest import Manifest
 from usam.training.run import read_run
-from usam.training.trainer import train
+from usam.training.start import train
 from usam.types import LossOutput
 
 SEEN = []

@@ -20,7 +20,7 @@ from usam import SpecError
 from usam.saving import SavingError
 from usam.training.checkpoints import RECORD, newest
 from usam.training.run import read_run
-from usam.training.trainer import train
+from usam.training.start import train
 
 DROPPING = [
     SMALL[0].replace("{", "{dropout: 0.2, "),

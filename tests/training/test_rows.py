@@ -14,9 +14,11 @@ from usam import UsamProcessor, build_model, load_spec
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest, ManifestError
 from usam.processor.audio import AudioError
+from usam.training.resuming import IncompleteRun
 from usam.training.rows import fitting, tokens
 from usam.training.run import read_run
-from usam.training.trainer import IncompleteRun, UsamTrainer, train
+from usam.training.start import train
+from usam.training.trainer import UsamTrainer
 
 SKIP = ["data.bad_audio=skip", "data.bad_share=0.5"]
 

@@ -13,7 +13,8 @@ from short_runs import SMALL, logged
 from usam import SpecError, build_model
 from usam.generate import Answerer
 from usam.training.run import read_run
-from usam.training.trainer import UsamTrainer, learning_rate_scales, train
+from usam.training.start import train
+from usam.training.trainer import UsamTrainer, learning_rate_scales
 
 
 def test_a_run_trains_saves_and_reloads(run_file):

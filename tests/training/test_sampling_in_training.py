@@ -19,7 +19,8 @@ from usam.data.manifest import Manifest, ManifestError
 from usam.data.sampling import Budget
 from usam.training.rows import length, spares
 from usam.training.run import read_run
-from usam.training.trainer import UsamTrainer, train
+from usam.training.start import train
+from usam.training.trainer import UsamTrainer
 from usam.types import LossOutput
 
 BUDGET = ["data.batch_seconds=3", "train.per_device_train_batch_size=8"]

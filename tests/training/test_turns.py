@@ -11,7 +11,7 @@ from usam.data.manifest import Manifest
 from usam.generate import Answerer
 from usam.model.checkpoint import processor_beside
 from usam.training.run import read_run
-from usam.training.trainer import train
+from usam.training.start import train
 
 # As Qwen 3 writes it: only the last answer has thoughts.
 THINKING = CHATML.replace(

@@ -31,8 +31,8 @@ def train(
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED
     from usam.training.run import read_run
-    from usam.training.trainer import output_dir
-    from usam.training.trainer import train as start
+    from usam.training.start import output_dir
+    from usam.training.start import train as start
 
     asked = read_run(run, *(set_ or []), plugins=plugin or [])
     try:
