@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -16,11 +17,14 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.collate import Skipped
+from usam.model.checkpoint import delta_names
 from usam.saving import WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
-from usam.training import checkpoints, rows
+from usam.training import checkpoints, rows, sharding
 from usam.training.sampling import SamplingTrainer
-from usam.weights import reading
+from usam.weights import locate, read, reading
+
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,8 @@ class ResumingTrainer(SamplingTrainer):
         self, *args: Any, made_of: Mapping[str, Any] | None = None, run_file: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            sharding.choose_layers(self.accelerator, self.model)
         self.made_of = dict(made_of or {})
         self.run_file = run_file
         self.skipped: dict[str, Skipped] = {}  # by row
@@ -51,10 +57,57 @@ class ResumingTrainer(SamplingTrainer):
         self._resumed: Path | None = None
         self.add_callback(_GoOn(self))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also on CPUs the weights are spread over the processes, if that is asked for."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = sharding.spread(self.accelerator, self.args)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """A file that is broken, or would execute code, is named."""
         with reading(f"{checkpoint}: optimizer or scheduler", checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(sharding.in_parts(state, self.optimizer))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under FSDP, the files that one process alone would write."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.whole_state(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            self._fill(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            self._fill(cast(str, self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _fill(self, checkpoint: str) -> None:
+        left = sharding.fill(self.model, read(locate(checkpoint)))
+        self._issue_warnings_after_load(SimpleNamespace(missing_keys=[], unexpected_keys=left))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Also from weights in parts: those that are saved are gathered, and one process writes them."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = self.model.state_dict()
+        state |= sharding.gathered(state, delta_names(self.model, state), keep=self.args.should_save)
+        self._save(output_dir, state_dict=state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """A file that is broken, or would execute code, is named."""

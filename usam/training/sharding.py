@@ -1,0 +1,120 @@
+"""FSDP2: weights that lie in parts on the processes while they train, and are whole in every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
+
+from usam.spec.page import SpecError
+
+
+def spread(accelerator: Any, args: TrainingArguments) -> bool:
+    """Whether the run spreads its weights over its processes; on CPUs too, where accelerate of itself does not.
+
+    Raises:
+        SpecError: it does so in a way that checkpoints, or the model, do not go with; says what to write.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None and (args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        if accelerator.state.distributed_type != DistributedType.MULTI_CPU:
+            raise SpecError("train.fsdp: one process alone has nobody to share weights with; start it with torchrun")
+        plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+        if accelerator.mixed_precision != "no":
+            plugin.set_mixed_precision(accelerator.mixed_precision)
+    if plugin is None:
+        return False
+    if plugin.fsdp_version != 2:
+        raise SpecError(f"train.fsdp_config.version: FSDP{plugin.fsdp_version} packs weights that train with others; write 2")
+    if "FULL" not in str(plugin.state_dict_type):
+        raise SpecError(
+            "train.fsdp_config.state_dict_type: checkpoints are whole, so that any number of processes goes on from "
+            "them; write FULL_STATE_DICT (fsdp_state_dict_type in a file of accelerate)"
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise SpecError(
+            "train.fsdp_config.cpu_ram_efficient_loading: each process reads the weights itself; write false "
+            "(fsdp_cpu_ram_efficient_loading in a file of accelerate)"
+        )
+    return True
+
+
+def choose_layers(accelerator: Any, model: nn.Module) -> None:
+    """Each layer that a part of the model calls one is gathered by itself, unless the run names others."""
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        present = {type(module).__name__ for module in model.modules()}
+        declared = cast(Any, model)._no_split_modules or ()  # of all that its parts could have
+        plugin.transformer_cls_names_to_wrap = sorted(present.intersection(declared))
+
+
+def whole(tensor: Any) -> Any:
+    """A tensor that lies in parts on the processes, on every one of them; anything else as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, Any], names: Iterable[str], *, keep: bool) -> dict[str, Any]:
+    """Some of the tensors, whole and on the CPU, one after the other; all processes call it, and one keeps them."""
+    found = {}
+    for name in sorted(names):
+        tensor = whole(tensors[name])
+        if keep:
+            found[name] = tensor.detach().cpu()
+    return found
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Give each process its parts of whole tensors.
+
+    Returns:
+        Names that the model does not have.
+    """
+    own = model.state_dict()
+    with torch.no_grad():
+        for name in own.keys() & tensors.keys():
+            own[name].copy_(_like(tensors[name], own[name]))
+    return sorted(tensors.keys() - own.keys())
+
+
+def whole_state(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Any]:
+    """An optimizer's state as one process alone would have it."""
+    state = optimizer.state_dict()
+    found = {}
+    for number, entries in state["state"].items():
+        wholes = {name: whole(value) for name, value in entries.items()}
+        if keep:
+            found[number] = {n: v.cpu() if isinstance(v, Tensor) else v for n, v in wholes.items()}
+    return {**state, "state": found}
+
+
+def in_parts(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `whole_state` gave, each tensor in parts as its weight is."""
+    places = optimizer.state_dict()["param_groups"]
+    weights = {
+        number: weight
+        for group, place in zip(optimizer.param_groups, places, strict=True)
+        for number, weight in zip(place["params"], group["params"], strict=True)
+    }
+    parts = {
+        number: {
+            name: _like(value, weights[number])
+            if isinstance(value, Tensor) and value.shape == weights[number].shape
+            else value
+            for name, value in entries.items()
+        }
+        for number, entries in state["state"].items()
+    }
+    return {**state, "state": parts}
+
+
+def _like(tensor: Tensor, other: Any) -> Tensor:
+    if not isinstance(other, DTensor):
+        return tensor.to(other.device)
+    return cast(Tensor, distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements))
