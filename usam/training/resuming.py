@@ -11,9 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.collate import Skipped
@@ -110,9 +111,16 @@ class ResumingTrainer(SamplingTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """A file that is broken, or would execute code, is named."""
-        with reading(f"{checkpoint}: rng_state", checkpoint):
-            super()._load_rng_state(checkpoint)
+        """A file that is broken, or would execute code, is named.
+
+        With another number of processes, a process draws from numbers of its own, which its place and the step give.
+        """
+        if checkpoint is None or checkpoints.processes(Path(checkpoint)) == self.args.world_size:
+            with reading(f"{checkpoint}: rng_state", checkpoint):
+                super()._load_rng_state(checkpoint)
+        else:
+            place = (self.args.seed, self.state.global_step, self.args.process_index)
+            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as planned, or go on from a checkpoint (True: the newest whole one).
@@ -123,9 +131,10 @@ class ResumingTrainer(SamplingTrainer):
         """
         loader = self.get_train_dataloader()
         if has_length(loader) and len(loader) == 0:
+            step = super(SamplingTrainer, self).get_total_train_batch_size(self.args)
             raise IncompleteRun(
-                f"no step would be made: {len(cast(Any, self.train_dataset))} rows are fewer than a batch of "
-                f"{self._train_batch_size * self.args.world_size}, and train.dataloader_drop_last leaves them out"
+                f"no step would be made: {len(cast(Any, self.train_dataset))} rows are fewer than a batch of {step}, "
+                "and train.dataloader_drop_last leaves them out"
             )
         planned = int(self.set_initial_training_values(self.args, loader)[-1] or 0)
         if resume_from_checkpoint is True:
@@ -249,9 +258,21 @@ class ResumingTrainer(SamplingTrainer):
         self._globalstep_last_logged = gathered["logged"]
         self.skipped = {row[0]: Skipped(*row) for row in gathered["skipped"]}
 
+    def merged(self, gathered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """For this process: what others, more or fewer of them, had gathered.
+
+        What the log takes the mean of over processes, each gets the mean of; every process knows all skipped rows.
+        """
+        first = gathered[0]
+        skipped = dict.fromkeys(tuple(row) for each in gathered for row in each["skipped"])
+        return {**first, "loss": torch.stack([each["loss"] for each in gathered]).mean(0), "skipped": list(skipped)}
+
     def _restore(self, folder: Path) -> None:
         place = "cpu" if self.args.device.type == "cpu" else self.args.device  # of many processes one is on cpu:1
-        self.take_up(torch.load(self._progress(folder), weights_only=True, map_location=place))
+        if self._progress(folder).is_file() and checkpoints.processes(folder) == self.args.world_size:
+            self.take_up(torch.load(self._progress(folder), weights_only=True, map_location=place))
+        elif files := sorted(folder.glob("progress*.pt"), key=lambda file: int(file.stem.partition("_")[2] or 0)):
+            self.take_up(self.merged([torch.load(f, weights_only=True, map_location=place) for f in files]))
 
     def save_run(self, folder: Path, left_out: Sequence[Skipped] = ()) -> None:
         """Save the model, its processor, the run, its log and the rows that were skipped, in one step."""
@@ -297,5 +318,5 @@ class _GoOn(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.try_largest()
-        if self.trainer._resumed is not None and self.trainer._progress(self.trainer._resumed).is_file():
+        if self.trainer._resumed is not None:
             self.trainer._restore(self.trainer._resumed)

@@ -31,8 +31,21 @@ def spread(accelerator: Any, args: TrainingArguments) -> bool:
             plugin.set_mixed_precision(accelerator.mixed_precision)
     if plugin is None:
         return False
+    check(plugin)
+    return True
+
+
+def check(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse ways to spread weights that checkpoints, or the model, do not go with.
+
+    Raises:
+        SpecError: what to write instead.
+    """
     if plugin.fsdp_version != 2:
-        raise SpecError(f"train.fsdp_config.version: FSDP{plugin.fsdp_version} packs weights that train with others; write 2")
+        raise SpecError(
+            "train.fsdp_config.version: FSDP1 packs weights that train with those that do not; write 2 (fsdp_version "
+            "in a file of accelerate)"
+        )
     if "FULL" not in str(plugin.state_dict_type):
         raise SpecError(
             "train.fsdp_config.state_dict_type: checkpoints are whole, so that any number of processes goes on from "
@@ -43,7 +56,6 @@ def spread(accelerator: Any, args: TrainingArguments) -> bool:
             "train.fsdp_config.cpu_ram_efficient_loading: each process reads the weights itself; write false "
             "(fsdp_cpu_ram_efficient_loading in a file of accelerate)"
         )
-    return True
 
 
 def choose_layers(accelerator: Any, model: nn.Module) -> None:
