@@ -60,8 +60,11 @@ class ResumingTrainer(SamplingTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Also on CPUs the weights are spread over the processes, if that is asked for."""
+        asked = sharding.asked(self.args)
         super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled = sharding.spread(self.accelerator, self.args)
+        if asked:
+            sharding.spread(self.accelerator, self.args)
+        self.is_fsdp_enabled = asked
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """A file that is broken, or would execute code, is named."""
@@ -105,7 +108,10 @@ class ResumingTrainer(SamplingTrainer):
             super().save_model(output_dir, _internal_call)
             return
         state = self.model.state_dict()
-        state |= sharding.gathered(state, delta_names(self.model, state), keep=self.args.should_save)
+        names = delta_names(self.model, state)
+        ties = {name: of for name, of in self.model.all_tied_weights_keys.items() if {name, of} <= names}
+        state |= sharding.gathered(state, names - ties.keys(), keep=self.args.should_save)
+        state |= {name: state[of] for name, of in ties.items()}
         self._save(output_dir, state_dict=state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

@@ -10,29 +10,40 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from usam.spec.page import SpecError
 
 
-def spread(accelerator: Any, args: TrainingArguments) -> bool:
-    """Whether the run spreads its weights over its processes; on CPUs too, where accelerate of itself does not.
+def asked(args: TrainingArguments) -> bool:
+    """Whether a run is to spread its weights over its processes, as its arguments or accelerate's launcher say.
 
     Raises:
-        SpecError: it does so in a way that checkpoints, or the model, do not go with; says what to write.
+        SpecError: there is one process only.
+    """
+    if args.fsdp_plugin_args is None and not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return False
+    if args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise SpecError("train.fsdp: one process alone has nobody to share weights with; start several with torchrun")
+    return True
+
+
+def spread(accelerator: Any, args: TrainingArguments) -> None:
+    """Have an accelerator spread the weights that it prepares; on CPUs it would not, of itself.
+
+    Raises:
+        SpecError: checkpoints do not go with how it would.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None and (args.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")):
-        if accelerator.state.distributed_type != DistributedType.MULTI_CPU:
-            raise SpecError("train.fsdp: one process alone has nobody to share weights with; start it with torchrun")
+    if plugin is None:
+        if accelerator.distributed_type != DistributedType.MULTI_CPU:
+            raise SpecError(f"train.fsdp: accelerate spreads no weights over {accelerator.distributed_type.value}")
         plugin = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
-        accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = plugin
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
-    if plugin is None:
-        return False
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
     check(plugin)
-    return True
 
 
 def check(plugin: FullyShardedDataParallelPlugin) -> None:
