@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import soundfile
@@ -263,3 +264,16 @@ def test_ways_to_spread_that_checkpoints_do_not_go_with_are_refused(options, mes
 def test_one_process_has_nobody_to_share_with(rows):
     with pytest.raises(SpecError, match=r"train.fsdp: one process alone .* torchrun"):
         one(run_file(rows), rows / "out", *SMALL, "train.fsdp=true")
+
+
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config"])
+def test_a_file_of_arguments_that_is_not_there_is_named(key, rows):
+    with pytest.raises(SpecError, match=rf"train\.{key}.*gone.json: no such file"):
+        read_run(run_file(rows), f"train.{key}=gone.json")
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_the_package_that_is_missing_is_named(rows):
+    (rows / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    with pytest.raises(SpecError, match="deepspeed"):
+        one(run_file(rows), rows / "out", *SMALL, "train.deepspeed=zero.json")

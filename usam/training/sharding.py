@@ -101,7 +101,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     """
     own = model.state_dict()
     with torch.no_grad():
-        for name in own.keys() & tensors.keys():
+        for name in sorted(own.keys() & tensors.keys()):
             own[name].copy_(_like(tensors[name], own[name]))
     return sorted(tensors.keys() - own.keys())
 
@@ -140,4 +140,5 @@ def in_parts(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict
 def _like(tensor: Tensor, other: Any) -> Tensor:
     if not isinstance(other, DTensor):
         return tensor.to(other.device)
-    return cast(Tensor, distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements))
+    place = (other.device_mesh, other.placements)
+    return cast(Tensor, distribute_tensor(tensor.to(other.device), *place, src_data_rank=None))  # each has all of it
