@@ -68,8 +68,8 @@ def two(file, folder, *overrides, resume=False):
     return folder
 
 
-def losses(folder):
-    return [line["loss"] for line in logged(folder) if "loss" in line]
+def losses(folder, name="loss"):
+    return [line[name] for line in logged(folder) if name in line]
 
 
 def weights(folder):
@@ -97,8 +97,12 @@ def test_two_processes_make_the_steps_of_one_that_accumulates(rows):
 @pytest.mark.slow
 def test_processes_that_spread_the_weights_do_too(rows):
     file = run_file(rows)
-    whole = one(file, rows / "one", *SMALL, *ACCUMULATING)
-    assert_learned_the_same(two(file, rows / "two", *SMALL, *FSDP2), whole)
+    looking = ["data.eval=rows.jsonl", "train.eval_strategy=steps", "train.eval_steps=2"]
+    looking += ["train.load_best_model_at_end=true", "train.per_device_eval_batch_size=1"]
+    whole = one(file, rows / "one", *SMALL, *looking, *ACCUMULATING)
+    spread = two(file, rows / "two", *SMALL, *looking, *FSDP2)
+    assert_learned_the_same(spread, whole)
+    assert losses(spread, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
 
 
 @pytest.mark.slow
