@@ -546,3 +546,13 @@ def test_a_model_is_not_saved_over_its_sources(speech, llama, tmp_path):
         load(folder).save_pretrained(llama)
     with pytest.raises(SpecError, match="is built from; name another folder"):
         export(folder, llama)
+
+
+def test_temperatures_that_were_saved_as_scalars_load(tmp_path):
+    model = build_model({**TOY, "losses": {"info_nce": {}, "sigmoid_contrastive": {"bias": -3.0}}})
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    scalars = {name: tensor[0] for name, tensor in saved.items() if name.endswith(("log_scale", "contrastive.bias"))}
+    assert len(scalars) == 3
+    save_file({**saved, **scalars}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load(tmp_path).losses["sigmoid_contrastive"].bias.tolist() == [-3.0]

@@ -21,20 +21,22 @@ def sum_in_chunks(summed: Summed, hidden: Tensor, labels: Tensor, head: Any) -> 
 
     A frozen head's gradient is taken while the logits are there (as in Liger, Hsu et al., 2024): nothing of them is
     left for the backward pass, and none is computed twice. Of a head that trains, each chunk's logits are computed
-    again in the backward pass.
+    again in the backward pass; so are those of one whose weights lie in parts on several processes.
 
     Args:
         summed: what is summed; it calls the head.
         hidden: (row, dim).
         labels: (row,).
-        head: what the logits come from; its `size` (entries of a row of logits) and `trains` are asked for, and
-            where it does not say, all rows are one chunk.
+        head: what the logits come from; its `size` (entries of a row of logits), `trains` and `spread` are asked for,
+            and where it does not say, all rows are one chunk.
     """
     size = getattr(head, "size", None)
     if size is None or torch.compiler.is_compiling():
         return summed(hidden, labels)
     rows = max(1, ENTRIES.get(hidden.device.type, ENTRIES_ELSEWHERE) // size)
-    if torch.is_grad_enabled() and hidden.requires_grad and not head.trains:
+    # To such hooks, a backward pass inside of the forward would be the step's own.
+    ahead = not head.trains and not getattr(head, "spread", False)
+    if torch.is_grad_enabled() and hidden.requires_grad and ahead:
         return cast(Tensor, _GradientAhead.apply(hidden, labels, summed, rows))
     parts = list(zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True))
     if not torch.is_grad_enabled() or len(parts) == 1:

@@ -30,7 +30,7 @@ class InfoNCE(Loss):
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config, dim=dim)
         self.pairs = Pairs(dim, config.dim)
-        self.log_scale = nn.Parameter(torch.empty(()))
+        self.log_scale = nn.Parameter(torch.empty(1))  # FSDP2 takes no scalar
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -50,4 +50,4 @@ class InfoNCE(Loss):
         logits = (cosine * self.log_scale.to(cosine.dtype).exp()).masked_fill(~(own | negative), -math.inf)
         each = -(logits.log_softmax(0) + logits.log_softmax(1)).diagonal() / 2
         count = negative.any(-1).sum().clamp_min(1)
-        return LossOutput(each.sum() / count, {"scale": self.log_scale.detach().exp()})
+        return LossOutput(each.sum() / count, {"scale": self.log_scale.detach().exp().squeeze()})

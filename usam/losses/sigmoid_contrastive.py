@@ -31,8 +31,8 @@ class SigmoidContrastive(Loss):
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config, dim=dim)
         self.pairs = Pairs(dim, config.dim)
-        self.log_scale = nn.Parameter(torch.empty(()))
-        self.bias = nn.Parameter(torch.empty(()))
+        self.log_scale = nn.Parameter(torch.empty(1))  # FSDP2 takes no scalar
+        self.bias = nn.Parameter(torch.empty(1))  # FSDP2 takes no scalar
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -49,5 +49,5 @@ class SigmoidContrastive(Loss):
         logits = cosine * self.log_scale.to(cosine.dtype).exp() + self.bias
         pairs = softplus(torch.where(own, -logits, logits)).masked_fill(~(own | negative), 0)
         count = own.sum().clamp_min(1)
-        aux = {"scale": self.log_scale.detach().exp(), "bias": self.bias.detach()}
+        aux = {"scale": self.log_scale.detach().exp().squeeze(), "bias": self.bias.detach().squeeze()}
         return LossOutput(pairs.sum() / count, aux)

@@ -116,9 +116,11 @@ def load(
     if not any(name.startswith(("model.", "lm_head.", "losses.")) for name in found):
         who += ", a body's without its head, as UsamModel saves it,"
         found = {f"model.{name}": tensor for name, tensor in found.items()}
+    own = skeleton.state_dict()
+    vectors = {name for name in own.keys() & found.keys() if own[name].ndim == 1 and found[name].ndim == 0}
+    found |= {name: found[name].reshape(1) for name in vectors}  # temperatures were scalars once
     saved = with_base_layers(skeleton, found)
     if next_stage:  # which may also do without a loss of the stage before
-        own = skeleton.state_dict()
         saved = {name: tensor for name, tensor in saved.items() if name in own or not name.startswith("losses.")}
     base = Base()
     if config.delta and path is not None:

@@ -66,6 +66,12 @@ class Head:
         """Whether anything of the head trains."""
         return any(p.requires_grad for p in self.head.parameters())
 
+    @property
+    def spread(self) -> bool:
+        """Whether processes share its weights (FSDP2, ZeRO-3), and hooks gather them for a forward or backward pass."""
+        gathers = hasattr(self.head, "unshard")
+        return gathers or any(hasattr(p, "ds_id") for p in self.head.parameters())
+
 
 def as_head(head: nn.Module, hidden: Tensor) -> Tensor:
     weight = getattr(head, "weight", hidden)

@@ -24,10 +24,12 @@ OUTWARD = (
     "dataloader_prefetch_factor", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
     "push_to_hub", "torch_empty_cache_steps", "skip_memory_metrics", "include_num_input_tokens_seen",
     "include_tokens_per_second", "restore_callback_states_from_checkpoint", "debug", "enable_jit_checkpoint",
-    "ddp_timeout", "ignore_data_skip",
+    "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ignore_data_skip",
 )  # fmt: skip
 OUTWARD_FAMILIES = ("logging_", "log_", "save_", "eval_", "hub_", "per_device_eval_")
 LENGTH = ("max_steps", "num_train_epochs")
+SPREAD = ("train.fsdp", "train.fsdp_config")  # where weights lie; a checkpoint is the same
+TOGETHER = ("train.processes", "train.gradient_accumulation_steps")  # the batches of a step: their product
 
 
 def seal(folder: Path, made_of: Mapping[str, Any]) -> None:
@@ -71,6 +73,11 @@ def incomplete(folder: Path) -> str | None:
     return None
 
 
+def processes(folder: Path) -> int:
+    """How many processes saved a checkpoint."""
+    return len(list(folder.glob("progress_*.pt"))) or 1
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, by their steps."""
     found = [path for path in run.glob("checkpoint-*") if path.is_dir() and STEP.fullmatch(path.name)]
@@ -102,8 +109,10 @@ def rotate(run: Path, limit: int | None, best: str | None) -> None:
 def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
     """Compare what a checkpoint was made of with what is to go on from it.
 
+    Processes and steps of accumulation may differ when their product does not: the same batches make a step.
+
     Returns:
-        Differences that leave the run what it is, or nearly: versions, its length, what is evaluated.
+        Differences that leave the run what it is, or nearly: versions, its length, what is evaluated, where it runs.
 
     Raises:
         SpecError: differences that change the result, each named.
@@ -113,10 +122,14 @@ def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
         before["model"] = Spec.from_tree(before["model"]).to_dict()
     refused: list[str] = []
     told: list[str] = []
-    for key, old, new in _differences(before, made_of):
+    differences = list(_differences(before, made_of))
+    instead = _other_together(before, made_of) if any(key in TOGETHER for key, *_ in differences) else None
+    for key, old, new in differences:
         line = f"{key}: the checkpoint was made with {_short(old)}, and now it is {_short(new)}"
-        outward = key.startswith(("versions.", "data.eval")) or key in [f"train.{name}" for name in LENGTH]
-        (told if outward else refused).append(line)
+        outward = key.startswith(("versions.", "data.eval", *SPREAD)) or key in [f"train.{name}" for name in LENGTH]
+        (told if outward or key in TOGETHER else refused).append(line)
+    if instead is not None:
+        refused.append(instead)
     if refused:
         raise SpecError(
             f"{folder}: cannot go on from here, for the run is another one:\n  "
@@ -124,6 +137,37 @@ def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
             + "\nTake these changes back, or start anew: with --overwrite, or with another train.output_dir"
         )
     return told
+
+
+def _other_together(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Why these processes do not make the same steps, and what would; None where they do."""
+    (old, old_steps), (new, new_steps) = _together(before), _together(now)
+    if old != new and now["train"].get("train_sampling_strategy") == "batch_rebalance":
+        return f"train.train_sampling_strategy: batch_rebalance deals out rows by the number of processes; start {old}"
+    if old != new and "deepspeed" in now["train"]:
+        return f"train.deepspeed: it saves the optimizer in parts, one for each process; start {old}"
+    for name, options in now["model"].get("losses", {}).items():
+        if old != new and (options.get("gather") or options.get("queue")):
+            return f"model.losses.{name}: compares with what each process heard, and that would be other; start {old}"
+    together = old * old_steps
+    if together == new * new_steps:
+        return None
+    if together % new == 0:
+        instead = f"write train.gradient_accumulation_steps: {together // new}"
+    else:
+        fitting = " or ".join(str(n) for n in range(1, together + 1) if together % n == 0)
+        instead = f"start {fitting} of them, with train.gradient_accumulation_steps so that the product is {together}"
+    return (
+        f"train.gradient_accumulation_steps: a step was made of {together} batches (processes: {old}, steps of "
+        f"accumulation: {old_steps}), and now of {new * new_steps} (processes: {new}, steps of accumulation: "
+        f"{new_steps}); {instead}"
+    )
+
+
+def _together(made_of: Mapping[str, Any]) -> tuple[int, int]:
+    """Processes, and steps of accumulation."""
+    train = made_of.get("train", {})
+    return int(train.get("processes", 1)), int(train.get("gradient_accumulation_steps", 1))
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -8,19 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.collate import Skipped
+from usam.model.checkpoint import delta_names
 from usam.saving import WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
-from usam.training import checkpoints, rows
+from usam.training import checkpoints, rows, sharding
 from usam.training.sampling import SamplingTrainer
-from usam.weights import reading
+from usam.weights import locate, read, reading
+
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ class ResumingTrainer(SamplingTrainer):
         self, *args: Any, made_of: Mapping[str, Any] | None = None, run_file: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            sharding.choose_layers(self.accelerator, self.model)
         self.made_of = dict(made_of or {})
         self.run_file = run_file
         self.skipped: dict[str, Skipped] = {}  # by row
@@ -51,15 +58,75 @@ class ResumingTrainer(SamplingTrainer):
         self._resumed: Path | None = None
         self.add_callback(_GoOn(self))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Also on CPUs the weights are spread over the processes, if that is asked for."""
+        asked = sharding.asked(self.args)
+        super().create_accelerator_and_postprocess()
+        if asked:
+            sharding.spread(self.accelerator, self.args)
+        self.is_fsdp_enabled = asked
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """A file that is broken, or would execute code, is named."""
         with reading(f"{checkpoint}: optimizer or scheduler", checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            state = torch.load(Path(checkpoint) / OPTIMIZER, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(sharding.in_parts(state, self.optimizer))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under FSDP, the files that one process alone would write."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.whole_state(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            self._fill(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            self._fill(cast(str, self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _fill(self, checkpoint: str) -> None:
+        left = sharding.fill(self.model, read(locate(checkpoint)))
+        self._issue_warnings_after_load(SimpleNamespace(missing_keys=[], unexpected_keys=left))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Also from weights in parts: those that are saved are gathered, and one process writes them."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = self.model.state_dict()
+        names = delta_names(self.model, state)
+        ties = {name: of for name, of in self.model.all_tied_weights_keys.items() if {name, of} <= names}
+        state |= sharding.gathered(state, names - ties.keys(), keep=self.args.should_save)
+        state |= {name: state[of] for name, of in ties.items()}
+        self._save(output_dir, state_dict=state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """A file that is broken, or would execute code, is named."""
-        with reading(f"{checkpoint}: rng_state", checkpoint):
-            super()._load_rng_state(checkpoint)
+        """A file that is broken, or would execute code, is named.
+
+        With another number of processes, a process draws from numbers of its own, which its place and the step give.
+        """
+        if checkpoint is None or checkpoints.processes(Path(checkpoint)) == self.args.world_size:
+            with reading(f"{checkpoint}: rng_state", checkpoint):
+                super()._load_rng_state(checkpoint)
+        else:
+            place = (self.args.seed, self.state.global_step, self.args.process_index)
+            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as planned, or go on from a checkpoint (True: the newest whole one).
@@ -70,9 +137,10 @@ class ResumingTrainer(SamplingTrainer):
         """
         loader = self.get_train_dataloader()
         if has_length(loader) and len(loader) == 0:
+            step = super(SamplingTrainer, self).get_total_train_batch_size(self.args)
             raise IncompleteRun(
-                f"no step would be made: {len(cast(Any, self.train_dataset))} rows are fewer than a batch of "
-                f"{self._train_batch_size * self.args.world_size}, and train.dataloader_drop_last leaves them out"
+                f"no step would be made: {len(cast(Any, self.train_dataset))} rows are fewer than a batch of {step}, "
+                "and train.dataloader_drop_last leaves them out"
             )
         planned = int(self.set_initial_training_values(self.args, loader)[-1] or 0)
         if resume_from_checkpoint is True:
@@ -196,9 +264,21 @@ class ResumingTrainer(SamplingTrainer):
         self._globalstep_last_logged = gathered["logged"]
         self.skipped = {row[0]: Skipped(*row) for row in gathered["skipped"]}
 
+    def merged(self, gathered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """For this process: what others, more or fewer of them, had gathered.
+
+        What the log takes the mean of over processes, each gets the mean of; every process knows all skipped rows.
+        """
+        first = gathered[0]
+        skipped = dict.fromkeys(tuple(row) for each in gathered for row in each["skipped"])
+        return {**first, "loss": torch.stack([each["loss"] for each in gathered]).mean(0), "skipped": list(skipped)}
+
     def _restore(self, folder: Path) -> None:
         place = "cpu" if self.args.device.type == "cpu" else self.args.device  # of many processes one is on cpu:1
-        self.take_up(torch.load(self._progress(folder), weights_only=True, map_location=place))
+        if self._progress(folder).is_file() and checkpoints.processes(folder) == self.args.world_size:
+            self.take_up(torch.load(self._progress(folder), weights_only=True, map_location=place))
+        elif files := sorted(folder.glob("progress*.pt"), key=lambda file: int(file.stem.partition("_")[2] or 0)):
+            self.take_up(self.merged([torch.load(f, weights_only=True, map_location=place) for f in files]))
 
     def save_run(self, folder: Path, left_out: Sequence[Skipped] = ()) -> None:
         """Save the model, its processor, the run, its log and the rows that were skipped, in one step."""
@@ -244,5 +324,5 @@ class _GoOn(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.try_largest()
-        if self.trainer._resumed is not None and self.trainer._progress(self.trainer._resumed).is_file():
+        if self.trainer._resumed is not None:
             self.trainer._restore(self.trainer._resumed)

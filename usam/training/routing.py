@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -25,6 +25,17 @@ class Routing:
     def state(self) -> tuple[list[str], dict[str, list[tuple[Tensor, Tensor]]]]:
         """What was gathered so far, to go on from."""
         return self._tasks, self._clips
+
+    @classmethod
+    def joined(cls, states: Iterable[tuple[list[str], dict[str, list[tuple[Tensor, Tensor]]]]]) -> Routing:
+        """What several processes gathered, as one."""
+        whole = cls()
+        for tasks, clips in states:
+            for stage, batches in clips.items():
+                shifted = [(sample + len(whole._tasks), columns) for sample, columns in batches]
+                whole._clips.setdefault(stage, []).extend(shifted)
+            whole._tasks += tasks
+        return whole
 
     def add(self, tasks: Sequence[str | None], aux: Mapping[str, Tensor]) -> None:
         """One batch: each sample's task, and the model's by-products; nothing happens where nothing routes."""

@@ -53,6 +53,7 @@ BESIDE_A_BUDGET = {  # what it may be there, and why nothing else
     "dataloader_drop_last": (False, "batches of a budget leave no row over"),
     "auto_find_batch_size": (False, "the largest batch is tried before the first step"),
 }
+FILES = ("deepspeed", "fsdp_config")  # arguments that may name a file
 POSITIVE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_train_epochs"
 )  # fmt: skip
@@ -153,6 +154,12 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
             rest["data"][split] = _beside(rest["data"][split], path.parent)
     if (cache := cache_of(rest["data"])) is not None:
         rest["data"]["cache"] = {**cache, "folder": _beside(cache["folder"], path.parent)[0]}
+    for key in FILES:
+        if isinstance(file := rest["train"].get(key), str):
+            (found,) = _beside(file, path.parent)
+            if not Path(found).is_file():
+                raise SpecError(f"{places.at(('train', key))}{found}: no such file")
+            rest["train"][key] = found
     spec = Spec.from_tree(model, lines)
     _check_losses(spec, rest["train"], places)
     return Run(spec, rest["data"], rest["train"], start, files, str(path))

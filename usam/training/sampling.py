@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 
 from usam.data.manifest import Sample
 from usam.data.sampling import Budget, BudgetSampler, Length
+from usam.data.steps import Steps
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
 from usam.training import rows
@@ -47,22 +48,37 @@ class SamplingTrainer(Trainer):
         self.add_callback(_Epochs())
 
     def get_train_dataloader(self) -> Any:
-        """The Trainer's own, or one with the batches of the budget, which accelerate deals out to the processes."""
-        if self.budget is None:
-            return super().get_train_dataloader()
-        if not _measurable(self.train_dataset):
-            raise ValueError("a budget needs a dataset of samples that can be counted and measured, such as a Manifest")
+        """The Trainer's own, or one with our batches, which accelerate deals out to the processes."""
         args = self.args
         together = super().get_total_train_batch_size(args) // self._train_batch_size
+        if self.budget is None:
+            steps = self._steps(together)
+            return super().get_train_dataloader() if steps is None else self._loader(steps)
+        if not _measurable(self.train_dataset):
+            raise ValueError("a budget needs a dataset of samples that can be counted and measured, such as a Manifest")
         if self._sampled is not self.train_dataset or self._sampler is None or self._sampler.together != together:
             lengths = self._measure(self.train_dataset)
             self._sampler = BudgetSampler(lengths, self.budget, seed=self._data_seed, together=together)
             self._sampled = self.train_dataset
+        return self._loader(self._sampler)
+
+    def _steps(self, together: int) -> Steps | None:
+        """Batches for steps of as many each, where the Trainer's own would be fewer, or accelerate would fill them."""
+        size, strategy = self._train_batch_size, self.args.train_sampling_strategy
+        if not has_length(self.train_dataset) or strategy == "batch_rebalance" or self.accelerator.split_batches:
+            return None
+        sampler = self._get_train_sampler()
+        if together == 1 or len(sampler) % (size * together) == 0:
+            return None
+        return Steps(sampler, size, together, drop_last=self.args.dataloader_drop_last)
+
+    def _loader(self, batches: Any) -> Any:
+        args = self.args
         options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
         start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
         loader: Any = DataLoader(
             cast(Any, self.train_dataset),
-            batch_sampler=cast(Any, self._sampler),
+            batch_sampler=batches,
             collate_fn=self.data_collator,
             worker_init_fn=start,
             **options,
@@ -84,7 +100,7 @@ class SamplingTrainer(Trainer):
         tokens = [length.tokens for length in self._measure(dataset)]
         together = super().get_total_train_batch_size(args) // self._train_batch_size
         if strategy == "group_by_length":
-            step = self._train_batch_size * args.gradient_accumulation_steps
+            step = self._train_batch_size * together
             return _GroupedByLength(step, lengths=tokens, seed=self._data_seed)
         return trainer_pt_utils.BatchRebalanceSampler(
             lengths=tokens,

@@ -66,7 +66,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     data = {**DATA, **run.data}
     try:
         arguments = TrainingArguments(**{**DEFAULTS, **run.train})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise SpecError(f"train: {error}") from error
     folder = output_dir(run)
     found, passed = _found(run, folder, resume, overwrite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -144,6 +144,15 @@ class UsamTrainer(ResumingTrainer):
         super().take_up(gathered)
         self._parts = gathered["parts"]
         self._routing = Routing(gathered["routing"])
+
+    def merged(self, gathered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Also the loss's parts and the routing, which the first process gets."""
+        parts: dict[str, list[Tensor]] = {}
+        first = self.args.process_index == 0
+        for name, values in [pair for each in gathered if first for pair in each["parts"].items()]:
+            parts.setdefault(name, []).extend(values)
+        routing = Routing.joined([each["routing"] for each in gathered if first])
+        return {**super().merged(gathered), "parts": parts, "routing": routing.state}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.cache is not None:  # a run that goes on from here reads the same frames
