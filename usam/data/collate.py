@@ -30,13 +30,21 @@ class Skipped:
 SHOWN = 5  # rows that an error tells
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a batch come from."""
+
+    origins: tuple[str, ...]  # file:line
+    clips: tuple[int, ...]  # how many of the batch's clips are each row's
+
+
 class Collator:
     """Samples to tensors, with labels on the answers.
 
     Args:
         processor: the model's processor.
-        tasks: also give `tasks`, each row's own or None, which UsamTrainer takes out before the model is called, and
-            `batch`, what `passed_along` gives, which the model hands to its losses.
+        tasks: also give `tasks`, each row's own or None, and `rows`, a Rows, which UsamTrainer takes out before the
+            model is called, and `batch`, what `passed_along` gives, which the model hands to its losses.
         spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
             batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
         share: of the spares, how many may be skipped so.
@@ -67,8 +75,11 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        batch, owners = self._encoded([self._read(sample, skipped) for sample in samples])
+        read = [self._read(sample, skipped) for sample in samples]
+        batch, owners = self._encoded(read)
         if self.tasks:
+            clips = tuple(len(row.audio) for _, rendered in read for row in rendered.rows)
+            batch["rows"] = Rows(tuple(sample.origin for sample in owners), clips)
             batch |= {"tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
         if self.spares is not None:
             batch["skipped"] = skipped
