@@ -21,7 +21,8 @@ def train(
         bool, typer.Option("--overwrite", help="Start anew in an output_dir that holds a run; removes its checkpoints.")
     ] = False,
 ) -> None:
-    """Train a model; `train:` in the run file takes the arguments of transformers' Trainer.
+    """Train a model; `train:` in the run file takes the arguments of transformers' Trainer, and `preset: paper` for the
+    paper's. `groups:` gives parameters a learning rate of their own, `{projector: {learning_rate: 1e-3}}`.
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
     (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `batch_seconds` and `batch_tokens`

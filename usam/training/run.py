@@ -18,8 +18,10 @@ from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.patch import merge, parse_override
 from usam.spec.spec import Spec, read
+from usam.training.groups import check_groups
+from usam.training.presets import resolved
 
-PARTS = ("model", "start", "plugins", "data", "train")
+PARTS = ("model", "start", "plugins", "data", "train", "groups")
 DATA = {
     "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
     "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
@@ -45,6 +47,7 @@ INSTEAD = {
     "remove_unused_columns": COLUMNS,
     "label_names": COLUMNS,
     "length_column_name": COLUMNS,
+    "preset": "read_run puts its arguments in its place; in Python, usam.training.presets.resolved",
     "group_by_length": "write train.train_sampling_strategy: group_by_length, or a budget, data.batch_seconds",
 }
 IN_FORCE = {"remove_unused_columns": False, "label_names": ["labels"]}
@@ -87,16 +90,22 @@ class Run:
     give for a clip is computed in the first epoch, and read in those that follow, and in the next run.
     """
     train: Mapping[str, Any]
-    """Arguments of transformers' Trainer."""
+    """Arguments of transformers' Trainer. In a run file `preset: paper` stands for the paper's optimizer, schedule and
+    batch; what is written beside it wins."""
     start: str | None = None
     plugins: tuple[str, ...] = ()
     file: str | None = None
+    groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Parameters with another `learning_rate` (or `lr_scale`, a multiple of the run's, in place of their component's)
+    or `weight_decay`, by a place in the spec, such as `projector` or `encoders.whisper`, or by a pattern of their
+    names. A name that fits nothing that trains is an error, and so is a parameter in two groups."""
 
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
         start = {"start": self.start} if self.start is not None else {}
         plugins = {"plugins": list(self.plugins)} if self.plugins else {}
-        rest = {"data": dict(self.data), "train": dict(self.train)}
+        groups = {"groups": {name: dict(options) for name, options in self.groups.items()}} if self.groups else {}
+        rest = {"data": dict(self.data), "train": dict(self.train), **groups}
         return write_yaml({"model": self.spec.to_dict(), **start, **plugins, **rest})
 
 
@@ -137,7 +146,7 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
     if start is not None:
         start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
-    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train")}
+    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train", "groups")}
     for override in overrides:
         patch, origin = parse_override(override)
         (head, value), *_ = patch.items()
@@ -146,7 +155,10 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         elif head in rest and isinstance(value, dict):
             rest = merge(rest, patch, places, origin)
         else:
-            raise SpecError(f"{origin}: starts with 'model.', 'data.' or 'train.'")
+            raise SpecError(f"{origin}: starts with 'model.', 'data.', 'train.' or 'groups.'")
+    if isinstance(rest["train"], Mapping) and isinstance(rest["data"], Mapping):
+        budget = any(rest["data"].get(key) is not None for key in BUDGET)
+        rest["train"] = resolved(rest["train"], places, budget=budget)
     _check(rest, places)
     for split in ("train", "eval"):
         if rest["data"].get(split) is not None:
@@ -155,7 +167,7 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         rest["data"]["cache"] = {**cache, "folder": _beside(cache["folder"], path.parent)[0]}
     spec = Spec.from_tree(model, lines)
     _check_losses(spec, rest["train"], places)
-    return Run(spec, rest["data"], rest["train"], start, files, str(path))
+    return Run(spec, rest["data"], rest["train"], start, files, str(path), rest["groups"])
 
 
 def _plugins(files: Any, folder: Path, places: Places) -> tuple[str, ...]:
@@ -178,7 +190,7 @@ def check(run: Run) -> None:
     Raises:
         SpecError: the key, and what to write instead.
     """
-    _check({"data": run.data, "train": run.train}, Places())
+    _check({"data": run.data, "train": run.train, "groups": run.groups}, Places())
     _check_losses(run.spec, run.train, Places())
 
 
@@ -204,6 +216,7 @@ def _check(tree: Mapping[str, Any], places: Places) -> None:
         if not isinstance(tree[part], Mapping):
             raise SpecError(f"{places.at((part,))}expected a map, found {tree[part]!r}")
     _check_data(tree["data"], places)
+    check_groups(tree["groups"], places)
     known = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     for key, value in tree["train"].items():
         where = places.at(("train", key))

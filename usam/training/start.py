@@ -30,6 +30,7 @@ from usam.processor.lengths import context_length
 from usam.saving import STAGED
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, rows
+from usam.training.groups import grouped
 from usam.training.run import DATA, Run, cache_of, check, samples_of
 from usam.training.sampling import BY_LENGTH
 from usam.training.trainer import UsamTrainer
@@ -73,6 +74,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     model, processor = caching.built(run, arguments.seed)
     check_place(model, folder)
     check_learns(model)
+    grouped(model, run.groups)
     if run.start is None:  # what was saved may hold options of another version
         check_names(run.spec, model)
     cache = caching.of_run(run, model)
@@ -125,6 +127,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         made_of=_made_of(run, model, arguments.world_size),
         run_file=run.to_yaml(),
         cache=cache,
+        groups=run.groups,
     )
     for line in passed:
         logger.warning(line)
@@ -200,7 +203,11 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
         "data": {**hashes, **policies},
-        "train": {**{k: v for k, v in run.train.items() if v != usual.get(k)}, "processes": processes},
+        "train": {
+            **{k: v for k, v in run.train.items() if v != usual.get(k)},
+            **({"groups": run.groups} if run.groups else {}),
+            "processes": processes,
+        },
         "versions": {
             "usam": about["usam"],
             **about["components"],

@@ -13,9 +13,8 @@ from transformers.trainer_utils import has_length
 
 from usam.data.cache import FeatureCache
 from usam.data.collate import Rows, check_share
-from usam.model.assembly import parts
-from usam.model.model import UsamForConditionalGeneration
 from usam.spec.page import SpecError
+from usam.training import groups
 from usam.training.guards import GuardedTrainer
 from usam.training.parts import Parts
 from usam.training.resuming import IncompleteRun
@@ -34,11 +33,21 @@ class UsamTrainer(GuardedTrainer):
         args, kwargs: as GuardedTrainer takes them.
         share: the share of the rows that may be skipped because their clips cannot be read.
         cache: frames of the encoders, read instead of computed where they are stored.
+        groups: parameters with a learning rate of their own, as Run has them.
     """
 
-    def __init__(self, *args: Any, share: float = 0.0, cache: FeatureCache | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        share: float = 0.0,
+        cache: FeatureCache | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.share = share
+        self.groups = groups or {}
+        self._rates: dict[str, float] = {}  # of the groups, at the last step
         self.cache = cache
         if cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise SpecError("data.cache: FSDP and DeepSpeed spread the encoders' weights over processes; leave one out")
@@ -47,17 +56,15 @@ class UsamTrainer(GuardedTrainer):
         self._routing = Routing()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's own groups, split by each component's `lr_scale`."""
+        """The Trainer's own groups, split by those of the run and by each component's `lr_scale`."""
         optimizer = cast(torch.optim.Optimizer, super().create_optimizer(model))
-        scales = learning_rate_scales(self.accelerator.unwrap_model(self.model))
-        if set(scales.values()) - {1.0}:
-            groups = []
-            for group in optimizer.param_groups:
-                for scale in sorted({scales.get(id(p), 1.0) for p in group["params"]}):
-                    own = [p for p in group["params"] if scales.get(id(p), 1.0) == scale]
-                    groups.append({**group, "params": own, "lr": group["lr"] * scale})
-            optimizer.param_groups[:] = groups
+        groups.split(optimizer, groups.grouped(self.accelerator.unwrap_model(self.model), self.groups))
         return optimizer
+
+    def _get_learning_rate(self) -> float:
+        """That of what is in no group; of the first group where nothing is in none."""
+        self._rates = groups.rates(self.optimizer)
+        return cast(float, super()._get_learning_rate())
 
     def try_largest(self) -> None:
         """What is gathered for the log stays as it is, too."""
@@ -125,7 +132,7 @@ class UsamTrainer(GuardedTrainer):
         All processes call it together: what is told is of all of them.
         """
         if "loss" in logs:
-            logs |= self._parts.means(gather_object) | self._routing.means(gather_object)
+            logs |= self._rates | self._parts.means(gather_object) | self._routing.means(gather_object)
         if "train_loss" in logs:  # of the whole run, also when it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
@@ -172,19 +179,6 @@ class UsamTrainer(GuardedTrainer):
         if self.cache is not None:  # a run that goes on from here reads the same frames
             self.cache.flush()
         super()._save_checkpoint(model, trial)
-
-
-def learning_rate_scales(model: Any) -> dict[int, float]:
-    """The `lr_scale` of every parameter, by its identity."""
-    inner = next((m for m in model.modules() if isinstance(m, UsamForConditionalGeneration)), None)
-    if inner is None:
-        return {}
-    named = dict(parts(inner))
-    scales = {}
-    for name, parameter in inner.named_parameters():
-        part = next((part for prefix, part in named.items() if name.startswith(prefix)), inner.config.llm())
-        scales[id(parameter)] = float(part.config.lr_scale)
-    return scales
 
 
 def trainable(model: nn.Module) -> int:
