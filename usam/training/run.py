@@ -17,14 +17,14 @@ from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.patch import merge, parse_override
-from usam.spec.spec import Spec, read
+from usam.spec.spec import Spec, component_config, read
 from usam.training.groups import check_groups
 from usam.training.presets import resolved
 
 PARTS = ("model", "start", "plugins", "data", "train", "groups")
 DATA = {
     "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
-    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
+    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None, "augment": None,
 }  # fmt: skip
 CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
@@ -88,6 +88,10 @@ class Run:
 
     `cache`, a folder, or a map of `folder`, `dtype` and `limit` (GiB) as `FeatureCache` takes them: what the encoders
     give for a clip is computed in the first epoch, and read in those that follow, and in the next run.
+
+    `augment`, a list of augmentations (`usam list` names them), changes the clips of `train`, and only while training:
+    `[{type: speed, factors: [0.9, 1, 1.1]}, {type: noise, files: musan, p: 0.5}, spec_augment]`. What is drawn depends
+    on `train.seed`, the epoch and the row. It does not go with `cache`.
     """
     train: Mapping[str, Any]
     """Arguments of transformers' Trainer. In a run file `preset: paper` stands for the paper's optimizer, schedule and
@@ -165,6 +169,12 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
             rest["data"][split] = _beside(rest["data"][split], path.parent)
     if (cache := cache_of(rest["data"])) is not None:
         rest["data"]["cache"] = {**cache, "folder": _beside(cache["folder"], path.parent)[0]}
+    if rest["data"].get("augment"):
+        listed = [dict(one) if isinstance(one, Mapping) else one for one in rest["data"]["augment"]]
+        for one in listed:
+            if isinstance(one, dict) and one.get("files"):
+                one["files"] = _beside(one["files"], path.parent)
+        rest["data"]["augment"] = listed
     spec = Spec.from_tree(model, lines)
     _check_losses(spec, rest["train"], places)
     return Run(spec, rest["data"], rest["train"], start, files, str(path), rest["groups"])
@@ -256,6 +266,7 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
             if not files or not all(isinstance(file, (str, Path)) for file in files):
                 raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
     _check_cache(data.get("cache"), places)
+    _check_augment(data, places)
     if "bad_share" in data and data.get("bad_audio") != "skip":
         raise SpecError(
             f"{places.at(('data', 'bad_share'))}means nothing without data.bad_audio: skip; write both or none"
@@ -298,6 +309,21 @@ def _check_cache(cache: Any, places: Places) -> None:
     limit = given.get("limit")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
         raise SpecError(f"{places.at(('data', 'cache', 'limit'))}expected GiB, more than 0; found {limit!r}")
+
+
+def _check_augment(data: Mapping[str, Any], places: Places) -> None:
+    listed, where = data.get("augment"), places.at(("data", "augment"))
+    if listed is None:
+        return
+    if not isinstance(listed, (list, tuple)):
+        raise SpecError(f"{where}expected a list of augmentations, such as [speed, {{type: gain}}]; found {listed!r}")
+    for i, one in enumerate(listed):
+        component_config("usam.augmentations", one, ("data", "augment", str(i)), places)
+    if listed and data.get("cache") is not None:
+        raise SpecError(
+            f"{where}does not go with data.cache, which keeps what encoders give for a clip as it is: augmentation "
+            "lets them hear another one in each epoch; leave one of them out"
+        )
 
 
 def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[Any]) -> None:

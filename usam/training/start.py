@@ -17,6 +17,7 @@ import torch
 from transformers import TrainingArguments
 from transformers import __version__ as transformers_version
 
+from usam.data.augment import Augment
 from usam.data.cache import Keyed
 from usam.data.collate import Collator, Skipped
 from usam.data.manifest import ManifestError, Sample
@@ -85,6 +86,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     if seconds is not None or most is not None:
         budget = Budget(seconds, most, run.train.get("per_device_train_batch_size"))
     looks = budget is not None or arguments.train_sampling_strategy in BY_LENGTH
+    augment = Augment.of(data["augment"], arguments.seed)
     lengths: dict[str, Length] = {}
     left_out: list[Skipped] = []
     splits: dict[str, list[Sample]] = {}
@@ -93,7 +95,8 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
             samples = samples_of(run, split)
             if context is not None or looks:
                 new = [sample for sample in samples if sample.origin not in lengths]
-                lengths |= rows.measured(new, processor, quiet=quiet)
+                most = augment.most if augment is not None and split == "train" else None
+                lengths |= rows.measured(new, processor, most=most, quiet=quiet)
             splits[split], long = rows.fitting(samples, processor, context, data["too_long"], lengths=lengths)
             left_out += long
     if context is not None and data["too_long"] == "truncate_answer":
@@ -128,6 +131,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         run_file=run.to_yaml(),
         cache=cache,
         groups=run.groups,
+        augment=augment,
     )
     for line in passed:
         logger.warning(line)

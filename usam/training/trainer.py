@@ -9,10 +9,12 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
-from usam.data.collate import Rows, check_share
+from usam.data.collate import Collator, Rows, check_share
 from usam.spec.page import SpecError
 from usam.training import groups
 from usam.training.guards import GuardedTrainer
@@ -34,7 +36,11 @@ class UsamTrainer(GuardedTrainer):
         share: the share of the rows that may be skipped because their clips cannot be read.
         cache: frames of the encoders, read instead of computed where they are stored.
         groups: parameters with a learning rate of their own, as Run has them.
+        augment: what is done to the clips of training, never to those of an evaluation; needs a Collator. Lengths,
+            where they are given, are those of the longest that clips may become.
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -42,11 +48,17 @@ class UsamTrainer(GuardedTrainer):
         share: float = 0.0,
         cache: FeatureCache | None = None,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
+        augment: Augment | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.share = share
         self.groups = groups or {}
+        self.augment = augment
+        if augment is not None:
+            if not isinstance(self.data_collator, Collator):
+                raise ValueError("augmentation is what a usam.data.collate.Collator does: give it as data_collator")
+            self.add_callback(_Epoch(augment))
         self._rates: dict[str, float] = {}  # of the groups, at the last step
         self.cache = cache
         if cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -68,12 +80,30 @@ class UsamTrainer(GuardedTrainer):
 
     def try_largest(self) -> None:
         """What is gathered for the log stays as it is, too."""
-        before = self._parts, self._routing, self.skipped
+        before = self._parts, self._routing, self.skipped, self.data_collator
+        if self.augment is not None:
+            self.data_collator = self.data_collator.augmented(self.augment.longest())
         self._parts, self._routing, self.skipped = Parts(), Routing(), {}
         try:
             super().try_largest()
         finally:
-            self._parts, self._routing, self.skipped = before
+            self._parts, self._routing, self.skipped, self.data_collator = before
+
+    def get_train_dataloader(self) -> Any:
+        """With augmentation."""
+        plain = self.data_collator
+        if self.augment is not None:
+            self.data_collator = plain.augmented(self.augment)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def _measure(self, dataset: Any, most: Any = None) -> Any:
+        """Rows of training are as long as augmentation may make them."""
+        if self.augment is not None and dataset is self.train_dataset:
+            most = self.augment.most
+        return super()._measure(dataset, most)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The model's loss; stops at the first part that is not finite, and when too many rows cannot be read.
@@ -179,6 +209,16 @@ class UsamTrainer(GuardedTrainer):
         if self.cache is not None:  # a run that goes on from here reads the same frames
             self.cache.flush()
         super()._save_checkpoint(model, trial)
+
+
+class _Epoch(TrainerCallback):
+    """Each epoch has its own augmentation."""
+
+    def __init__(self, augment: Augment) -> None:
+        self.augment = augment
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.augment.set_epoch(int(state.epoch or 0))
 
 
 def trainable(model: nn.Module) -> int:
