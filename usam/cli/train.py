@@ -21,12 +21,13 @@ def train(
         bool, typer.Option("--overwrite", help="Start anew in an output_dir that holds a run; removes its checkpoints.")
     ] = False,
 ) -> None:
-    """Train a model; `train:` in the run file takes the arguments of transformers' Trainer.
+    """Train a model; `train:` in the run file takes the arguments of transformers' Trainer, and `preset: paper` for the
+    paper's. `groups:` gives parameters a learning rate of their own, `{projector: {learning_rate: 1e-3}}`.
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
     (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `batch_seconds` and `batch_tokens`
     are a budget: batches of rows of about one length, as many as it has room for. `cache`, a folder, keeps what frozen
-    encoders give: see `usam cache`.
+    encoders give: see `usam cache`. `augment` lists what changes the clips while training: `[speed, spec_augment]`.
     """
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from usam.data.manifest import ManifestError, Sample
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from usam.processor.chat import Rendered
     from usam.processor.feature_extractor import UsamFeatureExtractor
     from usam.processor.processor import UsamProcessor
+
+
+Change = Callable[[Any, int, str, int], Any]
+"""What is done to a clip (samples,) at a rate, of a row (file:line), at its place in it: `Augment` is one."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,27 @@ class Skipped:
 SHOWN = 5  # rows that an error tells
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a batch come from."""
+
+    origins: tuple[str, ...]  # file:line
+    clips: tuple[int, ...]  # how many of the batch's clips are each row's
+
+
 class Collator:
     """Samples to tensors, with labels on the answers.
 
     Args:
         processor: the model's processor.
-        tasks: also give `tasks`, each row's own or None, which UsamTrainer takes out before the model is called, and
-            `batch`, what `passed_along` gives, which the model hands to its losses.
+        tasks: also give `tasks`, each row's own or None, and `rows`, a Rows, which UsamTrainer takes out before the
+            model is called, and `batch`, what `passed_along` gives, which the model hands to its losses.
         spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
             batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
         share: of the spares, how many may be skipped so.
         context: the language model's positions; None does not look at them.
         cut: cut the answer of a row that is too long, which then has no end, instead of raising.
+        augment: what is done to each clip: it is given the clip, the rate, the row's file:line and the clip's place.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, a chat not rendered, or it is too long; the row is named.
@@ -56,6 +70,7 @@ class Collator:
         share: float = 0.0,
         context: int | None = None,
         cut: bool = False,
+        augment: Change | None = None,
     ) -> None:
         self.processor = processor
         self.tasks = tasks
@@ -63,12 +78,22 @@ class Collator:
         self.share = share
         self.context = context
         self.cut = cut
+        self.augment = augment
         self._places = {sample.origin: place for place, sample in enumerate(spares or ())}
+
+    def augmented(self, augment: Change) -> Collator:
+        """The same with clips that are changed."""
+        other = copy(self)
+        other.augment = augment
+        return other
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        batch, owners = self._encoded([self._read(sample, skipped) for sample in samples])
+        read = [self._read(sample, skipped) for sample in samples]
+        batch, owners = self._encoded(read)
         if self.tasks:
+            clips = tuple(len(row.audio) for _, rendered in read for row in rendered.rows)
+            batch["rows"] = Rows(tuple(sample.origin for sample in owners), clips)
             batch |= {"tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
         if self.spares is not None:
             batch["skipped"] = skipped
@@ -111,7 +136,8 @@ class Collator:
 
     def _render(self, sample: Sample) -> Rendered:
         try:
-            return self.processor.render(with_sound(sample.messages, self.processor.feature_extractor))
+            messages = with_sound(sample.messages, self.processor.feature_extractor, self.augment, sample.origin)
+            return self.processor.render(messages)
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
@@ -169,16 +195,22 @@ def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     }
 
 
-def with_sound(messages: Sequence[Any], ears: UsamFeatureExtractor) -> list[Any]:
+def with_sound(
+    messages: Sequence[Any], ears: UsamFeatureExtractor, change: Change | None = None, row: str = ""
+) -> list[Any]:
     """The same messages with every clip that they name read into an array at the extractor's rate, within its limit."""
     heard = []
+    places = count()
+
+    def read(block: Any) -> Any:
+        found = ears.fetch_audio(Clip.of(block))
+        return found if change is None else change(found, ears.sampling_rate, row, next(places))
+
     for message in messages:
         parts = blocks(message)
         if not isinstance(message["content"], str):
             named = [b["type"] in KINDS and names_source(b) for b in parts]
-            parts = [
-                Clip(ears.fetch_audio(Clip.of(b))).block() if own else b for b, own in zip(parts, named, strict=True)
-            ]
+            parts = [Clip(read(b)).block() if own else b for b, own in zip(parts, named, strict=True)]
             message = {**message, "content": parts}
         heard.append(message)
     return heard

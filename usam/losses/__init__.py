@@ -31,7 +31,11 @@ class Loss(Component):
         super().__init__(config)
 
     def forward(self, inputs: LossInputs) -> LossOutput:
-        """A scalar, a mean over what it looks at; with nothing to say, `self.nothing(inputs)`."""
+        """A scalar, a mean over what it looks at; with nothing to say, `self.nothing(inputs)`.
+
+        A loss that is the mean over `inputs.labels` may give the value of each, detached, as `tokens` in `aux`: it is
+        then logged for each task, and told whose it is when it is not finite.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward(inputs)")
 
     def nothing(self, inputs: LossInputs) -> Tensor:

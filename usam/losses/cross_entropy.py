@@ -22,13 +22,14 @@ class CrossEntropy(Loss):
         """Share of the target that is spread evenly over the vocabulary."""
 
     def forward(self, inputs: LossInputs) -> LossOutput:
-        """Mean negative log-likelihood of `inputs.labels`."""
+        """Mean negative log-likelihood of `inputs.labels`; `tokens` in `aux` is that of each."""
         if inputs.labels.numel() == 0:
             return LossOutput(self.nothing(inputs))
 
-        def summed(hidden: Tensor, labels: Tensor) -> Tensor:
+        def valued(hidden: Tensor, labels: Tensor) -> Tensor:
             logits = inputs.head(hidden)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing, reduction="sum")
+            return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing, reduction="none")
 
-        return LossOutput(sum_in_chunks(summed, inputs.hidden, inputs.labels, inputs.head) / len(inputs.labels))
+        total, tokens = sum_in_chunks(valued, inputs.hidden, inputs.labels, inputs.head)
+        return LossOutput(total / len(inputs.labels), {"tokens": tokens})

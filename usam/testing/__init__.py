@@ -18,6 +18,7 @@ A promise that a component cannot keep is named with the reason, and must then r
 
 from __future__ import annotations
 
+from usam.testing.augmentations import augmentation_promises, check_augmentation
 from usam.testing.encoders import check_encoder, encoder_promises
 from usam.testing.fusions import check_fusion, fusion_promises
 from usam.testing.llm import check_llm, llm_promises
@@ -29,6 +30,8 @@ __all__ = [
     "BrokenPromises",
     "Promise",
     "Report",
+    "augmentation_promises",
+    "check_augmentation",
     "check_encoder",
     "check_fusion",
     "check_llm",

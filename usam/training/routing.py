@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -47,27 +48,41 @@ class Routing:
         if stages:
             self._tasks += [task or UNNAMED for task in tasks]
 
-    def means(self) -> dict[str, float]:
+    def means(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
         """`router/<task>/expert0`, its mean gate; `.../load0`, its share of choices; `.../entropy`; and starts anew.
 
         The mean is over routed rows: clips, or frames. With several mixtures the name is `router<stage>`. A dense
         mixture chooses nothing: its loads are its gates, and only these are told.
+
+        Args:
+            gather: what each process has, in one list; the means are then those of all processes.
         """
+        found = gather([{stage: self._sums(batches) for stage, batches in self._clips.items()}])
         logs: dict[str, float] = {}
-        for stage, batches in self._clips.items():
-            name = "router" if len(self._clips) == 1 else f"router{stage}"
-            samples = torch.cat([sample for sample, _ in batches]).tolist()
-            columns = torch.cat([columns for _, columns in batches]).double().cpu()
-            count = (columns.shape[1] - 2) // 2
-            labels = [f"expert{e}" for e in range(count)] + [f"load{e}" for e in range(count)] + ["entropy"]
-            if torch.equal(columns[:, 1 : count + 1], columns[:, count + 1 : -1]):
-                columns, labels = columns[:, [*range(count + 1), -1]], [*labels[:count], labels[-1]]
-            tasks = [self._tasks[sample] for sample in samples]
-            for task in sorted(set(tasks)):
-                own = columns[[i for i, t in enumerate(tasks) if t == task]]
-                rows = own[:, :1]
-                if rows.sum() > 0:
-                    means = ((own[:, 1:] * rows).sum(0) / rows.sum()).tolist()
-                    logs |= {f"{name}/{task}/{label}": mean for label, mean in zip(labels, means, strict=True)}
+        stages = sorted({stage for own in found for stage in own})
+        for stage in stages:
+            name = "router" if len(stages) == 1 else f"router{stage}"
+            owns = [own[stage] for own in found if stage in own and own[stage][1]]
+            if not owns:  # batches without a clip
+                continue
+            count = (len(next(iter(owns[0][1].values()))) - 2) // 2
+            labels = [*(f"expert{e}" for e in range(count)), *(f"load{e}" for e in range(count)), "entropy"]
+            told = labels if any(chooses for chooses, _ in owns) else [*labels[:count], labels[-1]]
+            for task in sorted({task for _, tasks in owns for task in tasks}):
+                rows, *sums = (sum(column) for column in zip(*(t[task] for _, t in owns if task in t), strict=True))
+                if rows > 0:
+                    means = {label: value / rows for label, value in zip(labels, sums, strict=True)}
+                    logs |= {f"{name}/{task}/{label}": means[label] for label in told}
         self._tasks, self._clips = [], {}
         return logs
+
+    def _sums(self, batches: list[tuple[Tensor, Tensor]]) -> tuple[bool, dict[str, list[float]]]:
+        """Whether a mixture chooses, and for each task its rows and, weighted by them, the sums of its columns."""
+        samples = torch.cat([sample for sample, _ in batches]).tolist()
+        columns = torch.cat([columns for _, columns in batches]).double().cpu()
+        count = (columns.shape[1] - 2) // 2
+        chooses = not torch.equal(columns[:, 1 : count + 1], columns[:, count + 1 : -1])
+        weighted = torch.cat([columns[:, :1], columns[:, 1:] * columns[:, :1]], -1)
+        tasks = [self._tasks[sample] for sample in samples]
+        own = {task: weighted[[i for i, t in enumerate(tasks) if t == task]].sum(0).tolist() for task in set(tasks)}
+        return chooses, own

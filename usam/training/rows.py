@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -22,11 +22,14 @@ from usam.processor.processor import UsamProcessor
 from usam.saving import write_whole
 
 LISTED = "skipped.jsonl"  # in a run's folder
+Most = Callable[[int], int]
 
 
-def measured(samples: Sequence[Sample], processor: UsamProcessor, *, quiet: bool = True) -> dict[str, Length]:
+def measured(
+    samples: Sequence[Sample], processor: UsamProcessor, *, most: Most | None = None, quiet: bool = True
+) -> dict[str, Length]:
     """The length of each row, by its file:line; see `length`."""
-    return {s.origin: length(s, processor) for s in tqdm(samples, desc="measuring", unit="row", disable=quiet)}
+    return {s.origin: length(s, processor, most) for s in tqdm(samples, desc="measuring", unit="row", disable=quiet)}
 
 
 def fitting(
@@ -138,13 +141,21 @@ def tokens(sample: Sample, processor: UsamProcessor) -> tuple[int, int]:
     return row.tokens, row.asked
 
 
-def length(sample: Sample, processor: UsamProcessor) -> Length:
-    """What a row takes in a batch; it has no tokens and no seconds when the header of a clip cannot be read."""
+def length(sample: Sample, processor: UsamProcessor, most: Most | None = None) -> Length:
+    """What a row takes in a batch; it has no tokens and no seconds when the header of a clip cannot be read.
+
+    Args:
+        sample: the row.
+        processor: counts its tokens.
+        most: how many samples a clip of so many may become by augmentation; None: no more.
+    """
     try:
         rendered = processor.render(sample.messages)
     except ValueError as error:
         raise ManifestError(f"{sample.origin}: {error}") from error
     counts = [_samples(clip, processor) for clip in rendered.audio]
+    if most is not None:
+        counts = [None if count is None else most(count) for count in counts]
     heard_as = {"clips": sum(len(row.audio) for row in rendered.rows), "rows": len(rendered.rows)}
     if None in counts:
         return Length(tokens=0, **heard_as)

@@ -17,12 +17,14 @@ from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.patch import merge, parse_override
-from usam.spec.spec import Spec, read
+from usam.spec.spec import Spec, component_config, read
+from usam.training.groups import check_groups
+from usam.training.presets import resolved
 
-PARTS = ("model", "start", "plugins", "data", "train")
+PARTS = ("model", "start", "plugins", "data", "train", "groups")
 DATA = {
     "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
-    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
+    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None, "augment": None,
 }  # fmt: skip
 CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
@@ -45,6 +47,7 @@ INSTEAD = {
     "remove_unused_columns": COLUMNS,
     "label_names": COLUMNS,
     "length_column_name": COLUMNS,
+    "preset": "read_run puts its arguments in its place; in Python, usam.training.presets.resolved",
     "group_by_length": "write train.train_sampling_strategy: group_by_length, or a budget, data.batch_seconds",
 }
 IN_FORCE = {"remove_unused_columns": False, "label_names": ["labels"]}
@@ -86,18 +89,28 @@ class Run:
 
     `cache`, a folder, or a map of `folder`, `dtype` and `limit` (GiB) as `FeatureCache` takes them: what the encoders
     give for a clip is computed in the first epoch, and read in those that follow, and in the next run.
+
+    `augment`, a list of augmentations (`usam list` names them), changes the clips of `train`, and only while training:
+    `[{type: speed, factors: [0.9, 1, 1.1]}, {type: noise, files: musan, p: 0.5}, spec_augment]`. What is drawn depends
+    on `train.seed`, the epoch and the row. It does not go with `cache`.
     """
     train: Mapping[str, Any]
-    """Arguments of transformers' Trainer."""
+    """Arguments of transformers' Trainer. In a run file `preset: paper` stands for the paper's optimizer, schedule and
+    batch; what is written beside it wins."""
     start: str | None = None
     plugins: tuple[str, ...] = ()
     file: str | None = None
+    groups: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Parameters with another `learning_rate` (or `lr_scale`, a multiple of the run's, in place of their component's)
+    or `weight_decay`, by a place in the spec, such as `projector` or `encoders.whisper`, or by a pattern of their
+    names. A name that fits nothing that trains is an error, and so is a parameter in two groups."""
 
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
         start = {"start": self.start} if self.start is not None else {}
         plugins = {"plugins": list(self.plugins)} if self.plugins else {}
-        rest = {"data": dict(self.data), "train": dict(self.train)}
+        groups = {"groups": {name: dict(options) for name, options in self.groups.items()}} if self.groups else {}
+        rest = {"data": dict(self.data), "train": dict(self.train), **groups}
         return write_yaml({"model": self.spec.to_dict(), **start, **plugins, **rest})
 
 
@@ -138,7 +151,7 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
     if start is not None:
         start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
-    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train")}
+    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train", "groups")}
     for override in overrides:
         patch, origin = parse_override(override)
         (head, value), *_ = patch.items()
@@ -147,7 +160,10 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         elif head in rest and isinstance(value, dict):
             rest = merge(rest, patch, places, origin)
         else:
-            raise SpecError(f"{origin}: starts with 'model.', 'data.' or 'train.'")
+            raise SpecError(f"{origin}: starts with 'model.', 'data.', 'train.' or 'groups.'")
+    if isinstance(rest["train"], Mapping) and isinstance(rest["data"], Mapping):
+        budget = any(rest["data"].get(key) is not None for key in BUDGET)
+        rest["train"] = resolved(rest["train"], places, budget=budget)
     _check(rest, places)
     for split in ("train", "eval"):
         if rest["data"].get(split) is not None:
@@ -160,9 +176,15 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
             if not Path(found).is_file():
                 raise SpecError(f"{places.at(('train', key))}{found}: no such file")
             rest["train"][key] = found
+    if rest["data"].get("augment"):
+        listed = [dict(one) if isinstance(one, Mapping) else one for one in rest["data"]["augment"]]
+        for one in listed:
+            if isinstance(one, dict) and one.get("files"):
+                one["files"] = _beside(one["files"], path.parent)
+        rest["data"]["augment"] = listed
     spec = Spec.from_tree(model, lines)
     _check_losses(spec, rest["train"], places)
-    return Run(spec, rest["data"], rest["train"], start, files, str(path))
+    return Run(spec, rest["data"], rest["train"], start, files, str(path), rest["groups"])
 
 
 def _plugins(files: Any, folder: Path, places: Places) -> tuple[str, ...]:
@@ -185,7 +207,7 @@ def check(run: Run) -> None:
     Raises:
         SpecError: the key, and what to write instead.
     """
-    _check({"data": run.data, "train": run.train}, Places())
+    _check({"data": run.data, "train": run.train, "groups": run.groups}, Places())
     _check_losses(run.spec, run.train, Places())
 
 
@@ -211,6 +233,7 @@ def _check(tree: Mapping[str, Any], places: Places) -> None:
         if not isinstance(tree[part], Mapping):
             raise SpecError(f"{places.at((part,))}expected a map, found {tree[part]!r}")
     _check_data(tree["data"], places)
+    check_groups(tree["groups"], places)
     known = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     for key, value in tree["train"].items():
         where = places.at(("train", key))
@@ -250,6 +273,7 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
             if not files or not all(isinstance(file, (str, Path)) for file in files):
                 raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
     _check_cache(data.get("cache"), places)
+    _check_augment(data, places)
     if "bad_share" in data and data.get("bad_audio") != "skip":
         raise SpecError(
             f"{places.at(('data', 'bad_share'))}means nothing without data.bad_audio: skip; write both or none"
@@ -292,6 +316,21 @@ def _check_cache(cache: Any, places: Places) -> None:
     limit = given.get("limit")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
         raise SpecError(f"{places.at(('data', 'cache', 'limit'))}expected GiB, more than 0; found {limit!r}")
+
+
+def _check_augment(data: Mapping[str, Any], places: Places) -> None:
+    listed, where = data.get("augment"), places.at(("data", "augment"))
+    if listed is None:
+        return
+    if not isinstance(listed, (list, tuple)):
+        raise SpecError(f"{where}expected a list of augmentations, such as [speed, {{type: gain}}]; found {listed!r}")
+    for i, one in enumerate(listed):
+        component_config("usam.augmentations", one, ("data", "augment", str(i)), places)
+    if listed and data.get("cache") is not None:
+        raise SpecError(
+            f"{where}does not go with data.cache, which keeps what encoders give for a clip as it is: augmentation "
+            "lets them hear another one in each epoch; leave one of them out"
+        )
 
 
 def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[Any]) -> None:

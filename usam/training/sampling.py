@@ -123,12 +123,12 @@ class SamplingTrainer(Trainer):
     def _data_seed(self) -> int:
         return cast(int, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
-    def _measure(self, dataset: Any) -> list[Length]:
+    def _measure(self, dataset: Any, most: rows.Most | None = None) -> list[Length]:
         samples = [dataset[i] for i in range(len(dataset))]
         if missing := [sample for sample in samples if sample.origin not in self.lengths]:
             if not isinstance(self.processing_class, UsamProcessor):
                 raise ValueError("rows are measured with their processor: give it as processing_class, or lengths")
-            self.lengths |= rows.measured(missing, self.processing_class)
+            self.lengths |= rows.measured(missing, self.processing_class, most=most)
         return [self.lengths[sample.origin] for sample in samples]
 
     def try_largest(self) -> None:

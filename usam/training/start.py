@@ -17,6 +17,7 @@ import torch
 from transformers import TrainingArguments
 from transformers import __version__ as transformers_version
 
+from usam.data.augment import Augment
 from usam.data.cache import Keyed
 from usam.data.collate import Collator, Skipped
 from usam.data.manifest import ManifestError, Sample
@@ -30,6 +31,7 @@ from usam.processor.lengths import context_length
 from usam.saving import STAGED
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, rows
+from usam.training.groups import grouped
 from usam.training.run import DATA, Run, cache_of, check, samples_of
 from usam.training.sampling import BY_LENGTH
 from usam.training.trainer import UsamTrainer
@@ -73,6 +75,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     model, processor = caching.built(run, arguments.seed)
     check_place(model, folder)
     check_learns(model)
+    grouped(model, run.groups)
     if run.start is None:  # what was saved may hold options of another version
         check_names(run.spec, model)
     cache = caching.of_run(run, model)
@@ -83,6 +86,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     if seconds is not None or most is not None:
         budget = Budget(seconds, most, run.train.get("per_device_train_batch_size"))
     looks = budget is not None or arguments.train_sampling_strategy in BY_LENGTH
+    augment = Augment.of(data["augment"], arguments.seed)
     lengths: dict[str, Length] = {}
     left_out: list[Skipped] = []
     splits: dict[str, list[Sample]] = {}
@@ -91,7 +95,8 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
             samples = samples_of(run, split)
             if context is not None or looks:
                 new = [sample for sample in samples if sample.origin not in lengths]
-                lengths |= rows.measured(new, processor, quiet=quiet)
+                most = augment.most if augment is not None and split == "train" else None
+                lengths |= rows.measured(new, processor, most=most, quiet=quiet)
             splits[split], long = rows.fitting(samples, processor, context, data["too_long"], lengths=lengths)
             left_out += long
     if context is not None and data["too_long"] == "truncate_answer":
@@ -125,6 +130,8 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         made_of=_made_of(run, model, arguments.world_size),
         run_file=run.to_yaml(),
         cache=cache,
+        groups=run.groups,
+        augment=augment,
     )
     for line in passed:
         logger.warning(line)
@@ -200,7 +207,11 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
         "data": {**hashes, **policies},
-        "train": {**{k: v for k, v in run.train.items() if v != usual.get(k)}, "processes": processes},
+        "train": {
+            **{k: v for k, v in run.train.items() if v != usual.get(k)},
+            **({"groups": run.groups} if run.groups else {}),
+            "processes": processes,
+        },
         "versions": {
             "usam": about["usam"],
             **about["components"],

@@ -7,60 +7,103 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
-from usam.data.collate import check_share
-from usam.model.assembly import parts
-from usam.model.model import UsamForConditionalGeneration
+from usam.data.collate import Collator, Rows, check_share
 from usam.spec.page import SpecError
-from usam.training.resuming import IncompleteRun, ResumingTrainer
+from usam.training import groups
+from usam.training.guards import GuardedTrainer
+from usam.training.parts import Parts
+from usam.training.resuming import IncompleteRun
 from usam.training.routing import Routing
+from usam.types import IGNORE
+
+BESIDE = ("tasks", "rows", "skipped", "clips")  # what a batch tells the Trainer, and not the model
 
 
-class UsamTrainer(ResumingTrainer):
+class UsamTrainer(GuardedTrainer):
     """transformers' Trainer with learning-rate scales, the loss's parts and the routing in the log, and guards.
 
     An evaluation that looked at fewer samples than it was given is an error.
 
     Args:
-        args, kwargs: as ResumingTrainer takes them.
+        args, kwargs: as GuardedTrainer takes them.
         share: the share of the rows that may be skipped because their clips cannot be read.
         cache: frames of the encoders, read instead of computed where they are stored.
+        groups: parameters with a learning rate of their own, as Run has them.
+        augment: what is done to the clips of training, never to those of an evaluation; needs a Collator. Lengths,
+            where they are given, are those of the longest that clips may become.
     """
 
-    def __init__(self, *args: Any, share: float = 0.0, cache: FeatureCache | None = None, **kwargs: Any) -> None:
+    data_collator: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        share: float = 0.0,
+        cache: FeatureCache | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        augment: Augment | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.share = share
+        self.groups = groups or {}
+        self.augment = augment
+        if augment is not None:
+            if not isinstance(self.data_collator, Collator):
+                raise ValueError("augmentation is what a usam.data.collate.Collator does: give it as data_collator")
+            self.add_callback(_Epoch(augment))
+        self._rates: dict[str, float] = {}  # of the groups, at the last step
         self.cache = cache
         if cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise SpecError("data.cache: FSDP and DeepSpeed spread the encoders' weights over processes; leave one out")
-        self._parts: dict[str, list[Tensor]] = {}
+        self._parts = Parts()
         self._measured: dict[str, list[Tensor]] = {}  # of an evaluation
         self._routing = Routing()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's own groups, split by each component's `lr_scale`."""
+        """The Trainer's own groups, split by those of the run and by each component's `lr_scale`."""
         optimizer = cast(torch.optim.Optimizer, super().create_optimizer(model))
-        scales = learning_rate_scales(self.accelerator.unwrap_model(self.model))
-        if set(scales.values()) - {1.0}:
-            groups = []
-            for group in optimizer.param_groups:
-                for scale in sorted({scales.get(id(p), 1.0) for p in group["params"]}):
-                    own = [p for p in group["params"] if scales.get(id(p), 1.0) == scale]
-                    groups.append({**group, "params": own, "lr": group["lr"] * scale})
-            optimizer.param_groups[:] = groups
+        groups.split(optimizer, groups.grouped(self.accelerator.unwrap_model(self.model), self.groups))
         return optimizer
+
+    def _get_learning_rate(self) -> float:
+        """That of what is in no group; of the first group where nothing is in none."""
+        self._rates = groups.rates(self.optimizer)
+        return cast(float, super()._get_learning_rate())
 
     def try_largest(self) -> None:
         """What is gathered for the log stays as it is, too."""
-        before = self._parts, self._routing, self.skipped
-        self._parts, self._routing, self.skipped = {}, Routing(), {}
+        before = self._parts, self._routing, self.skipped, self.data_collator
+        if self.augment is not None:
+            self.data_collator = self.data_collator.augmented(self.augment.longest())
+        self._parts, self._routing, self.skipped = Parts(), Routing(), {}
         try:
             super().try_largest()
         finally:
-            self._parts, self._routing, self.skipped = before
+            self._parts, self._routing, self.skipped, self.data_collator = before
+
+    def get_train_dataloader(self) -> Any:
+        """With augmentation."""
+        plain = self.data_collator
+        if self.augment is not None:
+            self.data_collator = plain.augmented(self.augment)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def _measure(self, dataset: Any, most: Any = None) -> Any:
+        """Rows of training are as long as augmentation may make them."""
+        if self.augment is not None and dataset is self.train_dataset:
+            most = self.augment.most
+        return super()._measure(dataset, most)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The model's loss; stops at the first part that is not finite, and when too many rows cannot be read.
@@ -69,40 +112,57 @@ class UsamTrainer(ResumingTrainer):
             FloatingPointError: names the loss and the step.
             AudioError: names the rows.
         """
-        tasks = inputs.pop("tasks", None)  # the model knows no tasks
-        skipped = inputs.pop("skipped", ())
-        clips = inputs.pop("clips", None)
-        if self.cache is not None and "input_values" in inputs:
-            heard = self.cache.frames(inputs["input_values"], inputs.get("input_values_mask"), clips)
-            inputs = {**inputs, "audio_frames": heard}
+        tasks = inputs.get("tasks")
+        skipped = inputs.get("skipped")
+        inputs, rows = self.inputs_of(inputs)
         if skipped:
             self.skipped |= {row.row: row for row in skipped}
             check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
         if not model.training:  # each batch by itself: how many tokens other processes have at the moment means nothing
             kwargs["num_items_in_batch"] = None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if model.training and tasks is not None:
-            self._routing.add(tasks, outputs.get("aux") or {})
+        aux = outputs.get("aux") or {}
+        if model.training:
+            share = self._share(inputs, kwargs.get("num_items_in_batch"))
+            self._parts.steps += int(self.accelerator.gradient_state.sync_gradients)
+            if tasks is not None:
+                self._routing.add(tasks, aux)
         for name, value in (outputs.get("losses") or {}).items():
+            tokens = aux.get(f"{name}.tokens")
             if not math.isfinite(value.item()):
-                raise FloatingPointError(
-                    f"loss '{name}' is {value.item()} at step {self.state.global_step + 1}; lower the learning rate "
-                    "or its lr_scale, clip gradients (max_grad_norm), or train in bf16 instead of fp16"
-                )
-            if model.training:
-                self._parts.setdefault(name, []).append(value.detach())
+                self.stop(f"loss '{name}' is {value.item()}", rows, inputs, tokens, now=not model.training)
+            elif model.training:
+                self._parts.add(name, value.item(), share)
+                if tokens is not None and tasks is not None:
+                    self._parts.add_tokens(name, tokens, inputs["labels"], tasks)
             else:  # weighted by samples, as the Trainer does with the sum
                 value = self.gather_function(value.detach().repeat(self.args.eval_batch_size))
                 self._measured.setdefault(name, []).append(value.float().cpu())
         return (loss, outputs) if return_outputs else loss
 
+    def inputs_of(self, batch: Any) -> tuple[Any, Rows | None]:
+        """Without tasks, which the model does not know; with what the cache knows of the clips."""
+        inputs = {name: value for name, value in batch.items() if name not in BESIDE}
+        if self.cache is not None and "input_values" in inputs:
+            clips = batch.get("clips")
+            heard = self.cache.frames(inputs["input_values"], inputs.get("input_values_mask"), clips)
+            inputs["audio_frames"] = heard
+        return inputs, batch.get("rows")
+
+    def _share(self, inputs: Any, total: Any) -> float:
+        """This micro-batch's share of its step, by supervised tokens: those of all processes sum to 1."""
+        if total is None or "labels" not in inputs:
+            return 1 / int(self.current_gradient_accumulation_steps * self.args.world_size)
+        share: float = float((inputs["labels"][:, 1:] != IGNORE).sum() / total)
+        return share if self.args.average_tokens_across_devices else share / int(self.args.world_size)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the mean of each unweighted part since the last line, and of what routers did with each task."""
+        """Add the mean of each unweighted part since the last line, by task too, and what routers did with each task.
+
+        All processes call it together: what is told is of all of them.
+        """
         if "loss" in logs:
-            for name, values in self._parts.items():
-                logs[f"loss_{name}"] = float(torch.stack(values).float().mean())
-            self._parts.clear()
-            logs |= self._routing.means()
+            logs |= self._rates | self._parts.means(gather_object) | self._routing.means(gather_object)
         if "train_loss" in logs:  # of the whole run, also when it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
@@ -137,12 +197,12 @@ class UsamTrainer(ResumingTrainer):
 
     def gathered(self) -> dict[str, Any]:
         """Also the loss's parts and the routing."""
-        return {**super().gathered(), "parts": self._parts, "routing": self._routing.state}
+        return {**super().gathered(), "parts": self._parts.state, "routing": self._routing.state}
 
     def take_up(self, gathered: Mapping[str, Any]) -> None:
         """Also the loss's parts and the routing."""
         super().take_up(gathered)
-        self._parts = gathered["parts"]
+        self._parts = Parts(gathered["parts"])
         self._routing = Routing(gathered["routing"])
 
     def merged(self, gathered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -160,17 +220,14 @@ class UsamTrainer(ResumingTrainer):
         super()._save_checkpoint(model, trial)
 
 
-def learning_rate_scales(model: Any) -> dict[int, float]:
-    """The `lr_scale` of every parameter, by its identity."""
-    inner = next((m for m in model.modules() if isinstance(m, UsamForConditionalGeneration)), None)
-    if inner is None:
-        return {}
-    named = dict(parts(inner))
-    scales = {}
-    for name, parameter in inner.named_parameters():
-        part = next((part for prefix, part in named.items() if name.startswith(prefix)), inner.config.llm())
-        scales[id(parameter)] = float(part.config.lr_scale)
-    return scales
+class _Epoch(TrainerCallback):
+    """Each epoch has its own augmentation."""
+
+    def __init__(self, augment: Augment) -> None:
+        self.augment = augment
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.augment.set_epoch(int(state.epoch or 0))
 
 
 def trainable(model: nn.Module) -> int:
