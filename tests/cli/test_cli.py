@@ -33,7 +33,7 @@ def test_list_says_what_each_component_is_within_120_columns(usam, monkeypatch):
     _, out, _ = usam("list")
     lines = [line for line in out.splitlines() if line.startswith("  ")]
     built_in = [line for line in lines if f" usam {__version__}" in line]
-    assert len(built_in) == len(EVERY) + len(list(discover("usam.readers")))
+    assert len(built_in) == len(EVERY) + len(list(discover("usam.readers"))) + len(list(discover("usam.metrics")))
     assert all(re.search(r"usam \S+ +[A-Z].{20}", line) for line in built_in)
     assert all(len(line) <= 120 for line in lines)
     assert re.search(r"^  pool +usam \S+ +The mean or the maximum of each window of frames\.$", out, re.MULTILINE)
@@ -53,6 +53,14 @@ def test_list_check_loads_each(usam):
     assert status == 0, out
     assert "whisper" in out
     assert "FAILS" not in out
+
+
+def test_show_knows_a_metric_and_its_options(usam):
+    status, out, _ = usam("show", "wer")
+    assert status == 0
+    assert "metrics.wer, of usam" in out
+    assert "normalizer: none" in out
+    assert "spelling: null" in out
 
 
 def test_show_prints_widths_rates_counts_and_tokens(usam):
