@@ -14,6 +14,7 @@ from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Spec
 
+PREDICTIONS = "predictions"  # in a run's folder: what was answered at each evaluation
 RECORD = "checkpoint.json"  # written last: its files with their sizes, and what the run was made of
 STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -115,7 +116,7 @@ def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
     told: list[str] = []
     for key, old, new in _differences(before, made_of):
         line = f"{key}: the checkpoint was made with {_short(old)}, and now it is {_short(new)}"
-        outward = key.startswith(("versions.", "data.eval")) or key in [f"train.{name}" for name in LENGTH]
+        outward = key.startswith(("versions.", "data.eval", "eval.")) or key in [f"train.{name}" for name in LENGTH]
         (told if outward else refused).append(line)
     if refused:
         raise SpecError(
@@ -155,6 +156,7 @@ def start_anew(run: Path, *, overwrite: bool) -> None:
     refuse_held(run, overwrite=overwrite)
     for folder in checkpoints(run):
         shutil.rmtree(folder)
+    shutil.rmtree(run / PREDICTIONS, ignore_errors=True)
 
 
 def refuse_held(run: Path, *, overwrite: bool) -> None:
