@@ -208,9 +208,8 @@ class EvaluatingTrainer(ResumingTrainer):
         if self.state.global_step > 0 and gap < DEAF * abs(loss):
             logger.warning(
                 "step %d: the model hardly listens: with each sample hearing another's audio %s_loss is %.4g instead "
-                "of %.4g, and the difference is less than %.0f %% of it; so far it learns from the texts alone. Look at "
-                "what reaches it (`usam data show`), the projector's learning rate, and whether prompts give answers "
-                "away",
+                "of %.4g, and the difference is less than %.0f %% of it; so far it learns from the texts alone; "
+                "look at the projector's learning rate, and whether prompts give the answers away",
                 self.state.global_step, prefix, shuffled, loss, 100 * DEAF,
             )  # fmt: skip
 
