@@ -11,10 +11,10 @@ import pytest
 import sacrebleu
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-from usam.metrics import Metric, build_metric, register
+from usam.metrics import Metric, MetricConfig, build_metric, register
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
-from usam.testing import check_metric
+from usam.testing import BrokenPromises, check_metric
 
 SAID = ["the cat sat on the mat", "Hello, world!", "a b c d", "two hundred  birds"]
 RIGHT = ["the cat sat on a mat", "hello world", "a x c", "two hundred birds sing"]
@@ -199,3 +199,81 @@ class MedianLength(Metric):
 
 def test_a_metric_of_ones_own_that_does_not_add_up_keeps_the_promises():
     assert len(check_metric("median_length").kept) == 12
+
+
+class _Length(Metric):
+    """How many characters are too many or too few: kept whole, and broken in one way by each that follows."""
+
+    higher_is_better = False
+    unit = "characters"
+    bounds = (0.0, float("inf"))
+
+    def statistics(self, prediction, references):
+        return [min(abs(len(prediction) - len(text)) for text in references), 1.0]
+
+    def of(self, total):
+        return float(total[0] / total[1])
+
+
+@register("looks_at_the_first")
+class LooksAtTheFirst(_Length):
+    """Only the first reference counts."""
+
+    def statistics(self, prediction, references):
+        return super().statistics(prediction, references[:1])
+
+
+@register("counts_calls")
+class CountsCalls(_Length):
+    """Remembers what it was asked before."""
+
+    calls = 0
+
+    def statistics(self, prediction, references):
+        self.calls += 1
+        return [super().statistics(prediction, references)[0] + self.calls, 1.0]
+
+
+@register("divides_by_nothing")
+class DividesByNothing(_Length):
+    """Has no value where the reference is empty."""
+
+    def statistics(self, prediction, references):
+        return [super().statistics(prediction, references)[0] / (len(references[0]) or float("nan")), 1.0]
+
+
+@register("wrong_way")
+class WrongWay(_Length):
+    """Says that longer differences are better."""
+
+    higher_is_better = True
+
+
+@register("silent_option")
+class SilentOption(_Length):
+    """Does not say its option in its id."""
+
+    class Config(MetricConfig):
+        """With one option."""
+
+        lowercase: bool = False
+        """Compare without case."""
+
+    @property
+    def id(self):
+        return self.name
+
+
+@pytest.mark.parametrize(
+    ("name", "promise"),
+    [
+        ("looks_at_the_first", "ignores_the_order_of_references"),
+        ("counts_calls", "is_deterministic"),
+        ("divides_by_nothing", "takes_empty_texts"),
+        ("wrong_way", "a_perfect_answer_is_best"),
+        ("silent_option", "its_id_has_its_options"),
+    ],
+)
+def test_a_broken_promise_is_named(name, promise):
+    with pytest.raises(BrokenPromises, match=promise):
+        check_metric(name)

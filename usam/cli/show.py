@@ -122,7 +122,8 @@ def _component(family: str, name: str) -> Iterator[str]:
     own, shared = own_and_shared(cls.Config, registry.base.Config)
     yield "\noptions" if own else "\nno options of its own"
     yield from map(str, own)
-    yield f"\noptions of every component in {family}"
+    if shared:
+        yield f"\noptions of every component in {family}"
     yield from map(str, shared)
 
 
