@@ -15,7 +15,14 @@ FLOORS = [
     ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),
     ("yellow", {"providers": "whose components they are", "config": "the spec as a transformers config"}),
     ("yellow", {"processor/": "chats and sound in, tensors out"}),
-    ("violet", {"readers/": "formats of manifests", "augmentations/": "other sounds of a clip"}),
+    (
+        "violet",
+        {
+            "readers/": "formats of manifests",
+            "augmentations/": "other sounds of a clip",
+            "metrics/": "how good answers are",
+        },
+    ),
     ("yellow", {"model/": "the composite: built, saved, generating"}),
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),
     ("violet", {"generate": "chats in, answers out"}),

@@ -124,7 +124,7 @@ class Answerer:
         for one in waiting:
             yield next(found) if isinstance(one, Rendered) else one
 
-    @torch.inference_mode()
+    @torch.no_grad()  # a tensor of inference mode that a module keeps would break a training that goes on
     def _answer(self, chats: Sequence[Rendered], options: Mapping[str, Any]) -> list[Reply]:
         if not chats:
             return []

@@ -55,6 +55,14 @@ def test_list_check_loads_each(usam):
     assert "FAILS" not in out
 
 
+def test_show_knows_a_metric_and_its_options(usam):
+    status, out, _ = usam("show", "wer")
+    assert status == 0
+    assert "metrics.wer, of usam" in out
+    assert "normalizer: none" in out
+    assert "spelling: null" in out
+
+
 def test_show_prints_widths_rates_counts_and_tokens(usam):
     status, out, _ = usam("show", "tiny")
     assert status == 0

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from usam.testing import encoder_promises, fusion_promises, llm_promises, loss_promises, projector_promises
+from usam.testing import (
+    encoder_promises,
+    fusion_promises,
+    llm_promises,
+    loss_promises,
+    metric_promises,
+    projector_promises,
+)
 
 WHISPER = {
     "d_model": 32,
@@ -44,6 +51,15 @@ PROMISES = {
     "linear hidden": projector_promises("linear", stack=2, hidden=16),
     "cross_entropy": loss_promises("cross_entropy"),
     "cross_entropy smoothed": loss_promises("cross_entropy", label_smoothing=0.1),
+    "wer": metric_promises("wer"),
+    "wer normalised": metric_promises("wer", normalizer="basic"),
+    "wer in English": metric_promises("wer", normalizer="english"),
+    "cer": metric_promises("cer"),
+    "bleu": metric_promises("bleu"),
+    "bleu by characters": metric_promises("bleu", tokenize="char", smooth_method="floor", max_ngram_order=2),
+    "bleu in Chinese": metric_promises("bleu", tokenize="zh", lowercase=True),
+    "chrf": metric_promises("chrf"),
+    "chrf++": metric_promises("chrf", word_order=2, whitespace=True),
     "tiny": llm_promises("tiny", dim=32),
     "tiny tied": llm_promises("tiny", dim=32, tie_word_embeddings=True),
     **{name: llm_promises("transformers", arch={"model_type": name, **arch}) for name, arch in LLMS.items()},

@@ -82,7 +82,7 @@ def _split(asked: str) -> tuple[list[str], str]:
     """The families that `encoders.whisper` or `usam.encoders:whisper` may be of, and its name there."""
     from usam.registry import FAMILIES
 
-    short = [family.removeprefix("usam.") for family in FAMILIES]
+    short = [family.removeprefix("usam.") for family in (*FAMILIES, "usam.metrics")]  # readers have no options
     known = {**{name: name for name in short}, "fusion": "fusions", "projector": "projectors"}
     bare = asked.removeprefix("usam.")
     for family, canonical in known.items():
@@ -122,7 +122,8 @@ def _component(family: str, name: str) -> Iterator[str]:
     own, shared = own_and_shared(cls.Config, registry.base.Config)
     yield "\noptions" if own else "\nno options of its own"
     yield from map(str, own)
-    yield f"\noptions of every component in {family}"
+    if shared:
+        yield f"\noptions of every component in {family}"
     yield from map(str, shared)
 
 

@@ -11,7 +11,7 @@ from usam.cli._options import PluginOption, SetOption
 
 
 def train(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A YAML file with 'model', 'data' and 'train'.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A YAML file with 'model', 'data', 'train' and 'eval'.")],
     set_: SetOption = None,
     plugin: PluginOption = None,
     resume: Annotated[
@@ -28,6 +28,11 @@ def train(
     (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `batch_seconds` and `batch_tokens`
     are a budget: batches of rows of about one length, as many as it has room for. `cache`, a folder, keeps what frozen
     encoders give: see `usam cache`. `augment` lists what changes the clips while training: `[speed, spec_augment]`.
+
+    `eval:` says what is done with what is held out, beside its losses. `generate: {metrics: [wer], limit: 200}` answers
+    rows of it at every evaluation and logs `eval_wer`, and `eval_wer_<task>`; train.metric_for_best_model may name it.
+    `early_stopping: {patience: 3}` ends a run that gets no better. `canary: false` leaves out `eval_audio_gap`, which
+    tells whether the model listens.
     """
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED

@@ -23,6 +23,7 @@ from usam.testing.encoders import check_encoder, encoder_promises
 from usam.testing.fusions import check_fusion, fusion_promises
 from usam.testing.llm import check_llm, llm_promises
 from usam.testing.losses import check_loss, loss_promises
+from usam.testing.metrics import check_metric, metric_promises
 from usam.testing.projectors import check_projector, projector_promises
 from usam.testing.promises import BrokenPromises, Promise, Report
 
@@ -36,10 +37,12 @@ __all__ = [
     "check_fusion",
     "check_llm",
     "check_loss",
+    "check_metric",
     "check_projector",
     "encoder_promises",
     "fusion_promises",
     "llm_promises",
     "loss_promises",
+    "metric_promises",
     "projector_promises",
 ]

@@ -14,6 +14,7 @@ from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Spec
 
+PREDICTIONS = "predictions"  # in a run's folder: what was answered at each evaluation
 RECORD = "checkpoint.json"  # written last: its files with their sizes, and what the run was made of
 STEP = re.compile(r"checkpoint-(\d+)")
 
@@ -126,7 +127,8 @@ def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
     instead = _other_together(before, made_of) if any(key in TOGETHER for key, *_ in differences) else None
     for key, old, new in differences:
         line = f"{key}: the checkpoint was made with {_short(old)}, and now it is {_short(new)}"
-        outward = key.startswith(("versions.", "data.eval", *SPREAD)) or key in [f"train.{name}" for name in LENGTH]
+        outward = key.startswith(("versions.", "data.eval", "eval.", *SPREAD))
+        outward = outward or key in [f"train.{name}" for name in LENGTH]
         (told if outward or key in TOGETHER else refused).append(line)
     if instead is not None:
         refused.append(instead)
@@ -199,6 +201,7 @@ def start_anew(run: Path, *, overwrite: bool) -> None:
     refuse_held(run, overwrite=overwrite)
     for folder in checkpoints(run):
         shutil.rmtree(folder)
+    shutil.rmtree(run / PREDICTIONS, ignore_errors=True)
 
 
 def refuse_held(run: Path, *, overwrite: bool) -> None:

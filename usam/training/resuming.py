@@ -156,12 +156,16 @@ class ResumingTrainer(SamplingTrainer):
             state = TrainerState.load_from_json(str(self._resumed / "trainer_state.json"))
             if state.global_step > planned:
                 raise SpecError(f"{self._resumed}: has made {state.global_step} steps, more than the {planned} planned")
-            if state.global_step == planned:
+            if state.global_step == planned or self.ended(self._resumed):
                 return self._take(self._resumed, state)
         done = cast(TrainOutput, super().train(str(self._resumed) if self._resumed else None, *args, **kwargs))
         if self.state.global_step < planned and not self.control.should_training_stop:
             raise IncompleteRun(f"{self.state.global_step} of {planned} planned steps were made; nothing more is saved")
         return done
+
+    def ended(self, checkpoint: Path) -> bool:
+        """Whether the run ended at a checkpoint before its planned steps were made."""
+        return False
 
     def _take(self, checkpoint: Path, state: TrainerState) -> TrainOutput:
         """A run that had made all its steps when it ended: its weights, and its log."""

@@ -18,10 +18,11 @@ from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
 from usam.spec.patch import merge, parse_override
 from usam.spec.spec import Spec, component_config, read
+from usam.training import held_out
 from usam.training.groups import check_groups
 from usam.training.presets import resolved
 
-PARTS = ("model", "start", "plugins", "data", "train", "groups")
+PARTS = ("model", "start", "plugins", "data", "train", "groups", "eval")
 DATA = {
     "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
     "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None, "augment": None,
@@ -31,12 +32,12 @@ POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncat
 BUDGET = ("batch_seconds", "batch_tokens")
 
 # Arguments that only transformers' example scripts read, or that mean nothing here, and what to write instead.
-METRICS = "held-out data is measured by its losses; what is generated, by `usam generate`"
+METRICS = "held-out data is measured by its losses and, by eval.generate, through the answers to it"
 COLUMNS = "rows of a manifest have no columns to choose from"
 INSTEAD = {
     "do_train": "`usam train` trains",
     "do_eval": "name held-out manifests in data.eval; train.eval_strategy says when they are looked at",
-    "do_predict": "use `usam generate` on the trained model",
+    "do_predict": "use `usam generate` on the trained model, or eval.generate, which answers what is held out",
     "resume_from_checkpoint": "go on with `usam train RUN --resume`",
     "overwrite_output_dir": "start anew with `usam train RUN --overwrite`",
     "label_smoothing_factor": "write it as model.losses.cross_entropy.label_smoothing",
@@ -104,13 +105,17 @@ class Run:
     """Parameters with another `learning_rate` (or `lr_scale`, a multiple of the run's, in place of their component's)
     or `weight_decay`, by a place in the spec, such as `projector` or `encoders.whisper`, or by a pattern of their
     names. A name that fits nothing that trains is an error, and so is a parameter in two groups."""
+    eval: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What is done with what is held out, beside its losses: `generate` answers to it and measures them, `canary` tells
+    whether the audio matters, `early_stopping` ends the run where nothing gets better; see `Evaluation`."""
 
     def to_yaml(self) -> str:
         """The run as a page of YAML that `read_run` reads back."""
         start = {"start": self.start} if self.start is not None else {}
         plugins = {"plugins": list(self.plugins)} if self.plugins else {}
         groups = {"groups": {name: dict(options) for name, options in self.groups.items()}} if self.groups else {}
-        rest = {"data": dict(self.data), "train": dict(self.train), **groups}
+        held = {"eval": dict(self.eval)} if self.eval else {}
+        rest = {"data": dict(self.data), "train": dict(self.train), **groups, **held}
         return write_yaml({"model": self.spec.to_dict(), **start, **plugins, **rest})
 
 
@@ -151,7 +156,7 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
     if start is not None:
         start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
-    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train", "groups")}
+    rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train", "groups", "eval")}
     for override in overrides:
         patch, origin = parse_override(override)
         (head, value), *_ = patch.items()
@@ -160,7 +165,7 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         elif head in rest and isinstance(value, dict):
             rest = merge(rest, patch, places, origin)
         else:
-            raise SpecError(f"{origin}: starts with 'model.', 'data.', 'train.' or 'groups.'")
+            raise SpecError(f"{origin}: starts with 'model.', 'data.', 'train.', 'groups.' or 'eval.'")
     if isinstance(rest["train"], Mapping) and isinstance(rest["data"], Mapping):
         budget = any(rest["data"].get(key) is not None for key in BUDGET)
         rest["train"] = resolved(rest["train"], places, budget=budget)
@@ -183,8 +188,8 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
                 one["files"] = _beside(one["files"], path.parent)
         rest["data"]["augment"] = listed
     spec = Spec.from_tree(model, lines)
-    _check_losses(spec, rest["train"], places)
-    return Run(spec, rest["data"], rest["train"], start, files, str(path), rest["groups"])
+    _check_losses(spec, rest, places)
+    return Run(spec, rest["data"], rest["train"], start, files, str(path), rest["groups"], rest["eval"])
 
 
 def _plugins(files: Any, folder: Path, places: Places) -> tuple[str, ...]:
@@ -207,11 +212,12 @@ def check(run: Run) -> None:
     Raises:
         SpecError: the key, and what to write instead.
     """
-    _check({"data": run.data, "train": run.train, "groups": run.groups}, Places())
-    _check_losses(run.spec, run.train, Places())
+    tree = {"data": run.data, "train": run.train, "groups": run.groups, "eval": run.eval}
+    _check(tree, Places())
+    _check_losses(run.spec, tree, Places())
 
 
-def _check_losses(spec: Spec, train: Mapping[str, Any], places: Places) -> None:
+def _check_losses(spec: Spec, tree: Mapping[str, Any], places: Places) -> None:
     """Refuse a run that would learn from nothing, or be judged by what is not measured."""
     where = places.at(("model", "losses"))
     if not spec.losses:
@@ -221,9 +227,11 @@ def _check_losses(spec: Spec, train: Mapping[str, Any], places: Places) -> None:
             f"{where}every weight is 0 ({', '.join(spec.losses)}), so that nothing would be learned; "
             "give one of them a weight"
         )
-    metric = train.get("metric_for_best_model")
-    known = ["loss", *(f"loss_{name}" for name in spec.losses)]
-    if metric is not None and str(metric).removeprefix("eval_") not in known:
+    metric = tree["train"].get("metric_for_best_model")
+    answers = held_out.metrics(held_out.evaluation(tree["eval"], places).generate, places)
+    known = ["loss", *(f"loss_{name}" for name in spec.losses), *answers]
+    judged = metric is None or held_out.measured_by(str(metric), answers) is not None
+    if not judged and str(metric).removeprefix("eval_") not in known:
         where = places.at(("train", "metric_for_best_model"))
         raise SpecError(f"{where}nothing measures {metric!r}; {did_you_mean(str(metric), known)}")
 
@@ -250,6 +258,7 @@ def _check(tree: Mapping[str, Any], places: Places) -> None:
     strategy = tree["train"].get("eval_strategy", "no")
     if strategy != "no" and not tree["data"].get("eval"):
         raise SpecError(f"{places.at(('train', 'eval_strategy'))}there is nothing to evaluate; name it in data.eval")
+    held_out.check(tree["eval"], tree["data"], tree["train"], places)
 
 
 def _check_data(data: Mapping[str, Any], places: Places) -> None:

@@ -30,7 +30,7 @@ from usam.processor.audio import AudioError
 from usam.processor.lengths import context_length
 from usam.saving import STAGED
 from usam.spec.page import SpecError
-from usam.training import caching, checkpoints, rows
+from usam.training import caching, checkpoints, held_out, rows
 from usam.training.groups import grouped
 from usam.training.run import DATA, Run, cache_of, check, samples_of
 from usam.training.sampling import BY_LENGTH
@@ -44,7 +44,6 @@ DEFAULTS = {
     "remove_unused_columns": False,
     "label_names": ["labels"],
     "report_to": "none",
-    "greater_is_better": False,  # every metric is a loss; the Trainer would take loss_NAME for something else
     "save_total_limit": 2,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
@@ -66,8 +65,9 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     """
     check(run)
     data = {**DATA, **run.data}
+    evaluation = held_out.evaluation(run.eval)
     try:
-        arguments = TrainingArguments(**{**DEFAULTS, **run.train})
+        arguments = TrainingArguments(**{**DEFAULTS, **run.train, **held_out.arguments(evaluation, run.train)})
     except (TypeError, ValueError, ImportError) as error:
         raise SpecError(f"train: {error}") from error
     folder = output_dir(run)
@@ -132,6 +132,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         cache=cache,
         groups=run.groups,
         augment=augment,
+        evaluation=evaluation,
     )
     for line in passed:
         logger.warning(line)
@@ -207,6 +208,7 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
         "data": {**hashes, **policies},
+        "eval": held_out.evaluation(run.eval).model_dump(exclude_defaults=True),
         "train": {
             **{k: v for k, v in run.train.items() if v != usual.get(k)},
             **({"groups": run.groups} if run.groups else {}),

@@ -10,29 +10,27 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import has_length
 
 from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
 from usam.data.collate import Collator, Rows, check_share
 from usam.spec.page import SpecError
 from usam.training import groups
-from usam.training.guards import GuardedTrainer
+from usam.training.evaluating import EvaluatingTrainer
 from usam.training.parts import Parts
-from usam.training.resuming import IncompleteRun
 from usam.training.routing import Routing
 from usam.types import IGNORE
 
 BESIDE = ("tasks", "rows", "skipped", "clips")  # what a batch tells the Trainer, and not the model
 
 
-class UsamTrainer(GuardedTrainer):
+class UsamTrainer(EvaluatingTrainer):
     """transformers' Trainer with learning-rate scales, the loss's parts and the routing in the log, and guards.
 
     An evaluation that looked at fewer samples than it was given is an error.
 
     Args:
-        args, kwargs: as GuardedTrainer takes them.
+        args, kwargs: as EvaluatingTrainer takes them.
         share: the share of the rows that may be skipped because their clips cannot be read.
         cache: frames of the encoders, read instead of computed where they are stored.
         groups: parameters with a learning rate of their own, as Run has them.
@@ -64,7 +62,6 @@ class UsamTrainer(GuardedTrainer):
         if cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise SpecError("data.cache: FSDP and DeepSpeed spread the encoders' weights over processes; leave one out")
         self._parts = Parts()
-        self._measured: dict[str, list[Tensor]] = {}  # of an evaluation
         self._routing = Routing()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -135,9 +132,8 @@ class UsamTrainer(GuardedTrainer):
                 self._parts.add(name, value.item(), share)
                 if tokens is not None and tasks is not None:
                     self._parts.add_tokens(name, tokens, inputs["labels"], tasks)
-            else:  # weighted by samples, as the Trainer does with the sum
-                value = self.gather_function(value.detach().repeat(self.args.eval_batch_size))
-                self._measured.setdefault(name, []).append(value.float().cpu())
+        if not model.training:
+            self.measure(tasks, inputs.get("labels"), loss, outputs.get("losses") or {})
         return (loss, outputs) if return_outputs else loss
 
     def inputs_of(self, batch: Any) -> tuple[Any, Rows | None]:
@@ -166,34 +162,6 @@ class UsamTrainer(GuardedTrainer):
         if "train_loss" in logs:  # of the whole run, also when it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
-
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Batches of every sample: `dataloader_drop_last` is about steps of training."""
-        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The mean loss over all samples, and as `eval_loss_NAME` each unweighted part.
-
-        It draws from no random numbers that training would draw from.
-
-        Raises:
-            IncompleteRun: fewer samples were looked at than there are.
-        """
-        self._measured = {}
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        seen = max((sum(map(len, values)) for values in self._measured.values()), default=None)
-        given = len(dataloader.dataset) if has_length(dataloader.dataset) else None
-        if seen is not None and given is not None and seen < given:
-            raise IncompleteRun(f"{metric_key_prefix}: {seen} of {given} samples were looked at; the data ended early")
-        for name, values in self._measured.items():
-            output.metrics[f"{metric_key_prefix}_loss_{name}"] = float(torch.cat(values).mean())
-        return output
 
     def gathered(self) -> dict[str, Any]:
         """Also the loss's parts and the routing."""
