@@ -34,6 +34,10 @@ class Usam(Layout):
 
     said = written = own
 
+    def misfit(self, row: Any) -> str:
+        """That it asks for nothing."""
+        return _asks_nothing(row)
+
 
 def sample(
     row: Any,
@@ -59,7 +63,7 @@ def sample(
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON map, found {json.dumps(row)[:60]}")
     if row.keys().isdisjoint(ASKING):
-        raise ValueError(f"no 'audio', 'prompt', 'task' or 'messages'; {_hint(row)}")
+        raise ValueError(_asks_nothing(row))
     if not row.keys() <= _KNOWN:
         known_keys(row, KEYS, "a row")
     task = row.get("task")
@@ -229,6 +233,19 @@ def _rooted(block: dict[str, Any], audio_root: str | None) -> dict[str, Any]:
             raise ValueError(f"{path[path.index(ROOT) :]}: say what {ROOT} is: Manifest(..., audio_root='/data')")
         block["audio"] = os.path.join(audio_root, path[path.index(ROOT) + len(ROOT) :].lstrip("/"))
     return block
+
+
+def _asks_nothing(row: Mapping[str, Any]) -> str:
+    return f"no 'audio', 'prompt', 'task' or 'messages'; {_hint(row)}{_deeper(row)}"
+
+
+def _deeper(row: Mapping[str, Any]) -> str:
+    """Where in a map its rows may lie, as a hint."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"; if the rows lie under '{key}', write that list alone"
+    inner = bool(row) and all(isinstance(value, dict) for value in row.values())
+    return "; if each value is a row, write a list of them" if inner else ""
 
 
 def _hint(row: Mapping[str, Any]) -> str:
