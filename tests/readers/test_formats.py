@@ -116,9 +116,10 @@ ROWS = [
                 {"from": "User", "value": "a.wav", "type": "audio", "offset": 1.0, "duration": 2.0},
                 {"from": "Assistant", "value": "a dog", "type": "text"},
             ],
+            "custom": {"snr": 3},
         },
         asked([said("Listen: "), clip("a.wav", start=1.0, duration=2.0)], "a dog"),
-        {"id": "u1"},
+        {"id": "u1", "extra": {"x_custom": {"snr": 3}}},
     ),
     (
         "sharegpt",
@@ -137,6 +138,16 @@ ROWS = [
     ),
     (
         "sharegpt",
+        {
+            "id": "u1",
+            "sound": "a.wav",
+            "conversations": [{"from": "human", "value": "<sound>What?"}, {"from": "gpt", "value": "a dog"}],
+        },
+        asked([clip("a.wav"), said("What?")], "a dog"),
+        {"id": "u1"},
+    ),
+    (
+        "sharegpt",
         {"instruction": "What?", "input": "Now.", "output": "a dog", "audios": ["a.wav"]},
         asked([clip("a.wav"), said("What?\nNow.")], "a dog"),
         {},
@@ -149,6 +160,18 @@ ROWS = [
             "response": "a cat",
             "history": [["<audio>What?", "a dog"]],
             "audios": ["a.wav", "b.wav"],
+        },
+        TWO,
+        {},
+    ),
+    (
+        "ms_swift",
+        {
+            "system": "Be brief.",
+            "query": "And <audio>b.wav</audio>?",
+            "response": "a cat",
+            "history": [["<audio>What?", "a dog"]],
+            "audios": ["a.wav"],
         },
         TWO,
         {},
@@ -443,6 +466,16 @@ def test_audio_root_stands_for_a_folder(write):
     assert sample.messages[0]["content"][0] == clip("/data/a.wav")
     with pytest.raises(ManifestError, match=r"{audio_root}/a.wav: say what {audio_root} is"):
         Manifest(file, PROMPTS)
+
+
+def test_a_clip_that_only_the_text_names_is_not_taken_for_text(write):
+    row = {"messages": [{"role": "user", "content": "<audio>a.wav</audio>?"}, {"role": "assistant", "content": "x"}]}
+    with pytest.raises(
+        ManifestError, match=r"'messages' names a clip in its text, <audio>a.wav</audio>: write <audio>"
+    ):
+        Manifest(write(row), PROMPTS)
+    (sample,) = Manifest(write(row), PROMPTS, reader="ms_swift").samples
+    assert len(sample.messages[0]["content"]) == 2
 
 
 def test_a_reader_that_does_not_exist_is_named(write):

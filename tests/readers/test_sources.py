@@ -161,6 +161,15 @@ def test_an_archive_that_breaks_off_is_an_error(archive):
         Manifest(file, PROMPTS)
 
 
+@pytest.mark.parametrize("rest", [b"", b"\1" * 1024])
+def test_an_archive_has_an_end(rest, archive):
+    whole = archive({"1.wav": b"x" * 512, "1.txt": b"x", "2.wav": wav(0.5)}).read_bytes()
+    file = archive({})
+    file.write_bytes(whole[:2048] + rest)  # tarfile takes it for the end
+    with pytest.raises(ManifestError, match=r"rows.tar: the archive breaks off after '1': neither a file nor"):
+        Manifest(file, PROMPTS)
+
+
 def test_sound_in_an_archive_is_converted_with_its_row(archive, tmp_path):
     convert(archive({"1.wav": wav(0.5), "1.txt": b"x"}), tmp_path / "out.jsonl.gz")
     assert lengths(Manifest(tmp_path / "out.jsonl.gz", PROMPTS).samples) == [8000]
@@ -240,7 +249,7 @@ def test_an_arrow_file_is_read_and_a_broken_one_named(spoken, tmp_path):
     check(Manifest(file, PROMPTS).samples)
     file.write_bytes(file.read_bytes()[:200])
     for broken in (file, file.parent):
-        with pytest.raises(ManifestError, match=r"saved.*: cannot be read with datasets after 0 rows"):
+        with pytest.raises(ManifestError, match=r"saved.*arrow: cannot be read with datasets: it breaks off"):
             Manifest(broken, PROMPTS)
 
 

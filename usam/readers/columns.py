@@ -7,7 +7,7 @@ from typing import Any
 from usam.readers import Form, Layout, Row, answers, clips
 from usam.readers.usam import KEYS
 
-AUDIO = ("audio", "path", "file", "file_name", "wav", "audio_path")
+AUDIO = ("audio", "path", "file", "file_name", "wav", "audio_path", "audio_file", "wav_path", "filename")
 TEXT = {"text": "asr", "sentence": "asr", "transcription": "asr", "transcript": "asr", "caption": "aac"}
 
 

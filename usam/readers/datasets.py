@@ -10,6 +10,8 @@ from typing import Any
 
 from usam.readers import ManifestError, Placed, Source, without_nothing
 
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow
+
 
 class Datasets(Source):
     """`Audio` columns are taken as the bytes or the path that they hold (`decode=False`): usam decodes them itself."""
@@ -50,6 +52,8 @@ def _opened(source: Any, name: str, datasets: Any) -> Any:
     """The dataset that was given or is stored there; ManifestError where it is none, or several."""
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
+        for file in sorted(Path(path).rglob("*.arrow")) if os.path.isdir(path) else [Path(path)]:
+            _check_end(file)
         data = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.Dataset.from_file(path)
     else:
         data = source
@@ -60,6 +64,15 @@ def _opened(source: Any, name: str, datasets: Any) -> Any:
     if not isinstance(data, (datasets.Dataset, datasets.IterableDataset)):
         raise ManifestError(f"a {name} holds no rows: give a datasets.Dataset, such as load_dataset(...)['train']")
     return data
+
+
+def _check_end(file: Path) -> None:
+    """ManifestError where a file has lost its end: files are mapped into memory, and what is missing kills us."""
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - len(END)))
+        if stream.read() != END:
+            raise ManifestError(f"{file}: cannot be read with datasets: it breaks off; copy or save it again")
 
 
 def _undecoded(data: Any, datasets: Any) -> Any:

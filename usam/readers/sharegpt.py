@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from usam.readers import Form, Layout, ManifestError, Row, pairs, tagged, text
-from usam.readers.usam import TAG
+from usam.readers.usam import TAG, named_in_text
 from usam.registry import did_you_mean
 
 INFO = "dataset_info.json"
-SOUND = ("audios", "audio", "sound")
+SOUND = ("audios", "audio", "sound", "speech")
 MEDIA = ("images", "videos")
 TAGS = {
     "role_tag": "from",
@@ -95,8 +95,8 @@ class ShareGPT(Layout):
         if len(named) > 1:
             raise ValueError(f"'{named[0]}' and '{named[1]}' both name clips: write one of them")
         clips = row[named[0]] if named else []
-        clips = clips if isinstance(clips, list) else [clips]
         turns = self._turns(row)
+        clips = named_in_text(turns, clips if isinstance(clips, list) else [clips])
         told = "".join(str(turn["content"]) for turn in turns)
         if clips and not TAG.search(told):
             first = next((turn for turn in turns if turn["role"] == "user"), None)
@@ -126,8 +126,9 @@ class ShareGPT(Layout):
             if not isinstance(turn, dict) or str(turn.get(who)) not in roles or what not in turn or len(turn) > 2:
                 raise ValueError(f"a turn has '{who}' ({', '.join(roles)}) and '{what}', found {turn!r:.120}")
             said = turn[what]
-            content = said.replace("<sound>", "<audio>") if "sound" in row and isinstance(said, str) else said
-            turns.append({"role": roles[turn[who]], "content": content})
+            for name in ("sound", "speech"):  # also what its tags are called
+                said = said.replace(f"<{name}>", "<audio>") if name in row and isinstance(said, str) else said
+            turns.append({"role": roles[turn[who]], "content": said})
         return turns
 
     def written(self, row: Row) -> Row:

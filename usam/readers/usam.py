@@ -20,6 +20,7 @@ _KNOWN = frozenset(KEYS)
 ASKING = ("audio", "audios", "prompt", "task", "messages")  # one of them at least
 ROLES = ("system", "user", "assistant")
 TAG = re.compile(r"<\|?audio\|?>", re.IGNORECASE)
+NAMED = re.compile(r"<\|?audio\|?>(?:([^<>\n]+)</audio>)?", re.IGNORECASE)  # a tag, or one around a path
 ROOT = "{audio_root}"
 
 
@@ -186,6 +187,11 @@ def _turn(message: Any, clips: list[Any]) -> dict[str, Any]:
 
 def _split(text: str, clips: list[Any], where: str) -> Iterator[dict[str, Any]]:
     """Text with the next of the clips in the place of each tag."""
+    if named := next((path for path in NAMED.findall(text) if path), None):
+        raise ValueError(
+            f"{where} names a clip in its text, <audio>{named}</audio>: write <audio> there and the path into "
+            "'audios', or name the reader: ms_swift"
+        )
     for i, piece in enumerate(TAG.split(text)):
         if i and not clips:
             raise ValueError(f"more {AUDIO_TOKEN} tags in {where} than clips in 'audio'")
@@ -193,6 +199,18 @@ def _split(text: str, clips: list[Any], where: str) -> Iterator[dict[str, Any]]:
             yield {"type": "audio", "audio": clips.pop(0)}
         if piece:
             yield {"type": "text", "text": piece}
+
+
+def named_in_text(turns: list[dict[str, Any]], clips: list[Any]) -> list[Any]:
+    """The clips in the order of the tags, those that `<audio>path</audio>` names among them; its text becomes a tag."""
+    left, found = list(clips), list[Any]()
+    for turn in turns:
+        if isinstance(turn.get("content"), str) and turn.get("role") != "assistant":
+            for path in NAMED.findall(turn["content"]):
+                found += [path] if path else left[:1]
+                left = left if path else left[1:]
+            turn["content"] = NAMED.sub("<audio>", turn["content"])
+    return found + left
 
 
 def _all_taken(clips: Sequence[Any], where: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from usam.readers import ManifestError, Placed, Row, Source
 from usam.readers.json import GZIP, Json
-from usam.readers.webdataset import Member
+from usam.readers.webdataset import Member, check_end
 
 
 class Shar(Source):
@@ -82,6 +82,7 @@ def _recordings(file: Path) -> Iterator[tuple[str, Row | None]]:
                 )  # fmt: skip
                 (source,) = recording["sources"]
                 yield whose, {**recording, "sources": [{**source, "type": "memory", "source": data}]}
+            check_end(archive)
     except ManifestError:
         raise
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
