@@ -207,6 +207,15 @@ def test_a_saved_dataset_and_parquet_are_read(spoken, tmp_path):
     assert Manifest(tmp_path / "parts", PROMPTS)[1].origin.endswith("0.parquet:2")
 
 
+def test_a_folder_of_parquet_files_holds_one_split(spoken, tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002"):
+        spoken.to_parquet(tmp_path / f"{name}.parquet")
+    assert len(Manifest(tmp_path, PROMPTS)) == 4
+    spoken.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(ManifestError, match="holds the splits test, train: name the files of one"):
+        Manifest(tmp_path, PROMPTS)
+
+
 def test_splits_are_to_be_chosen(spoken, tmp_path):
     import datasets
 

@@ -217,7 +217,7 @@ def read(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> O
 
 
 JSON = (".json", ".jsonl", ".ndjson")  # files that are asked of no plugin
-KINDS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.csv", "*.tsv", "*.tar")  # what may be meant by its folder
+KINDS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.csv", "*.tsv", "*.tar", "*.parquet")  # what may be meant by its folder
 
 
 def _readers(own: bool) -> tuple[dict[str, type[Reader]], list[str]]:

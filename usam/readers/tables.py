@@ -1,4 +1,4 @@
-"""Tables that Python holds: DataFrames of pandas and polars, Tables and record batches of pyarrow."""
+"""Tables that Python holds: DataFrames of pandas, Tables and record batches of pyarrow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from usam.readers import ManifestError, Placed, Source, without_nothing
 
 KNOWN = {
     "pandas": ("DataFrame",),
-    "polars": ("DataFrame", "LazyFrame"),
     "pyarrow": ("Table", "RecordBatch", "RecordBatchReader"),
 }
 MISSING = ("NAType", "NaTType")  # what pandas has in empty cells, beside None and NaN
@@ -40,11 +39,9 @@ def _records(table: Any) -> Iterator[dict[str, Any]]:
         table = table.reset_index() if any(name is not None for name in table.index.names) else table
         for row in table.to_dict("records"):
             yield {str(key): value for key, value in row.items() if not _is_missing(value)}
-    elif hasattr(table, "collect") or hasattr(table, "iter_rows"):  # polars
-        yield from (table.collect() if hasattr(table, "collect") else table).iter_rows(named=True)
     else:
-        for batch in [table] if not hasattr(table, "to_batches") else table.to_batches():
-            yield from batch.to_pylist() if hasattr(batch, "to_pylist") else batch.read_all().to_pylist()
+        for batch in table if type(table).__name__ == "RecordBatchReader" else [table]:
+            yield from batch.to_pylist()
 
 
 def _is_missing(value: Any) -> bool:
