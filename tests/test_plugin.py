@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PLUGIN = Path(__file__).parent.parent / "plugins" / "usam-encodec"
+PLUGINS = Path(__file__).parent.parent / "plugins"
 BROKEN = "raise ImportError('libsound.so is missing')"
 CLONE = "from usam.encoders.whisper import Whisper\nclass Clone(Whisper): pass\n"
 
@@ -26,10 +26,11 @@ def offer(folder, package, version, name, code):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The example plugin, installed by pip, and two others that its user never asked for."""
+    """The plugins of this repository, installed by pip, and two others that its user never asked for."""
     folder = tmp_path_factory.mktemp("site")
     command = "install --quiet --no-index --no-build-isolation --no-deps --disable-pip-version-check --target"
-    subprocess.run([sys.executable, "-m", "pip", *command.split(), str(folder), str(PLUGIN)], check=True)
+    plugins = [str(PLUGINS / name) for name in ("usam-encodec", "usam-lhotse")]
+    subprocess.run([sys.executable, "-m", "pip", *command.split(), str(folder), *plugins], check=True)
     offer(folder, "usam-broken", "0.3", "broken", BROKEN)
     offer(folder, "whisper-clone", "2.0", "whisper", CLONE)
     return folder
@@ -79,5 +80,28 @@ def test_it_works_in_a_spec_by_name_and_only_who_names_the_others_meets_them(sit
 
 
 def test_it_keeps_every_promise(site):
-    report = python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGIN / "tests"))
+    report = python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGINS / "usam-encodec" / "tests"))
     assert "failed" not in report
+
+
+def test_the_reader_of_lhotses_cuts_reads_them_all(site):
+    pytest.importorskip("lhotse", reason="pip install lhotse urllib3", exc_type=ImportError)
+    report = python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PLUGINS / "usam-lhotse" / "tests"))
+    assert "failed" not in report
+
+
+def test_rows_of_lhotses_cuts_are_read_without_lhotse(site):
+    code = """
+    import sys
+    from usam.data.manifest import Manifest
+    source = {"type": "file", "channels": [0], "source": "a.wav"}
+    recording = {"id": "a", "sources": [source], "sampling_rate": 16000, "num_samples": 32000, "duration": 2.0}
+    said = {"id": "s1", "recording_id": "a", "start": 0.0, "duration": 1.0, "channel": 0, "text": "hello"}
+    cut = {"id": "c1", "start": 0.5, "duration": 1.0, "channel": 0, "supervisions": [said], "recording": recording,
+           "type": "MonoCut"}
+    (sample,) = Manifest.of([cut], {"asr": "Transcribe."})
+    assert sample.answer == "hello"
+    assert sample.messages[0]["content"][0] == {"type": "audio", "audio": "a.wav", "start": 0.5, "duration": 1.0}
+    assert "usam_lhotse" in sys.modules and "lhotse" not in sys.modules
+    """
+    python(site, "-c", textwrap.dedent(code))

@@ -161,6 +161,15 @@ def test_an_archive_that_breaks_off_is_an_error(archive):
         Manifest(file, PROMPTS)
 
 
+@pytest.mark.parametrize("rest", [b"", b"\1" * 1024])
+def test_an_archive_has_an_end(rest, archive):
+    whole = archive({"1.wav": b"x" * 512, "1.txt": b"x", "2.wav": wav(0.5)}).read_bytes()
+    file = archive({})
+    file.write_bytes(whole[:2048] + rest)  # tarfile takes it for the end
+    with pytest.raises(ManifestError, match=r"rows.tar: the archive breaks off after '1': neither a file nor"):
+        Manifest(file, PROMPTS)
+
+
 def test_sound_in_an_archive_is_converted_with_its_row(archive, tmp_path):
     convert(archive({"1.wav": wav(0.5), "1.txt": b"x"}), tmp_path / "out.jsonl.gz")
     assert lengths(Manifest(tmp_path / "out.jsonl.gz", PROMPTS).samples) == [8000]
@@ -184,14 +193,12 @@ def check(samples):
     assert lengths(samples) == [8000, 4000]
 
 
-@pytest.mark.slow
 def test_a_dataset_is_read_without_its_decoders(spoken):
     check(Manifest.of(spoken, PROMPTS).samples)
     check(Manifest.of(spoken.to_iterable_dataset(), PROMPTS).samples)
     assert Manifest.of(spoken, PROMPTS)[1].origin == "Dataset, row 1"
 
 
-@pytest.mark.slow
 def test_a_saved_dataset_and_parquet_are_read(spoken, tmp_path):
     spoken.save_to_disk(tmp_path / "saved")
     spoken.to_parquet(tmp_path / "parts" / "0.parquet")
@@ -200,17 +207,86 @@ def test_a_saved_dataset_and_parquet_are_read(spoken, tmp_path):
     assert Manifest(tmp_path / "parts", PROMPTS)[1].origin.endswith("0.parquet:2")
 
 
-@pytest.mark.slow
-def test_splits_are_to_be_chosen(spoken):
+def test_a_folder_of_parquet_files_holds_one_split(spoken, tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002"):
+        spoken.to_parquet(tmp_path / f"{name}.parquet")
+    assert len(Manifest(tmp_path, PROMPTS)) == 4
+    spoken.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(ManifestError, match="holds the splits test, train: name the files of one"):
+        Manifest(tmp_path, PROMPTS)
+
+
+def test_splits_are_to_be_chosen(spoken, tmp_path):
     import datasets
 
+    splits = datasets.DatasetDict(train=spoken)
     with pytest.raises(
         ManifestError, match=r"DatasetDict: holds the splits train: give one of them, such as data.'train'"
     ):
-        Manifest.of(datasets.DatasetDict(train=spoken), PROMPTS)
+        Manifest.of(splits, PROMPTS)
+    splits.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ManifestError, match=r"saved: holds the splits train: .*, such as .*saved/train"):
+        Manifest.of(tmp_path / "saved", PROMPTS)
+    check(Manifest(tmp_path / "saved" / "train", PROMPTS).samples)
 
 
-@pytest.mark.slow
+def test_rows_come_in_pythons_types_whatever_the_format(spoken):
+    check(Manifest.of(spoken.with_format("numpy"), PROMPTS).samples)
+    check(Manifest.of(spoken.to_iterable_dataset().with_format("torch"), PROMPTS).samples)
+
+
+def test_audio_in_lists_is_not_decoded_either(spoken):
+    import datasets
+
+    sounds = [[{"bytes": wav(0.5), "path": None}, {"bytes": wav(0.25), "path": None}]]
+    both = datasets.Dataset.from_dict({"audio": sounds, "text": ["hello"]})
+    both = both.cast_column("audio", datasets.List(datasets.Audio(16000)))
+    for rows in (both, both.to_iterable_dataset()):
+        assert lengths(Manifest.of(rows, PROMPTS).samples) == [8000, 4000]
+
+
+def test_a_stream_of_unknown_features_is_read(tmp_path):
+    import datasets
+
+    stream = datasets.IterableDataset.from_generator(lambda: iter([{"audio": wav(0.5), "text": "hello"}]))
+    assert lengths(Manifest.of(stream, PROMPTS).samples) == [8000]
+
+
+def test_an_arrow_file_is_read_and_a_broken_one_named(spoken, tmp_path):
+    spoken.save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    check(Manifest(file, PROMPTS).samples)
+    file.write_bytes(file.read_bytes()[:200])
+    for broken in (file, file.parent):
+        with pytest.raises(ManifestError, match=r"saved.*arrow: cannot be read with datasets: it breaks off"):
+            Manifest(broken, PROMPTS)
+
+
+# Folders of sound
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file_name,transcription\na.wav,hello\n"),
+        ("metadata.jsonl", '{"file_name": "a.wav", "transcription": "hello"}\n'),
+    ],
+)
+def test_a_folder_with_metadata_is_a_manifest(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    (tmp_path / "a.wav").write_bytes(wav(0.5))
+    samples = Manifest(tmp_path, PROMPTS).samples
+    assert lengths(samples) == [8000]
+    assert samples[0].answer == "hello"
+
+
+def test_a_folder_that_is_no_manifest_tells_what_it_holds(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(ManifestError, match=r"name the manifest in it; it holds train/metadata.csv"):
+        Manifest(tmp_path, PROMPTS)
+
+
 def test_a_broken_parquet_file_is_named(tmp_path):
     pytest.importorskip("pyarrow", reason="pip install 'usam[datasets]'")
     (tmp_path / "a.parquet").write_bytes(b"PAR1....")

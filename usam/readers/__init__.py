@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -164,9 +165,11 @@ class Layout(Reader, ABC):
 
 
 def distance(form: Form, row: Mapping[str, Any]) -> float:
-    """How far a row is from a form: keys it lacks count more than those it has too many."""
+    """How far a row is from a form: keys it lacks count more than those it has too many, misspelt ones less."""
+    lacks, unknown = form.lacks(row), [str(key) for key in form.unknown(row)]
+    misspelt = 0 if form.others else sum(bool(get_close_matches(key, unknown, 1, 0.75)) for key in lacks)
     shared = sum(key in row for key in form.needs)
-    return 2 * len(form.lacks(row)) + len(form.unknown(row)) - shared / 8
+    return 2 * (len(lacks) - misspelt) + len(unknown) - shared / 8
 
 
 def _quoted(keys: Iterable[Any]) -> str:
@@ -214,6 +217,7 @@ def read(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> O
 
 
 JSON = (".json", ".jsonl", ".ndjson")  # files that are asked of no plugin
+KINDS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.csv", "*.tsv", "*.tar", "*.parquet")  # what may be meant by its folder
 
 
 def _readers(own: bool) -> tuple[dict[str, type[Reader]], list[str]]:
@@ -230,24 +234,34 @@ def _readers(own: bool) -> tuple[dict[str, type[Reader]], list[str]]:
 
 
 def _source(given: Any, prompts: Mapping[str, str]) -> Source:
-    """The source that opens what was given; `json`, which opens any file, is the last to be asked."""
+    """The source that opens what was given; those that open any file and any object are the last to be asked."""
     own, failing = _readers(own=True)
-    json = own.pop("json")
+    last = [own.pop(name) for name in ("json", "iterables")]
     plain = isinstance(given, (str, os.PathLike)) and str(given).lower().removesuffix(".gz").endswith(JSON)
     opens = [cls for cls in own.values() if issubclass(cls, Source) and cls.opens(given)]
     if not opens and not plain:
         foreign, failing = _readers(own=False)
         opens = [cls for cls in foreign.values() if issubclass(cls, Source) and cls.opens(given)]
-    for cls in (*opens, json):
+    for cls in (*opens, *last):
         if cls.opens(given):
             return cast(Source, cls(given, prompts))
     not_asked = "".join(f"\nnot asked: {error}" for error in failing)
     if isinstance(given, (str, os.PathLike)):
         path = Path(given)
         what = "is a folder that no reader knows; name the manifest in it" if path.is_dir() else "no such manifest"
-        raise ManifestError(f"{given}: {what} (looked in {path.parent.resolve()}){not_asked}")
+        found = sorted(str(file.relative_to(path)) for kind in KINDS for file in path.glob(f"*/{kind}"))
+        found = sorted(file.name for kind in KINDS for file in path.glob(kind)) + found
+        hint = f"; it holds {', '.join(found[:5])}{' ...' if len(found) > 5 else ''}" if found else ""
+        raise ManifestError(f"{given}: {what}{hint} (looked in {path.parent.resolve()}){not_asked}")
+    hint = ""
+    if isinstance(given, Mapping):
+        hint = "; a single row is put into a list: [row]"
+    elif isinstance(given, (list, tuple)):
+        number, item = next((i, item) for i, item in enumerate(given) if not isinstance(item, (Mapping, list)))
+        hint = f"; its item {number} is a {type(item).__name__}, and a row is a map"
     raise ManifestError(
-        f"a {type(given).__name__} is no manifest: give a path, rows (maps), or a datasets.Dataset{not_asked}"
+        f"a {type(given).__name__} is no manifest: give a path, rows (maps), a table, or a datasets.Dataset"
+        f"{hint}{not_asked}"
     )
 
 
@@ -264,19 +278,36 @@ def _recognised(origin: str, row: Any, given: Any, prompts: Mapping[str, str]) -
         fits = {name: form for name, layout in layouts.items() if (form := layout.form(row)) is not None}
         if fits:
             name = max(fits, key=lambda name: (name == "usam", not fits[name].others, len(fits[name].needs)))
+            if fits[name].others and (meant := _meant(row, fits[name], layouts)):
+                raise ManifestError(f"{origin}: {_told(row, meant, layouts[meant])}")
             return name, layouts[name]
         known |= layouts
     name = "usam"
     if isinstance(row, dict):
         near = {name: min(distance(form, row) for form in layout.forms) for name, layout in known.items()}
         name = min(near, key=near.__getitem__)  # usam's own comes first among equals
-    if name != "usam":
+    begun = not row or not isinstance(row, dict) or any(not form.lacks(row) for form in known["usam"].forms)
+    if name != "usam" or not begun:  # what is wrong in a row of usam's own, its own checks tell
         not_asked = "".join(f"\nnot asked: {error}" for error in failing)
-        raise ManifestError(
-            f"{origin}: no reader knows a row with {_quoted(row)}; the nearest format is '{name}': "
-            f"{known[name].misfit(row)}{not_asked}"
-        )
+        raise ManifestError(f"{origin}: {_told(row, name, known[name])}{not_asked}")
     return name, known[name]
+
+
+def _told(row: Row, name: str, layout: Layout) -> str:
+    return f"no reader knows a row with {_quoted(row)}; the nearest format is '{name}': {layout.misfit(row)}"
+
+
+def _meant(row: Row, taken: Form, layouts: Mapping[str, Layout]) -> str | None:
+    """The format that a row is of but for a misspelt key, where another that takes any key would do."""
+    for name, layout in layouts.items():
+        for form in layout.forms:
+            if name == "usam" or form.others or form.lacks(row):
+                continue
+            known = {*form.may, *form.kept}
+            own = known.intersection(row) - {*taken.needs, *taken.may}
+            if own or all(get_close_matches(str(key), known, 1, 0.75) for key in form.unknown(row)):
+                return name
+    return None
 
 
 def without_nothing(row: Mapping[str, Any]) -> Row:

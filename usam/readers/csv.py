@@ -13,6 +13,8 @@ from usam.processor.clip import RANGE
 from usam.readers import ManifestError, Placed, Row, Source
 from usam.readers.json import text_lines
 
+SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+BETWEEN = (",", ";", "\t", "|")
 LISTS = ("audio", "audios", "messages", "answer", "meta", "conversations", "history", "expand_wav")
 
 
@@ -21,7 +23,8 @@ class Csv(Source):
 
     Columns of a part (`start`, `duration` ...) are numbers, and a cell of a column that may be a list or a map
     (`audio`, `answer`, `messages`, `meta` ...) is read as JSON where it is a whole list of texts or maps, or a map.
-    `.tsv` files have tabs between cells; others commas, or semicolons or tabs where the first line has no comma.
+    `.tsv` files have tabs between cells; others what the first line has most of: commas, semicolons, tabs or bars.
+    Spaces behind each of them in the first line stand behind them in all lines, and are no part of a cell.
     """
 
     @classmethod
@@ -36,12 +39,22 @@ class Csv(Source):
         file = Path(self.source)
         lines = (line for _, line in text_lines(file))
         head = next(lines, "")
-        tsv = ".tsv" in [suffix.lower() for suffix in file.suffixes]
-        between = "\t" if tsv or ("," not in head and "\t" in head) else ";" if "," not in head and ";" in head else ","
-        names = [name.strip() for name in next(csv.reader([head], delimiter=between, strict=True), [])]
+        most = max(BETWEEN, key=head.count)  # the first of those that occur alike
+        between = "\t" if ".tsv" in [suffix.lower() for suffix in file.suffixes] else most
+        if between not in head and most in head:
+            raise ManifestError(f"{file}:1: has no tabs, but {most!r} between its cells: name it .csv")
+        try:
+            written = next(csv.reader([head], delimiter=between, strict=True), [])
+        except csv.Error as error:
+            raise ManifestError(f"{file}:1: not CSV: {error}; the first line names each column once") from error
+        names = [name.strip() for name in written]
         if not all(names) or len(set(names)) < len(names):
-            raise ManifestError(f"{file}:1: the first line names each column once, found {head.strip()[:120]!r}")
-        table = csv.reader(lines, delimiter=between, strict=True)
+            hint = "" if all(names) else "; a column has no name (pandas writes its index so: to_csv(..., index=False))"
+            raise ManifestError(f"{file}:1: the first line names each column once, found {head.strip()[:120]!r}{hint}")
+        if sounds := [name for name in names if name.lower().endswith(SOUND)]:
+            raise ManifestError(f"{file}:1: the first line names the columns, such as audio,text; found '{sounds[0]}'")
+        spaced = len(written) > 1 and all(name.startswith(" ") for name in written[1:])
+        table = csv.reader(lines, delimiter=between, strict=True, skipinitialspace=spaced)
         begins = 2
         while True:
             origin = f"{file}:{begins}"

@@ -24,6 +24,9 @@ OTHERS = {  # what a manifest is taken for now and then, by its first bytes
     b"\xfd7zX": "packed with xz; unpack it, or pack it with gzip",
     b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it, or pack it with gzip",
     b"PAR1": "a Parquet file; give it a name that ends in .parquet",
+    b"ARROW1": "an Arrow file; write it as Parquet, or save the dataset with save_to_disk",
+    b"RIFF": "a WAV file; a manifest names such files",
+    b"fLaC": "a FLAC file; a manifest names such files",
 }
 
 
@@ -33,7 +36,7 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
     try:
         with file.open("rb") as raw:
             handle = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP else raw
-            head = handle.peek(4)[:4]
+            head = handle.peek(6)[:6]
             for magic, what in OTHERS.items():
                 if head.startswith(magic):
                     raise ManifestError(f"{file}:1: {what}")
@@ -115,12 +118,24 @@ def _value(line: str) -> Any:
     try:
         return _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        hint = "; one JSON map a line is expected, each on one line" if line.strip() in ("[", "{") else ""
-        return ValueError(f"not JSON: {error}{hint}")
+        return ValueError(f"not JSON: {error}{_meant(line.strip())}")
     except ValueError as error:
         return error
     except RecursionError:
         return ValueError("maps or lists are nested too deeply")
+
+
+def _meant(line: str) -> str:
+    """What a line that is no JSON was meant to be, as a hint."""
+    if line in ("[", "{"):
+        return "; one JSON map a line is expected, each on one line"
+    if line.startswith("{'"):
+        return "; this is how Python prints a map: write it with json.dumps"
+    if line.startswith("{") and line.endswith(","):
+        return "; maps that stand on lines of their own have no commas between them"
+    if not line.startswith(("{", "[")):
+        return "; one JSON map a line is expected; tables are named .csv or .tsv"
+    return ""
 
 
 def is_chat(value: Any) -> bool:
@@ -158,7 +173,8 @@ def _document(file: Path, first: int, text: str) -> Iterator[Placed]:
             value, at = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             what = "maps or lists are nested too deeply" if isinstance(error, RecursionError) else error
-            raise ManifestError(f"{origin}: not JSON: {what}") from error
+            hint = "; behind the last row stands a comma too many" if text[at : at + 1] == "]" else ""
+            raise ManifestError(f"{origin}: not JSON: {what}{hint}") from error
         if is_chat([value]) and len(messages) == number - 1:  # the array is one chat
             messages.append(value)
         else:
@@ -169,9 +185,10 @@ def _document(file: Path, first: int, text: str) -> Iterator[Placed]:
         at += 1
     if text[at : at + 1] != "]" or text[at + 1 :].strip() != ("}" if "{" in begins[0] else ""):
         line += text.count("\n", counted, at)
-        raise ManifestError(
-            f"{file}:{line}: not JSON: the array ends neither here nor in ',', but in {text[at : at + 20]!r}"
+        found = (
+            repr(text[at : at + 20]) if text[at:].strip() else "nothing: the file breaks off; copy or write it again"
         )
+        raise ManifestError(f"{file}:{line}: not JSON: the array ends neither here nor in ',', but in {found}")
     if messages:
         yield f"{file}:{first}", messages
 

@@ -13,7 +13,7 @@ PART = ("duration", "offset", "channel")
 class NemoConversation(Layout):
     """Turns of one speaker that follow each other are one message; a turn of audio may name a part of its file."""
 
-    forms = (Form(("conversations",), ("id",)),)
+    forms = (Form(("conversations",), ("id",), ("custom",)),)
 
     def form(self, row: Any) -> Form | None:
         """As its keys say, and every turn has a type."""
@@ -45,4 +45,5 @@ class NemoConversation(Layout):
             part = {"offset" if key == "start" else key: block[key] for key in ("start", "duration") if key in block}
             turn = {"from": message["role"].capitalize(), "value": value, "type": block["type"], **part}
             turns.append(turn | ({"channel": block["channel"]} if "channel" in block else {}))
-        return {"conversations": turns} | ({"id": row["id"]} if row.get("id") is not None else {})
+        name = {"id": row["id"]} if row.get("id") is not None else {}
+        return {"conversations": turns, **name} | ({"custom": row["x_custom"]} if "x_custom" in row else {})

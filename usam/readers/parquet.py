@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from usam.readers import ManifestError, Placed, Source, without_nothing
 
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")  # as Hugging Face names the files of a split
 BATCH = 256  # rows that are unpacked at once
 
 
@@ -35,7 +37,11 @@ class Parquet(Source):
         except ImportError as error:
             raise ManifestError(f"{self.source}: Parquet is read with pyarrow: pip install 'usam[datasets]'") from error
         path = Path(self.source)
-        for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        splits = {match[1] for file in files if (match := SHARD.fullmatch(file.stem))}
+        if len(splits) > 1:
+            raise ManifestError(f"{path}: holds the splits {', '.join(sorted(splits))}: name the files of one")
+        for file in files:
             number = 0
             try:
                 with parquet.ParquetFile(file) as table:

@@ -20,6 +20,7 @@ _KNOWN = frozenset(KEYS)
 ASKING = ("audio", "audios", "prompt", "task", "messages")  # one of them at least
 ROLES = ("system", "user", "assistant")
 TAG = re.compile(r"<\|?audio\|?>", re.IGNORECASE)
+NAMED = re.compile(r"<\|?audio\|?>(?:([^<>\n]+)</audio>)?", re.IGNORECASE)  # a tag, or one around a path
 ROOT = "{audio_root}"
 
 
@@ -33,6 +34,10 @@ class Usam(Layout):
         return cast(Row, row)
 
     said = written = own
+
+    def misfit(self, row: Any) -> str:
+        """That it asks for nothing."""
+        return _asks_nothing(row)
 
 
 def sample(
@@ -59,7 +64,7 @@ def sample(
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON map, found {json.dumps(row)[:60]}")
     if row.keys().isdisjoint(ASKING):
-        raise ValueError(f"no 'audio', 'prompt', 'task' or 'messages'; {_hint(row)}")
+        raise ValueError(_asks_nothing(row))
     if not row.keys() <= _KNOWN:
         known_keys(row, KEYS, "a row")
     task = row.get("task")
@@ -182,6 +187,11 @@ def _turn(message: Any, clips: list[Any]) -> dict[str, Any]:
 
 def _split(text: str, clips: list[Any], where: str) -> Iterator[dict[str, Any]]:
     """Text with the next of the clips in the place of each tag."""
+    if named := next((path for path in NAMED.findall(text) if path), None):
+        raise ValueError(
+            f"{where} names a clip in its text, <audio>{named}</audio>: write <audio> there and the path into "
+            "'audios', or name the reader: ms_swift"
+        )
     for i, piece in enumerate(TAG.split(text)):
         if i and not clips:
             raise ValueError(f"more {AUDIO_TOKEN} tags in {where} than clips in 'audio'")
@@ -189,6 +199,18 @@ def _split(text: str, clips: list[Any], where: str) -> Iterator[dict[str, Any]]:
             yield {"type": "audio", "audio": clips.pop(0)}
         if piece:
             yield {"type": "text", "text": piece}
+
+
+def named_in_text(turns: list[dict[str, Any]], clips: list[Any]) -> list[Any]:
+    """The clips in the order of the tags, those that `<audio>path</audio>` names among them; its text becomes a tag."""
+    left, found = list(clips), list[Any]()
+    for turn in turns:
+        if isinstance(turn.get("content"), str) and turn.get("role") != "assistant":
+            for path in NAMED.findall(turn["content"]):
+                found += [path] if path else left[:1]
+                left = left if path else left[1:]
+            turn["content"] = NAMED.sub("<audio>", turn["content"])
+    return found + left
 
 
 def _all_taken(clips: Sequence[Any], where: str) -> None:
@@ -229,6 +251,19 @@ def _rooted(block: dict[str, Any], audio_root: str | None) -> dict[str, Any]:
             raise ValueError(f"{path[path.index(ROOT) :]}: say what {ROOT} is: Manifest(..., audio_root='/data')")
         block["audio"] = os.path.join(audio_root, path[path.index(ROOT) + len(ROOT) :].lstrip("/"))
     return block
+
+
+def _asks_nothing(row: Mapping[str, Any]) -> str:
+    return f"no 'audio', 'prompt', 'task' or 'messages'; {_hint(row)}{_deeper(row)}"
+
+
+def _deeper(row: Mapping[str, Any]) -> str:
+    """Where in a map its rows may lie, as a hint."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"; if the rows lie under '{key}', write that list alone"
+    inner = bool(row) and all(isinstance(value, dict) for value in row.values())
+    return "; if each value is a row, write a list of them" if inner else ""
 
 
 def _hint(row: Mapping[str, Any]) -> str:

@@ -74,6 +74,7 @@ class WebDataset(Source):
                     else:
                         held = archive.extractfile(member)
                         parts[kind] = b"" if held is None else held.read()
+                check_end(archive)
         except FileNotFoundError as error:
             raise ManifestError(f"{file}: no such archive") from error
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -82,6 +83,14 @@ class WebDataset(Source):
             ) from error
         if parts:
             yield f"{file}:{name}", _row(name, parts)
+
+
+def check_end(archive: tarfile.TarFile) -> None:
+    """Raise TarError where an archive stops before its end, for which tarfile takes any block that is no header."""
+    if archive.fileobj is not None:
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("neither a file nor the archive's end follows")
 
 
 def _row(name: str, parts: dict[str, Any]) -> Row | ValueError:

@@ -1,0 +1,1 @@
+"""Lhotse's cuts as rows of a manifest: in files, in Shar folders, and as CutSet objects."""
