@@ -157,7 +157,7 @@ def test_tasks_without_a_prompt_are_told_once_each(tmp_path):
     rows = [{**own, "task": "arr"}, {**own, "task": "arr"}, {**own, "task": "mine", "prompt": "Why?"}]
     data = manifest(tmp_path, *rows, {**own, "task": "asr"})
     faults, _ = found(data, spec=load_spec("tiny"))
-    assert faults == [("prompt", "1", "task 'arr' has no prompt in the spec's 'prompts' (2 rows); did you mean 'asr'?")]
+    assert faults == [("prompt", "1", "task 'arr' has no prompt in the spec's 'prompts'; did you mean 'asr'? (2 rows)")]
     assert found(data)[0] == []  # without a spec nobody knows its prompts
 
 

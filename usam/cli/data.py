@@ -94,7 +94,8 @@ def check(
         print(describe(report, show))
         if rows:
             wrong = {fault.row for fault in report.faults}
-            _show_first(first(parts, {} if checked is None else checked.prompts, rows, **how, without=wrong), checked)
+            prompts = None if checked is None else checked.prompts
+            _show_first(first(parts, prompts, rows, **how, without=wrong), checked)
         count = len(report.faults)
         print("\nsound: no fault was found" if report.sound else f"\n{count:,} fault{'' if count == 1 else 's'}")
     if not report.sound:
@@ -154,7 +155,7 @@ def show(
     assert checked is not None
     samples = first([part for part in parts if part.split == "train"], checked.prompts, rows, **how)
     if not samples:
-        raise ValueError(f"{source}: no row can be shown; `usam data check` says what is wrong with them")
+        raise ValueError(f"{source}: no rows; write one JSON map a line")
     processor = UsamProcessor.from_spec(checked)
     painted = color == "always" or (color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     groups = [samples] if batch else [[sample] for sample in samples]

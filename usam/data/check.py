@@ -9,7 +9,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -208,7 +207,7 @@ def check(
     """
     rows = _Rows(parts, spec, reader=reader, audio_root=audio_root, fast=fast, max_seconds=max_seconds)
     report = Report(fast, rows.context)
-    gathered = _Gathered(parts, report, rows.prompts if spec is not None else None, need_answer)
+    gathered = _Gathered(parts, report, None if spec is None else spec.prompts, need_answer)
     loader: Iterable[Seen | ManifestError] = DataLoader(rows, batch_size=None, num_workers=workers) if workers else rows
     for seen in progress(_raised(loader)):
         gathered.add(seen)
@@ -218,18 +217,38 @@ def check(
 
 def first(
     parts: Sequence[Part],
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, str] | None,
     count: int,
     *,
     reader: str | None = None,
     audio_root: str | None = None,
-    without: Container[str] = (),
+    without: Container[str] | None = None,
 ) -> list[Sample]:
-    """The first rows that are right in themselves; `without` names those (file:line) that are not wanted."""
-    asked = _Prompts(prompts)
-    found = (row for part in parts for row in _samples(part.file, asked, reader, audio_root))
-    right = (s for origin, s, _ in found if isinstance(s, Sample) and origin not in without)
-    return list(islice(right, count))
+    """The first rows.
+
+    Args:
+        parts: the manifests.
+        prompts: instruction of each task; None writes a task's name in braces.
+        count: how many rows.
+        reader: name of the reader, where it shall not be recognised.
+        audio_root: what `{audio_root}` at the beginning of a path stands for.
+        without: rows (file:line) to pass over, with all others that are wrong; None passes over none.
+
+    Raises:
+        ManifestError: what is wrong with a row.
+    """
+    asked = _Prompts(prompts or {})
+    rows = (row for part in parts for row in _samples(part.file, asked, reader, audio_root))
+    found: list[Sample] = []
+    while len(found) < count and (row := next(rows, None)) is not None:
+        origin, one, absent = row
+        if prompts is not None and absent is not None:
+            one = ValueError(_no_prompt(absent, prompts))
+        if without is None and isinstance(one, ValueError):
+            raise ManifestError(f"{origin}: {one}") from one
+        if isinstance(one, Sample) and origin not in (without or ()):
+            found.append(one)
+    return found
 
 
 def counted(row: Rendered, heard: int, processor: UsamProcessor) -> tuple[int, int, bool]:
@@ -253,6 +272,10 @@ def _raised(rows: Iterable[Seen | ManifestError]) -> Iterator[Seen]:
         if isinstance(seen, ManifestError):
             raise ManifestError(str(seen)) from seen
         yield seen
+
+
+def _no_prompt(task: str, prompts: Mapping[str, str]) -> str:
+    return f"task '{task}' has no prompt in the spec's 'prompts'; {did_you_mean(task, list(prompts))}"
 
 
 class _Prompts(ByName):
@@ -499,15 +522,13 @@ class _Gathered:
             ManifestError: a file without rows.
         """
         for task, (row, count) in self.absent.items():
-            why = f"task '{task}' has no prompt in the spec's 'prompts' ({_rows(count)}); " + did_you_mean(
-                task, list(dict.keys(cast(dict[str, str], self.prompts)))
-            )
-            self.report.faults.append(Fault("prompt", row, why))
-        for (task, digest), count in self.said.most_common():
+            assert self.prompts is not None
+            self.report.faults.append(Fault("prompt", row, f"{_no_prompt(task, self.prompts)} ({_rows(count)})"))
+        for (of_task, digest), count in self.said.most_common():
             if count < REPEATED[1]:
                 break
-            if count >= REPEATED[0] * self.answered[task]:
-                of = f"{count:,} of {_rows(self.answered[task])}" + (f" of task '{task}'" if task else "")
+            if count >= REPEATED[0] * self.answered[of_task]:
+                of = f"{count:,} of {_rows(self.answered[of_task])}" + (f" of task '{of_task}'" if of_task else "")
                 self.report.notes.append(Fault("repeated", f"{self.words[digest]!r:.60}", f"answers {of}"))
         for file, tally in self.report.files.items():
             if not tally.rows:
