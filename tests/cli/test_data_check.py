@@ -1,13 +1,18 @@
 """`usam data check` names what cannot be used and what is suspicious in a manifest, and counts the rest."""
 
 import json
+import multiprocessing
+import sys
+import time
 import tracemalloc
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from conftest import noise
 
+from usam.cli import main
 from usam.data.check import Part, check
 
 RATE = 16000
@@ -262,6 +267,27 @@ def test_what_cannot_be_checked_is_an_error(usam, run_file, monkeypatch, argumen
     status, out, err = usam("data", "check", *arguments)
     assert (status, out, message in err) == (2, "", True)
     assert "Traceback" not in err
+
+
+def test_a_reader_that_is_killed_is_an_error_and_no_waiting(tmp_path, capfd):
+    write(tmp_path, "a.wav", noise(2.0))
+    data = manifest(tmp_path, *[row("a.wav")] * 20000)
+
+    def command():
+        sys.argv = ["usam", "data", "check", str(data), "--workers", "1"]
+        main()
+
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    while not (readers := psutil.Process(process.pid).children()):
+        time.sleep(0.01)
+    readers[0].kill()
+    process.join(60)
+    waits = process.is_alive()
+    process.kill()
+    err = capfd.readouterr().err
+    assert (waits, process.exitcode) == (False, 2)
+    assert f"error: a process that reads data (pid {readers[0].pid}) was killed" in err
 
 
 def test_a_row_of_three_hours_takes_bounded_memory(tmp_path):

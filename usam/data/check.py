@@ -188,7 +188,7 @@ def check(
     """Read every row of some manifests, in order, and say what was found.
 
     Clips are the same whose decoded samples are, at their own rate and after channels are averaged or chosen, whatever
-    their file is called and however it is coded; with `fast`, those of one file, or of the same bytes, and one range.
+    their file is called and however it is losslessly coded; with `fast`, those of one file or bytes, and one range.
 
     Args:
         parts: the manifests.
