@@ -16,7 +16,7 @@ import soundfile
 import soxr
 import torch
 
-from usam.processor.audio import BLOCK, AudioError, AudioWarning, read_audio
+from usam.processor.audio import BLOCK, AudioError, AudioWarning, open_audio, read_audio
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hz: float = 440.0) -> np.ndarray:
@@ -226,6 +226,14 @@ def test_one_hour_takes_little_more_memory_than_its_result(tmp_path):
     tracemalloc.stop()
     assert len(x) == 4000 * 3600
     assert peak < 2.5 * x.nbytes
+
+
+def test_what_is_known_of_a_file_before_it_is_decoded(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.stack([tone(), tone()], 1), 8000)  # two seconds at its rate
+    with open_audio(tmp_path / "a.flac", 16000, start=1, duration=0.5) as sound:
+        assert (sound.rate, sound.channels, sound.frames, sound.kind) == (8000, 2, 4000, "FLAC PCM_16")
+        assert sum(map(len, sound.blocks)) == sound.frames
+    assert len(read_audio(tmp_path / "a.flac", 16000, start=1, duration=0.5)) == 2 * sound.frames
 
 
 def test_overshoot_is_clipped():

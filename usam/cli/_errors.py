@@ -17,6 +17,9 @@ FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded|Fi
 CUDA = re.compile(
     r"NVIDIA driver|not compiled with CUDA|CUDA is not available|No CUDA GPUs|invalid device ordinal", re.I
 )
+READER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
+)
 REMOTE = ("huggingface_hub", "httpx", "requests", "urllib3")
 
 
@@ -48,6 +51,8 @@ def _of_the_machine(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         what = said or type(error).__name__
         return f"there is not enough memory; take smaller batches or a smaller dtype: {what}\n{HOW}"
+    if reader := killed_reader(error):
+        return reader
     if isinstance(error, (RuntimeError, AssertionError)) and CUDA.search(said):
         return f"the GPU cannot be used: {said}\nusam doctor says what torch finds; cpu always works"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -55,6 +60,18 @@ def _of_the_machine(error: BaseException) -> str | None:
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in REMOTE:
         return f"{said or type(error).__name__}\n{HOW}"
     return None
+
+
+def killed_reader(error: BaseException) -> str | None:
+    """What to say of a process that reads data and was killed; None of other errors."""
+    found = READER.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    signal = f" ({found[2]})" if found[2] else ""
+    return (
+        f"a process that reads data (pid {found[1]}) was killed{signal}, as the system does when its memory is full: "
+        "take fewer of them (train.dataloader_num_workers of a run, --workers), or smaller batches"
+    )
 
 
 def _on_purpose(error: BaseException) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
 from usam.cli._options import PluginOption, SetOption, SpecArgument
+from usam.cli._progress import progress
+
+FAULTS = 20  # rows of which each is told, before they are only counted; `usam data check` names them all
 
 
 def check(
@@ -27,7 +28,8 @@ def check(
 ) -> None:
     """Build a spec without memory, render a chat of each task, and take one step of training in small.
 
-    With data, also print one batch's exact text, audio spans and supervised tokens, and read every row.
+    With data, also print one batch's exact text, audio spans and supervised tokens, and read every row, as
+    `usam data check` does, which tells more about the data.
     """
     from usam.data.trial import try_spec
     from usam.spec.spec import load_spec
@@ -42,25 +44,19 @@ def check(
         if reader or audio_root:
             raise ValueError("--reader and --audio-root say how DATA is read: name a manifest too")
         return
+    from usam.data import check as of_data
     from usam.data.inspection import describe_batch
-    from usam.data.manifest import Manifest, ManifestError
-    from usam.data.trial import FAULTS, read_all
     from usam.processor.processor import UsamProcessor
+    from usam.readers import ManifestError
 
-    manifest = Manifest(data, checked.prompts, reader=reader, audio_root=audio_root)
-    faults = read_all(checked, manifest, _progress)
-    if faults:
+    parts = [of_data.Part(data)]
+    report = of_data.check(parts, checked, reader=reader, audio_root=audio_root, progress=progress)
+    if report.unusable:
+        faults = [str(fault) for fault in report.faults if fault.kind in of_data.UNUSABLE]
         more = f"\n... and {len(faults) - FAULTS} more" if len(faults) > FAULTS else ""
         listed = "\n".join(faults[:FAULTS])
-        raise ManifestError(f"{data}: {len(faults)} of {len(manifest)} rows cannot be used\n{listed}{more}")
-    answers = sum(sample.answer is not None for sample in manifest.samples)
-    print(f"{data}: {len(manifest)} rows, {answers} with an answer to learn from")
-    print(describe_batch(UsamProcessor.from_spec(checked), [manifest[i] for i in range(min(rows, len(manifest)))]))
-
-
-def _progress(rows: Sequence[int]) -> Iterator[int]:
-    if not sys.stderr.isatty():
-        yield from rows
-        return
-    with typer.progressbar(rows, label="reading", file=sys.stderr) as bar:
-        yield from bar
+        count = report.total.rows
+        raise ManifestError(f"{data}: {report.unusable} of {count} rows cannot be used\n{listed}{more}")
+    print(f"{data}: {report.total.rows} rows, {report.answers} with an answer to learn from")
+    samples = of_data.first(parts, checked.prompts, rows, reader=reader, audio_root=audio_root)
+    print(describe_batch(UsamProcessor.from_spec(checked), samples))

@@ -34,6 +34,7 @@ def train(
     `early_stopping: {patience: 3}` ends a run that gets no better. `canary: false` leaves out `eval_audio_gap`, which
     tells whether the model listens.
     """
+    from usam.cli._errors import killed_reader
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED
     from usam.training.run import read_run
@@ -43,11 +44,14 @@ def train(
     asked = read_run(run, *(set_ or []), plugins=plugin or [])
     try:
         folder = start(asked, resume=resume or None, overwrite=overwrite)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else killed_reader(error)
+        if stopped is None:
+            raise
         options = [("--set", one) for one in set_ or []] + [("--plugin", str(one)) for one in plugin or []]
         command = shlex.join(["usam", "train", run, *(word for pair in options for word in pair)])
-        typer.echo(f"\ninterrupted; {advice(output_dir(asked), command)}", err=True)
-        raise typer.Exit(130) from None
+        typer.echo(f"\n{stopped}; {advice(output_dir(asked), command)}", err=True)
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     if (folder / LISTED).is_file():
         count = (folder / LISTED).read_text(encoding="utf-8").count("\n")
         what = "1 row was" if count == 1 else f"{count:,} rows were"

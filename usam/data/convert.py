@@ -19,7 +19,7 @@ PATHS = ("audio", "audios", "path", "url", "audio_url")
 ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:|[/~$]|\{audio_root\}")  # a path that is not relative
 
 
-class _ByName(dict[str, str]):
+class ByName(dict[str, str]):
     """Prompts of tasks that nobody named: a task's prompt is its name."""
 
     def __contains__(self, task: object) -> bool:
@@ -47,7 +47,7 @@ def convert(
         ManifestError: rows that are wrong, or that the other format has no place for: with file, line and what is lost.
         ComponentError: there is no such reader.
     """
-    asked = _ByName(prompts)
+    asked = ByName(prompts)
     cls = registry.get(to)
     if not issubclass(cls, Layout):
         written = [name for name, layout in _layouts() if layout.written is not Layout.written]

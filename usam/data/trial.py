@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,13 +14,10 @@ from transformers import PreTrainedConfig
 
 from usam.component import building
 from usam.config import UsamConfig, resolve
-from usam.data.collate import Collator
-from usam.data.manifest import Manifest, ManifestError
 from usam.model.assembly import outline, parts, place_of, plan_dtypes
 from usam.model.build import build_model
 from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
-from usam.processor.audio import AudioError
 from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError
@@ -34,7 +30,6 @@ GIB = 2**30
 SECONDS = (1.0, 0.6)  # of the clips that are tried
 ANSWERS = ("A dog barks.", "It rains.")
 RATE = 5e-5  # the Trainer's own
-FAULTS = 20  # rows of which each is told, before they are only counted
 
 
 @dataclass
@@ -243,29 +238,3 @@ def _run(model: nn.Module, batch: dict[str, Tensor], when: str) -> Any:
     if not output.loss.isfinite():
         raise SpecError(f"losses: their weighted sum is {output.loss.item()} {when}; write smaller weights")
     return output
-
-
-def read_all(
-    spec: Spec, manifest: Manifest, progress: Callable[[Sequence[int]], Iterator[int]] | None = None
-) -> list[str]:
-    """Read, render and tokenize every row as training would; the faults, one a line.
-
-    Args:
-        spec: whose processor makes the batches.
-        manifest: the rows.
-        progress: goes through the numbers of the rows, and shows how far it is.
-    """
-    positions = context_length(UsamConfig.from_spec(spec).text_config)
-    collate = Collator(UsamProcessor.from_spec(spec), context=positions)
-    faults = []
-    rows = range(len(manifest))
-    for i in progress(rows) if progress else rows:
-        sample = manifest[i]
-        try:
-            batch = collate([sample])
-        except (ManifestError, AudioError) as error:
-            faults.append(str(error))
-            continue
-        if sample.answer is not None and not bool((batch["labels"][:, 1:] != IGNORE).any()):
-            faults.append(f"{sample.origin}: the answer has no token to learn from")
-    return faults

@@ -10,6 +10,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from usam.processor.containers import AudioError, AudioWarning, streams
 
-__all__ = ["AudioError", "AudioWarning", "Waveform", "read_audio"]
+__all__ = ["AudioError", "AudioWarning", "Sound", "Waveform", "open_audio", "read_audio"]
 
 BLOCK = 1 << 18  # samples decoded at once, which bounds the memory that a long file takes
 LOUDEST = 16.0  # full scale is 1, decoders overshoot it a little; beyond this, integers have lost their dtype
@@ -68,6 +69,37 @@ def read_audio(
             range that was asked for.
     """
     _check_rate(rate, "rate")
+    with open_audio(source, rate, start=start, duration=duration, channel=channel, max_seconds=max_seconds) as sound:
+        return _joined(sound.blocks, sound.rate, rate)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Sound that is open: what is known of it before it is decoded, and its samples."""
+
+    name: str
+    rate: int  # samples per second, its own
+    channels: int
+    frames: int  # of the part that is meant
+    kind: str  # container and codec by libsndfile's names, such as "WAV PCM_16"; "array"
+    blocks: Iterator[Waveform]
+    """Mono samples at its own rate, a block at a time, checked as they come: memory stays bounded."""
+
+
+@contextmanager
+def open_audio(
+    source: Any,
+    rate: int,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    channel: int | None = None,
+    max_seconds: float | None = None,
+) -> Iterator[Sound]:
+    """A source after all checks that need no decoding; arguments and errors are those of `read_audio`.
+
+    Of samples at 16 kHz, `ceil(frames * 16000 / rate)` come out of `read_audio`.
+    """
     thing, name, own_rate = _unwrap(source, "", None)
     if isinstance(thing, np.ndarray):
         own_rate = own_rate or rate
@@ -75,14 +107,17 @@ def read_audio(
         _check_channel(channel, thing.shape[0], name)
         step = _block(thing.shape[0])
         parts = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
-        return _joined(_mono(parts, channel, name), own_rate, rate, first, name)
+        blocks = _checked(_mono(parts, channel, name), first, own_rate, name)
+        yield Sound(name, own_rate, thing.shape[0], count, "array", blocks)
+        return
     with _opened(thing, name) as files:
         own_rate = files[0].samplerate
         first, count = _span(sum(file.frames for file in files), own_rate, start, duration, max_seconds, name)
-        blocks = _decoded_all(files, first, count, name)
         for file in files:
             _check_channel(channel, file.channels, name)
-        return _joined(_mono(blocks, channel, name), own_rate, rate, first, name)
+        kind = f"{files[0].format} {files[0].subtype}"
+        blocks = _checked(_mono(_decoded_all(files, first, count, name), channel, name), first, own_rate, name)
+        yield Sound(name, own_rate, files[0].channels, count, kind, blocks)
 
 
 def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | None]:
@@ -262,19 +297,26 @@ def _span(
     return first, count
 
 
-def _joined(blocks: Iterable[Waveform], own_rate: int, rate: int, first: int, name: str) -> Waveform:
-    """Mono blocks, checked and brought to `rate` as a stream; `first` is the frame at which they begin."""
+def _joined(blocks: Iterable[Waveform], own_rate: int, rate: int) -> Waveform:
+    """Mono blocks brought to `rate` as a stream."""
     stream = soxr.ResampleStream(own_rate, rate, 1, quality="VHQ") if own_rate != rate else None
     parts = []
     n = 0
     for block in blocks:
-        _check_values(block, first + n, own_rate, name)
         n += len(block)
         parts.append(block if stream is None else stream.resample_chunk(block))
     if stream is not None:  # a little silence, so that the last, begun sample comes out too
         parts.append(stream.resample_chunk(np.zeros(-(-own_rate // rate) + 1, np.float32), last=True))
     x: Waveform = np.concatenate(parts)[: -(-n * rate // own_rate)]
     return np.clip(x, -1, 1, out=x)
+
+
+def _checked(blocks: Iterable[Waveform], first: int, rate: int, name: str) -> Iterator[Waveform]:
+    """The blocks, which begin at frame `first`, each checked before it is given."""
+    for block in blocks:
+        _check_values(block, first, rate, name)
+        first += len(block)
+        yield block
 
 
 def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:

@@ -12,11 +12,11 @@ from typing import cast
 import soundfile
 from tqdm import tqdm
 
+from usam.data.check import counted
 from usam.data.collate import SHOWN, Collator, Skipped, check_share, too_long
 from usam.data.manifest import ManifestError, Sample
 from usam.data.sampling import Budget, Length
 from usam.processor.audio import AudioError
-from usam.processor.chat import Rendered
 from usam.processor.clip import Clip
 from usam.processor.processor import UsamProcessor
 from usam.saving import write_whole
@@ -160,16 +160,9 @@ def length(sample: Sample, processor: UsamProcessor, most: Most | None = None) -
     if None in counts:
         return Length(tokens=0, **heard_as)
     heard = [processor.feature_extractor.placeholders(cast(int, count)) - 1 for count in counts]
-    found = [_counted(row, sum(heard[: len(row.audio)]), processor) for row in rendered.rows]
+    found = [counted(row, sum(heard[: len(row.audio)]), processor) for row in rendered.rows]
     seconds = max(cast(list[int], counts), default=0) / processor.feature_extractor.sampling_rate
-    return Length(max(whole for whole, _ in found), max(asked for _, asked in found), seconds, **heard_as)
-
-
-def _counted(row: Rendered, heard: int, processor: UsamProcessor) -> tuple[int, int]:
-    starts = row.starts(())
-    ids, offsets = processor._tokenize(row.text, starts)
-    asked = next((i + 1 for i, (_, end) in enumerate(offsets) if starts and end > starts[-1]), len(ids))
-    return len(ids) + heard, asked + heard
+    return Length(max(whole for whole, *_ in found), max(asked for _, asked, _ in found), seconds, **heard_as)
 
 
 def _samples(clip: Clip, processor: UsamProcessor) -> int | None:
