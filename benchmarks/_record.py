@@ -26,13 +26,17 @@ def _lines(file: str) -> list[str]:
 
 
 def record(script: str, rows: list[dict[str, Any]], raw: dict[str, Any]) -> None:
-    """Write `results/<script>.json` and print it; a bound that is not met ends the script with status 1."""
+    """Write `results/<script>.json` and print it; a bound that is not met ends the script with status 1.
+
+    With `--quick` on the command line the figures are printed alone.
+    """
     name = Path(script).name
     versions = {"python": platform.python_version()}
     versions |= {n: sys.modules[n].__version__ for n in ("torch", "transformers") if n in sys.modules}
     result = {"script": name, "machine": machine(), "versions": versions, "rows": rows, "raw": raw}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if "--quick" not in sys.argv:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / name).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row['what']}: {row['measured']} (bound: {row['bound']}) {'ok' if row['ok'] else 'NOT MET'}")
     if not all(row["ok"] for row in rows):

@@ -24,6 +24,9 @@ SAYS = {
     "long_audio.py": "A second of audio costs about as much in an hour as in five minutes, and memory stays bounded.",
     "feature_cache.py": "Frames of frozen encoders are computed once: an epoch that reads them takes a fraction of the "
     "time, and learns the same.",
+    "loader.py": "Rows become batches at a share of the speed at which soundfile reads their files; 1 is as fast.",
+    "generation.py": "Chats of about one length are answered together; above 1 means that as they come they take "
+    "longer.",
     "whisper_context.py": "Whisper on the clip alone spares the silence that fills its windows of 30 s; above 1 means "
     "that the windows take longer.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",

@@ -20,6 +20,8 @@ from usam.registry import did_you_mean
 
 Chat = Sequence[Mapping[str, Any]]
 LONGEST = 256  # tokens of an answer, unless the caller says otherwise
+AHEAD = 16  # batches that are read before the first is answered, so that chats of one length find each other
+HELD = 1800  # seconds of audio that are held for it
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class Reply:
     text: str = ""
     complete: bool = True  # False: cut off at max_new_tokens
     fault: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A chat that can be answered."""
+
+    chat: Rendered
+    length: tuple[int, int]  # tokens that its answer will have, and tokens before it
+    seconds: float
 
 
 class Answerer:
@@ -70,7 +81,7 @@ class Answerer:
         return f"tasks that this model knows: {', '.join(sorted(self.processor.prompts)) or 'none'}"
 
     def answer(self, chats: Iterable[Chat], *, batch_size: int = 8, **kwargs: Any) -> Iterator[str]:
-        """One answer a chat, in order; `kwargs` as transformers' `generate` takes them (greedy by default).
+        """One answer a chat, in order; `kwargs` as `replies` takes them.
 
         Raises:
             ValueError: a chat has no answer (`replies` goes on with the others); the answers before it were given.
@@ -80,33 +91,60 @@ class Answerer:
                 raise reply.fault
             yield reply.text
 
-    def replies(self, chats: Iterable[Chat], *, batch_size: int = 8, **kwargs: Any) -> Iterator[Reply]:
+    def replies(
+        self,
+        chats: Iterable[Chat],
+        *,
+        batch_size: int = 8,
+        expected: Iterable[int] | None = None,
+        ahead: int = AHEAD,
+        **kwargs: Any,
+    ) -> Iterator[Reply]:
         """One reply a chat, in order: a chat that cannot be read, or is too long, does not keep the others from theirs.
+
+        Chats are read some batches ahead, and those of about one length are answered together, the longest first: less
+        is padding, and fewer wait for the others' last word. Answers are those that each chat has alone.
 
         Args:
             chats: messages, each chat to be answered once.
             batch_size: chats that are answered together.
+            expected: about how many tokens the answer to each chat will have, where that is known.
+            ahead: batches whose chats are read, and sorted, before they are answered; 1 answers them as they come.
             kwargs: as transformers' `generate` takes them; greedy, and at most 256 new tokens, by default.
 
         Raises:
             ValueError: options under which not each chat has one answer.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, found {batch_size}")
+        for name, count in (("batch_size", batch_size), ("ahead", ahead)):
+            if count < 1:
+                raise ValueError(f"{name} is at least 1, found {count}")
         if "max_length" in kwargs:
             raise ValueError("max_length would count the audio too; say max_new_tokens, the longest answer")
         if kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("a chat has one answer here; for num_return_sequences call model.generate")
         options = {"do_sample": False, "max_new_tokens": LONGEST, **kwargs}
-        waiting: list[Rendered | Reply] = []
-        for chat in chats:
-            waiting.append(self._read(chat, int(options["max_new_tokens"])))
-            if sum(isinstance(one, Rendered) for one in waiting) == batch_size:
-                yield from self._flush(waiting, options)
-                waiting = []
-        yield from self._flush(waiting, options)
+        if expected is None:
+            pairs: Iterator[tuple[Chat, int]] = ((chat, 0) for chat in chats)
+        else:
+            pairs = zip(chats, expected, strict=True)
+        read = (self._read(chat, int(options["max_new_tokens"]), answer) for chat, answer in pairs)
+        while some := list(_next(read, batch_size, ahead)):
+            yield from self._sorted(some, batch_size, options)
 
-    def _read(self, chat: Chat, room: int) -> Rendered | Reply:
+    def _sorted(self, some: Sequence[_Read | Reply], size: int, options: Mapping[str, Any]) -> Iterator[Reply]:
+        """The replies in order, each given as soon as all before it are there."""
+        replies = {i: one for i, one in enumerate(some) if isinstance(one, Reply)}
+        chats = {i: one for i, one in enumerate(some) if isinstance(one, _Read)}
+        order = sorted(chats, key=lambda i: chats[i].length, reverse=True) if len(chats) > size else list(chats)
+        given = 0
+        for first in range(0, max(len(order), 1), size):
+            batch = order[first : first + size]
+            replies |= zip(batch, self._answer([chats[i].chat for i in batch], options), strict=True)
+            while given in replies:
+                yield replies.pop(given)
+                given += 1
+
+    def _read(self, chat: Chat, room: int, expected: int) -> _Read | Reply:
         """The chat as text and waveforms, or what is wrong with it: all of it before any work is done."""
         try:
             heard = with_sound(chat, self.processor.feature_extractor)
@@ -117,12 +155,7 @@ class Answerer:
                 return Reply(fault=ValueError(message))
         except (ValueError, OSError) as error:
             return Reply(fault=error)
-        return rendered
-
-    def _flush(self, waiting: Sequence[Rendered | Reply], options: Mapping[str, Any]) -> Iterator[Reply]:
-        found = iter(self._answer([one for one in waiting if isinstance(one, Rendered)], options))
-        for one in waiting:
-            yield next(found) if isinstance(one, Rendered) else one
+        return _Read(rendered, (expected, tokens), sum(clip.seconds for clip in clips))
 
     @torch.no_grad()  # a tensor of inference mode that a module keeps would break a training that goes on
     def _answer(self, chats: Sequence[Rendered], options: Mapping[str, Any]) -> list[Reply]:
@@ -139,6 +172,17 @@ class Answerer:
             complete = len(row) < options["max_new_tokens"] or bool(torch.isin(row, ends).any())
             replies.append(Reply(self.processor.answer_text(row), complete))
         return replies
+
+
+def _next(read: Iterator[_Read | Reply], size: int, ahead: int) -> Iterator[_Read | Reply]:
+    """The next ones, so many batches of which can be answered; fewer, where they hold much audio."""
+    found, seconds = 0, 0.0
+    for one in read:
+        yield one
+        if isinstance(one, _Read):
+            found, seconds = found + 1, seconds + one.seconds
+            if found == size * ahead or (found % size == 0 and seconds > HELD):
+                return
 
 
 def _names(chat: Chat) -> list[str]:

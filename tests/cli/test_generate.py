@@ -1,6 +1,7 @@
 """`usam generate`: one line for each file, whatever is in the files and in the answers."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import soundfile
@@ -165,6 +166,12 @@ def answerer(saved):
     return Answerer.load(saved)
 
 
+@contextmanager
+def hooked(hook):
+    yield
+    hook.remove()
+
+
 @pytest.mark.parametrize(("audio", "clips"), [(None, 0), ("a.wav", 1), ([0.0, 0.5], 1), (["a.wav", noise(0.1)], 2)])
 def test_a_question_is_about_one_or_several_clips(answerer, audio, clips):
     (message,) = answerer.ask(audio, prompt="What?")
@@ -176,6 +183,33 @@ def test_replies_come_in_the_order_of_the_chats(answerer):
     replies = list(answerer.replies([bad, good, bad, bad, good], batch_size=2))
     assert [reply.fault is None for reply in replies] == [False, True, False, False, True]
     assert [reply.text for reply in replies] == ["", "a\n\tb\\", "", "", "a\n\tb\\"]
+
+
+def test_chats_of_one_length_are_answered_together_and_given_in_order(answerer):
+    seconds = [0.2, 1.5, 0.3, 1.4, 0.25, 1.6]
+    chats = [answerer.ask(noise(s, seed=i), task="asr") for i, s in enumerate(seconds)]
+    batches = []
+    hook = answerer.model.model.register_forward_pre_hook(
+        lambda _, args, given: batches.append(given.get("input_values")), with_kwargs=True
+    )
+    with hooked(hook):
+        sorted_ = list(answerer.answer(chats, batch_size=2, max_new_tokens=5))
+        sizes = [x.shape[1] / 16000 for x in batches if x is not None]
+        as_they_come = list(answerer.answer(chats, batch_size=2, max_new_tokens=5, ahead=1))
+    assert sizes == [1.6, 1.4, 0.25]
+    assert sorted_ == as_they_come == [next(answerer.answer([chat], max_new_tokens=5)) for chat in chats]
+
+
+def test_longer_answers_go_together_where_they_are_expected(answerer):
+    chats = [answerer.ask(noise(0.2 + i / 10, seed=i), task="asr") for i in range(4)]
+    lengths = []
+    hook = answerer.model.model.register_forward_pre_hook(
+        lambda _, args, given: lengths.append(given.get("input_values_mask")), with_kwargs=True
+    )
+    with hooked(hook):
+        list(answerer.replies(chats, batch_size=2, expected=[9, 2, 9, 2], max_new_tokens=2))
+    heard = [(mask.sum(-1) / 16000).tolist() for mask in lengths if mask is not None]
+    assert heard == [pytest.approx([0.4, 0.2]), pytest.approx([0.5, 0.3])]
 
 
 def test_answers_before_a_fault_are_given(answerer):
@@ -191,6 +225,7 @@ def test_answers_before_a_fault_are_given(answerer):
         ({"num_return_sequences": 2}, "a chat has one answer here"),
         ({"max_length": 20}, "say max_new_tokens"),
         ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"ahead": 0}, "ahead is at least 1"),
     ],
 )
 def test_options_under_which_chats_and_answers_do_not_pair_are_errors(answerer, options, message):

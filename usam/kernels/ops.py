@@ -19,6 +19,8 @@ Takes = TypeVar("Takes")
 Outputs = tuple[Tensor, ...]
 Found = dict[str, Tensor]  # gradients, by the name of what they belong to
 
+COMPUTES: dict[str, Callable[..., Outputs]] = {}  # what each op computes, by its name under `torch.ops.usam`
+
 
 class Op(Generic[Takes]):
     """`op(arguments)` gives its outputs, whose gradients flow where `differentiate` was told how.
@@ -128,6 +130,7 @@ class Op(Generic[Takes]):
         schema = f"({', '.join(takes)}) -> ({', '.join(['Tensor'] * returns)})"
         op = torch.library.custom_op(f"usam::{name}", compute, mutates_args=(), schema=schema)
         op.register_fake(shapes)
+        COMPUTES[name] = compute
         return op
 
 

@@ -242,6 +242,11 @@ def _mono(blocks: Iterable[NDArray[Any]], channel: int | None, name: str) -> Ite
     apart = mixed = 0.0
     n = 0
     for block in blocks:
+        if block.shape[1] == 1:  # as it is; a copy, for what decodes uses its block again
+            n += len(block)
+            with np.errstate(over="ignore"):
+                yield block[:, 0].astype(np.float32)
+            continue
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
             x = block[:, channel] if channel is not None else block.mean(1, dtype=np.float64)
             if channel is None and block.shape[1] > 1:
@@ -307,8 +312,8 @@ def _joined(blocks: Iterable[Waveform], own_rate: int, rate: int) -> Waveform:
         parts.append(block if stream is None else stream.resample_chunk(block))
     if stream is not None:  # a little silence, so that the last, begun sample comes out too
         parts.append(stream.resample_chunk(np.zeros(-(-own_rate // rate) + 1, np.float32), last=True))
-    x: Waveform = np.concatenate(parts)[: -(-n * rate // own_rate)]
-    return np.clip(x, -1, 1, out=x)
+    x: Waveform = (parts[0] if len(parts) == 1 else np.concatenate(parts))[: -(-n * rate // own_rate)]
+    return np.clip(x, -1, 1, out=x) if len(x) and (x.max() > 1 or x.min() < -1) else x
 
 
 def _checked(blocks: Iterable[Waveform], first: int, rate: int, name: str) -> Iterator[Waveform]:
@@ -320,10 +325,10 @@ def _checked(blocks: Iterable[Waveform], first: int, rate: int, name: str) -> It
 
 
 def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:
+    if not len(x) or (x.max() <= LOUDEST and x.min() >= -LOUDEST):  # NaN is neither
+        return
     with np.errstate(invalid="ignore"):
         bad = ~(np.abs(x) <= LOUDEST)
-    if not bad.any():
-        return
     i = int(bad.argmax())
     where = f"{name}: the sample at {(first + i) / rate:.3f} s is"
     if not np.isfinite(x[i]):
@@ -343,7 +348,7 @@ def _opened(source: Path | IO[bytes], name: str) -> Iterator[list[Any]]:
         for stream in streams(*_seekable(source, name), name):
             stream.file.seek(0)
             try:
-                file = stack.enter_context(soundfile.SoundFile(stream.file))
+                file = stack.enter_context(soundfile.SoundFile(_handed(stream.file, source)))
             except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, so the rate is unknown
                 raise AudioError(
                     f"{name}: not audio that libsndfile reads ({getattr(error, 'error_string', error)}); "
@@ -358,12 +363,24 @@ def _opened(source: Path | IO[bytes], name: str) -> Iterator[list[Any]]:
         yield files
 
 
+class _Own(io.FileIO):
+    """A file that nobody else reads, so that libsndfile may move its place."""
+
+
+def _handed(file: IO[bytes], source: IO[bytes]) -> Any:
+    """What libsndfile reads: a file that we have opened by itself, any other one piece by piece through Python."""
+    if file is source and isinstance(getattr(file, "raw", None), _Own) and not str(file.name).endswith(".raw"):
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        return os.dup(file.fileno())
+    return file
+
+
 def _open_path(path: Path) -> IO[bytes]:
     try:
         kind = path.stat().st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would wait for ever
             raise AudioError(f"{path}: a device, a pipe or a socket; give a file, or an open file object")
-        return path.open("rb")
+        return io.BufferedReader(_Own(path))
     except FileNotFoundError as error:
         raise AudioError(f"{path}: no such file (looked in {path.parent.resolve()})") from error
     except IsADirectoryError as error:

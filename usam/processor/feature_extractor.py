@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Number
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.processor.audio import is_pair
+from usam.processor.audio import Waveform, is_pair
 from usam.processor.clip import Clip
 from usam.providers import as_saved
 from usam.saving import SavedWhole
@@ -82,14 +83,20 @@ class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
             sampling_rate: of bare arrays; None for the model's own.
             return_tensors: "pt", "np" or None.
         """
-        clips = self.fetch_audio(clips_of(audio), sampling_rate)
+        return self.padded(self.fetch_audio(clips_of(audio), sampling_rate), return_tensors)
+
+    def padded(self, clips: Sequence[Waveform], return_tensors: str | None = None) -> BatchFeature:
+        """The batch of what `fetch_audio` gave."""
         size = max(len(clip) for clip in clips)
-        values = np.zeros((len(clips), size), dtype=np.float32)
-        mask = np.zeros((len(clips), size), dtype=bool)
+        values = np.empty((len(clips), size), dtype=np.float32)
+        mask = np.empty((len(clips), size), dtype=bool)
         for i, clip in enumerate(clips):
-            values[i, : len(clip)] = clip
-            mask[i, : len(clip)] = True
-        return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
+            values[i, : len(clip)], values[i, len(clip) :] = clip, 0
+            mask[i, : len(clip)], mask[i, len(clip) :] = True, False
+        batch: dict[str, Any] = {"input_values": values, "input_values_mask": mask}
+        if return_tensors == "pt":  # transformers would copy them
+            batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+        return BatchFeature(batch, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """The extractor as data."""

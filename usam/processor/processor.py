@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jinja2 import TemplateError
@@ -31,6 +32,7 @@ from usam.types import IGNORE
 if TYPE_CHECKING:
     from usam.llm import LLM
 
+FIRST: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # `_bos` of tokenizers, asked once for each
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
 NOT_VARIABLES = {
     "messages",
@@ -220,7 +222,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
                 rows[name] = [_padded(row, size, fill.get(name, 0), options["padding_side"]) for row in rows[name]]
         data: dict[str, Any] = dict(rows)
         if clips:
-            data |= self.feature_extractor(clips, return_tensors="np" if options["return_tensors"] else None)
+            data |= self.feature_extractor.padded(clips, options["return_tensors"])
         batch = BatchFeature(data, tensor_type=options["return_tensors"])
         if isinstance(batch["prompt_mask"], Tensor):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
@@ -467,9 +469,13 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
 
     def _bos(self) -> str:
         """The token that the tokenizer would put first, or nothing."""
-        first = self.tokenizer("")["input_ids"][:1]
         bos = self.tokenizer.bos_token
-        return str(bos) if bos is not None and first == [self.tokenizer.bos_token_id] else ""
+        state = bos, getattr(self.tokenizer, "add_bos_token", None)
+        if FIRST.get(self.tokenizer, (None, ""))[0] != state:
+            first = self.tokenizer("")["input_ids"][:1]
+            told = str(bos) if bos is not None and first == [self.tokenizer.bos_token_id] else ""
+            FIRST[self.tokenizer] = state, told
+        return FIRST[self.tokenizer][1]
 
     def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs: Any) -> str:
         """The placeholders of one clip, as servers ask for them."""
