@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 STAGED = ".saving"  # how the names of folders end that are being written
 # Shards of a save before would be read with the new ones; other variants stay.
@@ -125,16 +125,25 @@ def write_whole(file: str | Path, content: str | bytes) -> None:
     Raises:
         SavingError: no room, or no permission.
     """
+    with writing(file) as handle:
+        handle.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing(file: str | Path) -> Iterator[IO[bytes]]:
+    """Write a file bit by bit; see `write_whole`."""
     file = Path(file)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with _explained(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            with part.open("wb") as handle:
+                yield handle
             _flush_entry(part)
             os.replace(part, file)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

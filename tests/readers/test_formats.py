@@ -451,7 +451,7 @@ def test_aispeech_draws_a_prompt_from_the_file_beside(write, tmp_path):
     first, again = (Manifest(write(*rows), {}).samples for _ in range(2))
     prompts = [sample.messages[0]["content"][1]["text"] for sample in first]
     assert set(prompts) == {"Mind cat.", "With cat:"}
-    assert first == again
+    assert list(first) == list(again)
 
 
 def test_a_task_without_a_prompt_beside_is_named(write):

@@ -17,7 +17,7 @@ from usam import SpecError, UsamProcessor, build_model, losses
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest, ManifestError
 from usam.data.sampling import Budget
-from usam.training.rows import length, spares
+from usam.training.rows import measured, spares
 from usam.training.run import read_run
 from usam.training.start import train
 from usam.training.trainer import UsamTrainer
@@ -184,7 +184,7 @@ def test_what_stands_in_for_a_row_is_the_next_shorter_one(run_file):
     run = read_run(run_file, *SMALL)
     samples = Manifest(run.data["train"], run.spec.prompts).samples
     processor = UsamProcessor.from_spec(run.spec)
-    lengths = {sample.origin: length(sample, processor) for sample in samples}
+    lengths = measured(samples, processor)
     (run_file.parent / "5.wav").write_bytes((run_file.parent / "5.wav").read_bytes()[:9000])
     (run_file.parent / "0.wav").unlink()
     collate = Collator(processor, spares=spares(samples, lengths, Budget(seconds=3)), share=0.5)
@@ -278,7 +278,7 @@ def test_a_trainer_made_in_python_measures_its_rows_itself(run_file):
     grouped = trainer(run_file, train_sampling_strategy="group_by_length", per_device_train_batch_size=4)
     assert len(list(grouped.get_train_dataloader())) == 2
     grouped.processing_class = None
-    grouped.lengths = {}
+    grouped._by_dataset = {}
     with pytest.raises(ValueError, match="give it as processing_class, or lengths"):
         grouped.get_train_dataloader()
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
-from usam.data.manifest import ManifestError, Sample
+import numpy as np
+
+from usam.data.manifest import Manifest, ManifestError, Sample
 from usam.processor.audio import AudioError
 from usam.processor.chat import blocks
 from usam.processor.clip import KINDS, Clip, names_source
@@ -50,8 +52,9 @@ class Collator:
         processor: the model's processor.
         tasks: also give `tasks`, each row's own or None, and `rows`, a Rows, which UsamTrainer takes out before the
             model is called, and `batch`, what `passed_along` gives, which the model hands to its losses.
-        spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
-            batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
+        spares: all rows, in a list or a Manifest; a row of them whose clip cannot be read gives its place to the next
+            one that can, and the batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that
+            is an error.
         share: of the spares, how many may be skipped so.
         context: the language model's positions; None does not look at them.
         cut: cut the answer of a row that is too long, which then has no end, instead of raising.
@@ -79,7 +82,7 @@ class Collator:
         self.context = context
         self.cut = cut
         self.augment = augment
-        self._places = {sample.origin: place for place, sample in enumerate(spares or ())}
+        self._rows = _different(spares or ())
 
     def augmented(self, augment: Change) -> Collator:
         """The same with clips that are changed."""
@@ -114,15 +117,15 @@ class Collator:
 
     def _read(self, sample: Sample, skipped: list[Skipped]) -> tuple[Sample, Rendered]:
         """The sample with its sound, or the next one that can be read."""
-        if sample.origin not in self._places:
-            return sample, self._render(sample)
         failed: list[Skipped] = []
         for one in chain([sample], self._after(sample)):
             try:
                 rendered = self._render(one)
             except AudioError as error:
+                if _place(self.spares or (), sample) is None:
+                    raise
                 failed.append(Skipped(one.origin, str(error)))
-                check_share(failed, len(self._places), self.share)
+                check_share(failed, self._rows, self.share)
                 continue
             skipped += [replace(row, instead=one.origin) for row in failed]
             return one, rendered
@@ -130,7 +133,8 @@ class Collator:
 
     def _after(self, sample: Sample) -> Iterator[Sample]:
         assert self.spares is not None
-        place = self._places[sample.origin]
+        place = _place(self.spares, sample)
+        assert place is not None
         for offset in range(1, len(self.spares)):
             yield self.spares[(place + offset) % len(self.spares)]
 
@@ -163,6 +167,19 @@ class Collator:
             if len(self.processor._tokenize(text, starts)[0]) <= room:  # a word that is cut may be more tokens
                 return replace(rendered, text=text, answers=_until(rendered.answers, end))
         raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
+
+
+def _place(samples: Sequence[Sample], sample: Sample) -> int | None:
+    """Where a sample stands among others, the last place; None when it is none of them."""
+    if isinstance(samples, Manifest):
+        return samples.find(sample.origin)
+    return max((place for place, one in enumerate(samples) if one.origin == sample.origin), default=None)
+
+
+def _different(samples: Sequence[Sample]) -> int:
+    if isinstance(samples, Manifest):
+        return len(np.unique(samples.numbers))
+    return len({sample.origin for sample in samples})
 
 
 def _until(spans: Sequence[tuple[int, int]], end: int) -> tuple[tuple[int, int], ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,17 @@ class Length:
     rows: int = 1
 
 
+LENGTH = np.dtype([("tokens", "<i4"), ("asked", "<i4"), ("seconds", "<f8"), ("clips", "<i4"), ("rows", "<i4")])
+"""Lengths of many rows are an array of these, the fields of `Length`."""
+
+
+def columns(lengths: Iterable[Length] | NDArray[Any]) -> NDArray[Any]:
+    """Lengths as an array of `LENGTH`; one that is such an array already is returned as it is."""
+    if isinstance(lengths, np.ndarray):
+        return lengths
+    return np.array([astuple(length) for length in lengths], LENGTH)
+
+
 @dataclass(frozen=True)
 class Budget:
     """The most that a batch may hold, its padding included; None is no bound.
@@ -44,11 +55,12 @@ class Budget:
     tokens: int | None = None
     rows: int | None = None
 
-    def share(self, length: Length) -> float:
-        """How much of the budget a row takes when the others are no longer; above 1, it does not fit."""
-        seconds = length.clips * length.seconds / self.seconds if self.seconds else 0.0
-        tokens = length.rows * length.tokens / self.tokens if self.tokens else 0.0
-        return max(seconds, tokens, 1 / self.rows if self.rows else 0.0)
+    def share(self, lengths: NDArray[Any]) -> NDArray[np.float64]:
+        """How much of the budget each row takes when the others are no longer; above 1, it does not fit."""
+        seconds = lengths["clips"] * lengths["seconds"] / self.seconds if self.seconds else 0.0
+        tokens = lengths["rows"] * lengths["tokens"] / self.tokens if self.tokens else 0.0
+        least = np.full(len(lengths), 1 / self.rows if self.rows else 0.0)
+        return np.asarray(np.maximum(np.maximum(seconds, tokens), least), np.float64)
 
 
 class BudgetSampler:
@@ -66,7 +78,7 @@ class BudgetSampler:
     is made two, the last ones for `together`. Only where every batch is a single row, rows come twice.
 
     Args:
-        lengths: of each row.
+        lengths: of each row, an array of `LENGTH` or a list of Length.
         budget: what a batch may hold.
         seed: of the order.
         together: the batches of a step: processes times steps of accumulation.
@@ -75,21 +87,23 @@ class BudgetSampler:
         ValueError: there is no row, or one is larger than the budget.
     """
 
-    def __init__(self, lengths: Sequence[Length], budget: Budget, *, seed: int = 0, together: int = 1) -> None:
-        if not lengths:
+    def __init__(
+        self, lengths: Sequence[Length] | NDArray[Any], budget: Budget, *, seed: int = 0, together: int = 1
+    ) -> None:
+        if not len(lengths):
             raise ValueError("no rows to make batches of")
+        lengths = columns(lengths)
         self.budget = budget
         self.seed = seed
         self.together = together
         self.epoch = 0
-        self._seconds = np.array([length.seconds for length in lengths])
-        self._tokens = np.array([length.tokens for length in lengths])
-        self._clips = np.array([length.clips for length in lengths])
-        self._rows = np.array([length.rows for length in lengths])
-        self._shares = np.array([budget.share(length) for length in lengths])
+        self._seconds = lengths["seconds"].astype(np.float64)
+        self._tokens, self._clips, self._rows = (lengths[name].astype(np.int64) for name in ("tokens", "clips", "rows"))
+        self._shares = budget.share(lengths)
         worst = int(self._shares.argmax())
         if self._shares[worst] > 1:
-            raise ValueError(f"row {worst} is larger than the budget: {lengths[worst]}, {budget}")
+            found = Length(*lengths[worst].item())
+            raise ValueError(f"row {worst} is larger than the budget: {found}, {budget}")
         self._first = self._cut(self._shuffled(self._random()), self._random())
         self._count = min(math.ceil(ROOM * len(self._first)), len(lengths))
 

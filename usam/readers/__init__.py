@@ -121,6 +121,8 @@ class Layout(Reader, ABC):
     """Which keys a row has, and what they say in usam's own words."""
 
     forms: ClassVar[tuple[Form, ...]]
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Names of files in the manifest's folder that also say how its rows are read."""
 
     def form(self, row: Any) -> Form | None:
         """The form that a row has exactly, the most particular one; None where it has none."""
@@ -202,7 +204,7 @@ def read(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> O
         ComponentError: there is no reader of that name, or it fails to load.
     """
     named = registry.get(reader) if reader else None
-    source = named(given, prompts) if named is not None and issubclass(named, Source) else _source(given, prompts)
+    source = source_of(given, prompts, reader)
     rows = source.rows()
     if named is not None and issubclass(named, Layout):
         return Opened(named(given, prompts), str(reader), rows, source.folder)
@@ -214,6 +216,18 @@ def read(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> O
     origin, row = seen[-1] if seen else ("", {})
     name, layout = _recognised(origin, row, given, prompts)
     return Opened(layout, name, chain(seen, rows), source.folder)
+
+
+def source_of(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> Source:
+    """What opens a file or an object, before anything is read; see `read`."""
+    named = registry.get(reader) if reader else None
+    return named(given, prompts) if named is not None and issubclass(named, Source) else _source(given, prompts)
+
+
+def beside() -> list[str]:
+    """Files in a manifest's folder that usam's layouts look at."""
+    layouts = (cls for cls in _readers(own=True)[0].values() if issubclass(cls, Layout))
+    return sorted({name for layout in layouts for name in layout.beside})
 
 
 JSON = (".json", ".jsonl", ".ndjson")  # files that are asked of no plugin

@@ -112,6 +112,28 @@ class Json(Source):
                 except (ValueError, RecursionError):
                     yield f"{name}:{number}", _value(line)
 
+    def by_lines(self) -> bool:
+        """Whether each row is a line of the file as it lies there: not packed, and no array."""
+        file = Path(self.source)
+        with file.open("rb") as handle:
+            if handle.read(2) == GZIP:
+                return False
+        first = next((line for _, line in text_lines(file) if not line.isspace()), "")
+        return not _begins_a_document(first)
+
+    @staticmethod
+    def value(line: bytes, origin: str) -> Any:
+        """What a line of the file holds, as `rows` gives it."""
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            text = _utf8(line.decode(errors="surrogateescape"), origin)
+        text = text.removeprefix("\ufeff")
+        try:
+            return _DECODER.decode(text)
+        except (ValueError, RecursionError):
+            return _value(text)
+
 
 def _value(line: str) -> Any:
     """What a line holds, or the ValueError that tells why there is nothing."""

@@ -25,6 +25,7 @@ class SlamLlmAispeech(Layout):
     """
 
     forms = (Form(("key", "task", "path", "target"), ("hotword",), ("source_len", "target_len")),)
+    beside = (PROMPTS,)
 
     @cached_property
     def pool(self) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from transformers import TrainingArguments, set_seed
 
 from usam.data.cache import CacheError, FeatureCache
 from usam.data.collate import Skipped, check_share
-from usam.data.manifest import Sample
+from usam.data.manifest import Manifest, Sample
 from usam.model.build import build_model
 from usam.model.checkpoint import load, processor_beside
 from usam.model.model import UsamForConditionalGeneration
@@ -76,11 +76,8 @@ def build(
         device = "cuda" if torch.cuda.is_available() and not run.train.get("use_cpu") else "cpu"
     model.model.encoders.to(device)
     data = {**DATA, **run.data}
-    samples: list[Sample] = []
-    for split in ("train", "eval"):
-        if data[split] is not None:
-            samples += samples_of(run, split, need_answer=False)
-    mine = samples[part[0] - 1 :: part[1]]
+    splits = [split for split in ("train", "eval") if data[split] is not None]
+    mine = Manifest.joined([samples_of(run, split, need_answer=False) for split in splits])[part[0] - 1 :: part[1]]
     skipped: list[Skipped] = []
     with cache:
         heard: list[Any] = []

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from usam.config import resolve
 from usam.data.cost import HOUR, Cost, How, cache_per_token, frames_per_hour, hollow_model, rates, step
 from usam.data.manifest import Manifest, Sample
-from usam.data.sampling import Budget, BudgetSampler, Length
+from usam.data.sampling import Budget, BudgetSampler, Length, columns
 from usam.model.summary import Row, table
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
@@ -170,7 +170,7 @@ def estimate(
     else:
         chosen = samples[:: max(1, math.ceil(len(samples) / MEASURED))]
         found = rows.measured(chosen, UsamProcessor.from_spec(full))
-        lengths = [found[s.origin] for s in chosen if found[s.origin].tokens]
+        lengths = [Length(*row.item()) for row in found if row["tokens"]]
         if not lengths:
             raise SpecError("no clip of the data can be opened; `usam data check` says why")
         batches, largest = _batches(lengths, plan)
@@ -204,10 +204,10 @@ def estimate(
     )
 
 
-def _samples(spec: Spec, data: Run | str | Sequence[str] | None) -> list[Sample] | None:
+def _samples(spec: Spec, data: Run | str | Sequence[str] | None) -> Sequence[Sample] | None:
     if data is None:
         return None
-    return samples_of(data, "train") if isinstance(data, Run) else list(Manifest(data, spec.prompts).samples)
+    return samples_of(data, "train") if isinstance(data, Run) else Manifest(data, spec.prompts)
 
 
 def _row(spec: Spec, plan: Plan) -> Length:
@@ -220,7 +220,7 @@ def _most(row: Length, plan: Plan) -> int:
     """How many rows of this length are a batch."""
     if plan.budget is None:
         return plan.batch_size or 8
-    share = plan.budget.share(row)
+    share = float(plan.budget.share(columns([row]))[0])
     if share > 1:
         raise SpecError(
             f"one row of {row.seconds:g} s and {row.tokens} tokens is larger than the budget of a batch; raise "
@@ -232,10 +232,10 @@ def _most(row: Length, plan: Plan) -> int:
 def _batches(lengths: Sequence[Length], plan: Plan) -> tuple[list[list[int]], list[list[int]]]:
     """The batches of an epoch, and the largest that may come."""
     if plan.budget is not None:
-        fit = [row for row in lengths if plan.budget.share(row) <= 1]
-        if len(fit) < len(lengths):
+        large = int((plan.budget.share(columns(lengths)) > 1).sum())
+        if large:
             raise SpecError(
-                f"{len(lengths) - len(fit)} of {len(lengths)} rows alone are larger than the budget of a batch; raise "
+                f"{large} of {len(lengths)} rows alone are larger than the budget of a batch; raise "
                 "batch_seconds or batch_tokens"
             )
         sampler = BudgetSampler(lengths, plan.budget)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -123,9 +124,8 @@ class EvaluatingTrainer(GuardedTrainer):
             finally:
                 self.args.dataloader_drop_last = drop
         samples = [dataset[i] for i in range(len(dataset))] if _of_samples(dataset) else range(len(dataset))
-        order = None
-        if _of_samples(dataset) and all(sample.origin in self.lengths for sample in cast(Any, samples)):
-            order = [float(self.lengths[sample.origin].tokens) for sample in cast(Any, samples)]
+        lengths = getattr(dataset, "lengths", None)
+        order = None if lengths is None else lengths["tokens"].tolist()
         found = held_out.batches(cast(Any, samples), self.args.eval_batch_size, order)
         options = {name: getattr(self.args, f"dataloader_{name}", None) for name in OPTIONS}
         options["persistent_workers"] = False  # the loader lives for one evaluation
@@ -220,8 +220,8 @@ class EvaluatingTrainer(GuardedTrainer):
         context = context_length(cast(Any, self.accelerator.unwrap_model(self.model)).config.text_config)
         if isinstance(others, str) or context is None or not isinstance(self.processing_class, UsamProcessor):
             return others
-        lengths = rows.measured(others, self.processing_class)
-        return [b if lengths[b.origin].tokens <= context else a for a, b in zip(samples, others, strict=True)]
+        tokens = rows.measured(others, self.processing_class)["tokens"]
+        return [b if n <= context else a for a, b, n in zip(samples, others, tokens, strict=True)]
 
     # Answers
 
@@ -275,8 +275,8 @@ class EvaluatingTrainer(GuardedTrainer):
             raise ValueError("answers are made with the model's processor: give it as processing_class")
         model: Any = self.accelerator.unwrap_model(self.model)
         answerer = Answerer(model, self.processing_class)
-        lengths = self._measure(samples)
-        order = sorted(range(len(samples)), key=lambda i: (lengths[i].seconds, lengths[i].tokens), reverse=True)
+        lengths = rows.measured(samples, self.processing_class)
+        order = np.lexsort((lengths["tokens"], lengths["seconds"]))[::-1].tolist()
         size = generate.batch_size or self.args.per_device_eval_batch_size
         turns = [order[i : i + size] for i in range(0, len(order), size)]
         mine = [i for turn in turns[self.args.process_index :: self.args.world_size] for i in turn]

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from transformers import TrainingArguments
 
-from usam.data.manifest import Manifest, Sample
+from usam.data.manifest import Manifest
 from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
@@ -291,14 +291,14 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
         raise SpecError(f"{places.at(('data',))}a run needs 'data.train': one manifest, or a list")
 
 
-def samples_of(run: Run, split: str, *, need_answer: bool = True) -> list[Sample]:
+def samples_of(run: Run, split: str, *, need_answer: bool = True) -> Manifest:
     """The rows of `data.train` or `data.eval`.
 
     Raises:
         ManifestError: rows that are wrong; each with file, line and key.
     """
     how = {key: run.data.get(key) for key in ("reader", "audio_root")}
-    return Manifest(run.data[split], run.spec.prompts, need_answer=need_answer, **how).samples
+    return Manifest(run.data[split], run.spec.prompts, need_answer=need_answer, **how)
 
 
 def cache_of(data: Mapping[str, Any]) -> dict[str, Any] | None:

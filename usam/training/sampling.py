@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -11,12 +11,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_pt_utils, trainer_utils
 from transformers.trainer_utils import has_length
 
 from usam.data.manifest import Sample
-from usam.data.sampling import Budget, BudgetSampler, Length
+from usam.data.sampling import Budget, BudgetSampler
 from usam.data.steps import Steps
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
@@ -34,15 +35,16 @@ class SamplingTrainer(Trainer):
     Args:
         args, kwargs: as the Trainer takes them.
         budget: what a batch of training may hold; None makes batches as the Trainer does.
-        lengths: of rows, by their file:line; rows that are not in there are measured.
+        lengths: of the rows of `train_dataset`, an array of `LENGTH`; None takes its own `lengths`, or measures.
     """
 
     def __init__(
-        self, *args: Any, budget: Budget | None = None, lengths: Mapping[str, Length] | None = None, **kwargs: Any
+        self, *args: Any, budget: Budget | None = None, lengths: NDArray[Any] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.budget = budget
-        self.lengths = dict(lengths or {})
+        self.lengths = lengths
+        self._by_dataset: dict[int, tuple[Any, NDArray[Any]]] = {}  # of datasets, by their identity
         self._sampler: BudgetSampler | None = None  # of `_sampled`
         self._sampled: Any = None
         self.add_callback(_Epochs())
@@ -97,7 +99,7 @@ class SamplingTrainer(Trainer):
         args, strategy = self.args, self.args.train_sampling_strategy
         if strategy not in BY_LENGTH or not _measurable(dataset):
             return super()._get_train_sampler(train_dataset)
-        tokens = [length.tokens for length in self._measure(dataset)]
+        tokens = self._measure(dataset)["tokens"].tolist()
         together = super().get_total_train_batch_size(args) // self._train_batch_size
         if strategy == "group_by_length":
             step = self._train_batch_size * together
@@ -116,20 +118,24 @@ class SamplingTrainer(Trainer):
         """The Trainer's own; the one that looks at lengths is given ours."""
         if self.args.train_sampling_strategy != "group_by_length" or not _measurable(eval_dataset):
             return super()._get_eval_sampler(eval_dataset)
-        tokens = [length.tokens for length in self._measure(eval_dataset)]
+        tokens = self._measure(eval_dataset)["tokens"].tolist()
         return _GroupedByLength(self.args.eval_batch_size, lengths=tokens, seed=self._data_seed)
 
     @property
     def _data_seed(self) -> int:
         return cast(int, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
-    def _measure(self, dataset: Any, most: rows.Most | None = None) -> list[Length]:
-        samples = [dataset[i] for i in range(len(dataset))]
-        if missing := [sample for sample in samples if sample.origin not in self.lengths]:
+    def _measure(self, dataset: Any, most: rows.Most | None = None) -> NDArray[Any]:
+        """`LENGTH` of each row."""
+        given = self.lengths if dataset is self.train_dataset else None
+        given = getattr(dataset, "lengths", None) if given is None else given
+        if given is not None:
+            return cast(NDArray[Any], given)
+        if id(dataset) not in self._by_dataset:
             if not isinstance(self.processing_class, UsamProcessor):
                 raise ValueError("rows are measured with their processor: give it as processing_class, or lengths")
-            self.lengths |= rows.measured(missing, self.processing_class, most=most)
-        return [self.lengths[sample.origin] for sample in samples]
+            self._by_dataset[id(dataset)] = dataset, rows.measured(dataset, self.processing_class, most=most)
+        return self._by_dataset[id(dataset)][1]
 
     def try_largest(self) -> None:
         """Take the largest batches of the budget forward and backward, and leave no trace of it.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -20,8 +19,8 @@ from transformers import __version__ as transformers_version
 from usam.data.augment import Augment
 from usam.data.cache import Keyed
 from usam.data.collate import Collator, Skipped
-from usam.data.manifest import ManifestError, Sample
-from usam.data.sampling import Budget, Length
+from usam.data.manifest import ManifestError
+from usam.data.sampling import Budget
 from usam.data.trial import check_names
 from usam.model.checkpoint import check_place, provenance
 from usam.model.learning import check_learns
@@ -87,25 +86,28 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         budget = Budget(seconds, most, run.train.get("per_device_train_batch_size"))
     looks = budget is not None or arguments.train_sampling_strategy in BY_LENGTH
     augment = Augment.of(data["augment"], arguments.seed)
-    lengths: dict[str, Length] = {}
     left_out: list[Skipped] = []
-    splits: dict[str, list[Sample]] = {}
-    for split in ("train", "eval"):
-        if data[split] is not None:
-            samples = samples_of(run, split)
-            if context is not None or looks:
-                new = [sample for sample in samples if sample.origin not in lengths]
-                most = augment.most if augment is not None and split == "train" else None
-                lengths |= rows.measured(new, processor, most=most, quiet=quiet)
-            splits[split], long = rows.fitting(samples, processor, context, data["too_long"], lengths=lengths)
-            left_out += long
-    if context is not None and data["too_long"] == "truncate_answer":
-        lengths = rows.cut_to(lengths, context)
+    splits: dict[str, Any] = {}
+    hashes: dict[str, list[str]] = {}
+    with arguments.main_process_first(local=False, desc="indexing and measuring"):
+        for split in ("train", "eval"):
+            if data[split] is not None:
+                samples = samples_of(run, split)
+                hashes[split] = samples.hashes
+                if context is not None or looks:
+                    most = augment.most if augment is not None and split == "train" else None
+                    samples.lengths = rows.measured(samples, processor, most=most, quiet=quiet)
+                splits[split], long = rows.fitting(
+                    samples, processor, context, data["too_long"], lengths=samples.lengths
+                )
+                left_out += long
+                if context is not None and data["too_long"] == "truncate_answer":
+                    splits[split].lengths = rows.cut_to(splits[split].lengths, context)
     spares = splits["train"] if data["bad_audio"] == "skip" else None
     if budget is not None:
-        splits["train"], large = rows.within(splits["train"], lengths, budget, data["too_long"])
+        splits["train"], large = rows.within(splits["train"], splits["train"].lengths, budget, data["too_long"])
         left_out += large
-        spares = rows.spares(splits["train"], lengths, budget) if data["bad_audio"] == "skip" else None
+        spares = rows.spares(splits["train"], splits["train"].lengths, budget) if data["bad_audio"] == "skip" else None
     if "eval" in splits and data["bad_audio"] == "skip":
         splits["eval"], unread = rows.readable(splits["eval"], processor, data["bad_share"], quiet=quiet)
         left_out += unread
@@ -125,9 +127,8 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         data_collator=collate if cache is None else Keyed(collate, cache.rate),
         processing_class=processor,
         budget=budget,
-        lengths=lengths,
         share=data["bad_share"],
-        made_of=_made_of(run, model, arguments.world_size),
+        made_of=_made_of(run, model, hashes, arguments.world_size),
         run_file=run.to_yaml(),
         cache=cache,
         groups=run.groups,
@@ -194,20 +195,19 @@ def _found(run: Run, folder: Path, resume: str | bool | None, overwrite: bool) -
     return None, []
 
 
-def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> dict[str, Any]:
+def _made_of(
+    run: Run, model: UsamForConditionalGeneration, hashes: Mapping[str, list[str]], processes: int
+) -> dict[str, Any]:
     """What makes a run what it is, as plain data; hashes stand for files."""
     about = provenance(model)
-    files = {split: run.data.get(split) or [] for split in ("train", "eval")}
-    hashes = {
-        s: [_hash(f) for f in ([names] if isinstance(names, (str, Path)) else names)] for s, names in files.items()
-    }
+    files = {split: hashes.get(split, []) for split in ("train", "eval")}
     usual = {**{field.name: field.default for field in fields(TrainingArguments)}, **DEFAULTS}
     policies = {key: run.data.get(key, default) for key, default in DATA.items() if key not in files}
     policies["cache"] = (cache_of(run.data) or {}).get("dtype")  # what is stored as it is changes nothing
     return {
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
-        "data": {**hashes, **policies},
+        "data": {**files, **policies},
         "eval": held_out.evaluation(run.eval).model_dump(exclude_defaults=True),
         "train": {
             **{k: v for k, v in run.train.items() if v != usual.get(k)},
@@ -222,13 +222,3 @@ def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> d
             "transformers": transformers_version,
         },
     }
-
-
-def _hash(file: str | Path) -> str:
-    path = Path(os.path.expandvars(os.path.expanduser(file)))
-    digest = hashlib.sha256()
-    for each in sorted(path.rglob("*")) if path.is_dir() else [path]:  # a folder of Parquet, a saved dataset
-        if not each.is_dir():
-            with each.open("rb") as handle:
-                hashlib.file_digest(handle, lambda: digest)
-    return digest.hexdigest()
