@@ -24,9 +24,10 @@ def train(
     """Train a model; `train:` in the run file takes the arguments of transformers' Trainer.
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
-    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `batch_seconds` and `batch_tokens`
-    are a budget: batches of rows of about one length, as many as it has room for. `cache`, a folder, keeps what frozen
-    encoders give: see `usam cache`.
+    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `train` may be a list of sources,
+    maps of `file` and `weight`, drawn from in their shares, by a `temperature`, or a NeMo `input_cfg`. `batch_seconds`
+    and `batch_tokens` are a budget: batches of rows of about one length, as many as it has room for. `cache`, a folder,
+    keeps what frozen encoders give: see `usam cache`.
     """
     from usam.training.checkpoints import advice
     from usam.training.rows import LISTED

@@ -36,7 +36,8 @@ class Collator:
     Args:
         processor: the model's processor.
         tasks: also give `tasks`, each row's own or None, which UsamTrainer takes out before the model is called, and
-            `batch`, what `passed_along` gives, which the model hands to its losses.
+            `batch`, what `passed_along` gives, which the model hands to its losses; and, where rows are of named
+            sources, `sources`, that of each sample.
         spares: all rows; a row of them whose clip cannot be read gives its place to the next one that can, and the
             batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that is an error.
         share: of the spares, how many may be skipped so.
@@ -67,9 +68,12 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        batch, owners = self._encoded([self._read(sample, skipped) for sample in samples])
+        read = [self._read(sample, skipped) for sample in samples]
+        batch, owners = self._encoded(read)
         if self.tasks:
             batch |= {"tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
+            sources = [sample.source for sample, _ in read]  # of those that are learned from
+            batch |= {"sources": sources} if None not in sources else {}
         if self.spares is not None:
             batch["skipped"] = skipped
         return batch
@@ -106,8 +110,10 @@ class Collator:
     def _after(self, sample: Sample) -> Iterator[Sample]:
         assert self.spares is not None
         place = self._places[sample.origin]
-        for offset in range(1, len(self.spares)):
-            yield self.spares[(place + offset) % len(self.spares)]
+        following = self.spares[place + 1 :]
+        yield from (spare for spare in following if spare.source == sample.source)  # the mixture stays what it is
+        yield from (spare for spare in following if spare.source != sample.source)
+        yield from self.spares[:place]
 
     def _render(self, sample: Sample) -> Rendered:
         try:
@@ -161,10 +167,11 @@ def too_long(tokens: int, context: int) -> str:
 
 
 def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """What losses may want to know of each sample: `ids` (else file:line), `tasks`, and its user's columns, `extra`."""
+    """What losses may want to know of each sample: `ids` (else file:line), `tasks`, `sources`, and `extra`, columns."""
     return {
         "ids": [sample.origin if sample.id is None else sample.id for sample in samples],
         "tasks": [sample.task for sample in samples],
+        "sources": [sample.source for sample in samples],
         "extra": [dict(sample.extra) for sample in samples],
     }
 

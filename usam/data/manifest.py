@@ -9,8 +9,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from usam.data.mixture import Entry, expanded
+from usam.data.nemo_config import is_config
 from usam.readers import ManifestError, Opened, Sample, read
 from usam.readers.usam import sample
+from usam.spec.page import SpecError
 
 __all__ = ["Manifest", "ManifestError", "Sample"]
 
@@ -29,7 +32,8 @@ class Manifest(Dataset[Sample]):
     Further keys: `id`, and the user's own, `meta` and what begins with `x_`, which become the sample's `extra`.
 
     Files of other formats are put into these words by the readers (`usam list` names them), each file by the one that
-    its first row is recognised by.
+    its first row is recognised by. A YAML file is a NeMo configuration: all rows of the manifests that it lists, once;
+    its weights are for training, `data.train` of a run.
 
     Args:
         files: the files.
@@ -60,6 +64,9 @@ class Manifest(Dataset[Sample]):
         self.samples: list[Sample] = []
         for file in files:
             path = Path(os.path.expandvars(os.path.expanduser(file)))
+            if is_config(path):
+                self.samples += _listed(path, prompts, need_answer, root)
+                continue
             self.samples += _read(read(path, prompts, reader), str(path), prompts, need_answer, root)
 
     @classmethod
@@ -92,6 +99,21 @@ class Manifest(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+
+def _listed(path: Path, prompts: Mapping[str, str], need_answer: bool, audio_root: str | None) -> list[Sample]:
+    """The rows of the manifests that a NeMo configuration lists."""
+    try:
+        found = expanded([Entry((str(path),), "")])
+    except SpecError as error:
+        raise ManifestError(str(error)) from error
+    samples: list[Sample] = []
+    for entry in found:
+        asked = entry.prompts(prompts)
+        for file in entry.files:
+            rows = _read(read(file, asked, entry.reader), file, asked, need_answer, audio_root)
+            samples += map(entry.marked, rows)
+    return samples
 
 
 def _read(

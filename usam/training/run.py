@@ -13,6 +13,7 @@ from typing import Any, cast
 from transformers import TrainingArguments
 
 from usam.data.manifest import Manifest, Sample
+from usam.data.mixture import Entry, entries, expanded
 from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
@@ -21,8 +22,8 @@ from usam.spec.spec import Spec, read
 
 PARTS = ("model", "start", "plugins", "data", "train")
 DATA = {
-    "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
-    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
+    "train": None, "eval": None, "temperature": None, "reader": None, "audio_root": None, "bad_audio": "stop",
+    "bad_share": 0.01, "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
 }  # fmt: skip
 CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
@@ -66,6 +67,14 @@ class Run:
     data: Mapping[str, Any]
     """`train` and `eval`: a manifest or a list of them; without `train.eval_strategy`, what is held out is looked at
     once, in the end. And what happens to rows that cannot be learned from:
+
+    Instead of a file, a source may be a map: `file` (or a list of files), `name`, a `reader` and an `audio_root` of its
+    own, and `weight`, its share of the rows that are drawn for an epoch, which has as many as all sources together
+    (`Mixture` says in which order). All sources have weights or none. `temperature` T raises them, or without weights
+    the sources' numbers of rows, to the power of 1 / T: 1 draws by size, a high one from all alike. A YAML file is a
+    NeMo `input_cfg`, whose sources, weights and tags are taken. Without any of these every row comes once in an epoch.
+    What is held out is looked at row by row, and takes no weights. With several sources the log counts as `seen/<name>`
+    the rows that were learned from, since the run began.
 
     `reader` names the format of the manifests where it shall not be recognised; `audio_root` is what `{audio_root}` at
     the beginning of their paths stands for.
@@ -239,9 +248,9 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
         if key in ("reader", "audio_root") and not isinstance(value, (str, Path, type(None))):
             raise SpecError(f"{where}expected text, found {value!r}")
         if key in ("train", "eval") and value is not None:
-            files = value if isinstance(value, (list, tuple)) else [value]
-            if not files or not all(isinstance(file, (str, Path)) for file in files):
-                raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
+            entries(value, places, ("data", key))
+        if key == "temperature" and value is not None and not (number and 0 < value < math.inf):
+            raise SpecError(f"{where}expected a number, more than 0, such as 5; found {value!r}")
     _check_cache(data.get("cache"), places)
     if "bad_share" in data and data.get("bad_audio") != "skip":
         raise SpecError(
@@ -257,8 +266,28 @@ def samples_of(run: Run, split: str, *, need_answer: bool = True) -> list[Sample
     Raises:
         ManifestError: rows that are wrong; each with file, line and key.
     """
-    how = {key: run.data.get(key) for key in ("reader", "audio_root")}
-    return Manifest(run.data[split], run.spec.prompts, need_answer=need_answer, **how).samples
+    samples: list[Sample] = []
+    for entry in sources_of(run, split):
+        manifest = Manifest(
+            entry.files,
+            entry.prompts(run.spec.prompts),
+            need_answer=need_answer,
+            reader=entry.reader or run.data.get("reader"),
+            audio_root=entry.audio_root or run.data.get("audio_root"),
+        )
+        samples += map(entry.marked, manifest.samples)
+    return samples
+
+
+def sources_of(run: Run, split: str) -> list[Entry]:
+    """The sources of `data.train` or `data.eval`, in the order of `samples_of`; none without them.
+
+    Raises:
+        SpecError: a NeMo configuration among them is wrong.
+    """
+    if run.data.get(split) is None:
+        return []
+    return expanded(entries(run.data[split], path=("data", split)), held_out=split == "eval")
 
 
 def cache_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -312,7 +341,13 @@ def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[A
             raise SpecError(f"{where}{above} is a file; name a folder to save in")
 
 
-def _beside(files: Any, folder: Path) -> list[str]:
-    names = [files] if isinstance(files, str) else list(files)
-    names = [os.path.expandvars(os.path.expanduser(name)) for name in names]
-    return [str(folder / name) if not Path(name).exists() else str(name) for name in names]
+def _beside(files: Any, folder: Path) -> list[Any]:
+    """Files, or maps of sources, found from where one is, or beside the run file."""
+    found: list[Any] = []
+    for file in [files] if isinstance(files, (str, Path, Mapping)) else files:
+        if isinstance(file, Mapping):
+            found.append({**file, "file": _beside(file["file"], folder)})
+        else:
+            name = os.path.expandvars(os.path.expanduser(file))
+            found.append(name if Path(name).exists() else str(folder / name))
+    return found

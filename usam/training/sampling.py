@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_pt
 from transformers.trainer_utils import has_length
 
 from usam.data.manifest import Sample
+from usam.data.mixture import Mixture, MixtureSampler
 from usam.data.sampling import Budget, BudgetSampler, Length
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
@@ -34,13 +35,25 @@ class SamplingTrainer(Trainer):
         args, kwargs: as the Trainer takes them.
         budget: what a batch of training may hold; None makes batches as the Trainer does.
         lengths: of rows, by their file:line; rows that are not in there are measured.
+        mixture: draws the rows of each epoch of training; None: they are all rows.
     """
 
     def __init__(
-        self, *args: Any, budget: Budget | None = None, lengths: Mapping[str, Length] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        budget: Budget | None = None,
+        lengths: Mapping[str, Length] | None = None,
+        mixture: Mixture | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.budget = budget
+        self.mixture = mixture
+        if mixture is not None and (strategy := self.args.train_sampling_strategy) not in ("random", "group_by_length"):
+            raise SpecError(
+                f"train.train_sampling_strategy: {strategy} does not go with a mixture, which has an order of its own: "
+                "write random or group_by_length, or leave weights and data.temperature out"
+            )
         self.lengths = dict(lengths or {})
         self._sampler: BudgetSampler | None = None  # of `_sampled`
         self._sampled: Any = None
@@ -56,7 +69,8 @@ class SamplingTrainer(Trainer):
         together = super().get_total_train_batch_size(args) // self._train_batch_size
         if self._sampled is not self.train_dataset or self._sampler is None or self._sampler.together != together:
             lengths = self._measure(self.train_dataset)
-            self._sampler = BudgetSampler(lengths, self.budget, seed=self._data_seed, together=together)
+            seed, mixture = self._data_seed, self.mixture
+            self._sampler = BudgetSampler(lengths, self.budget, seed=seed, together=together, mixture=mixture)
             self._sampled = self.train_dataset
         options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
         start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
@@ -79,12 +93,16 @@ class SamplingTrainer(Trainer):
         """The Trainer's own; those that look at lengths are given ours."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args, strategy = self.args, self.args.train_sampling_strategy
+        if self.mixture is not None and strategy not in BY_LENGTH:
+            return MixtureSampler(self.mixture, seed=self._data_seed)
         if strategy not in BY_LENGTH or not _measurable(dataset):
             return super()._get_train_sampler(train_dataset)
         tokens = [length.tokens for length in self._measure(dataset)]
         together = super().get_total_train_batch_size(args) // self._train_batch_size
         if strategy == "group_by_length":
             step = self._train_batch_size * args.gradient_accumulation_steps
+            if self.mixture is not None:
+                return MixtureSampler(self.mixture, seed=self._data_seed, lengths=tokens, batch=step)
             return _GroupedByLength(step, lengths=tokens, seed=self._data_seed)
         return trainer_pt_utils.BatchRebalanceSampler(
             lengths=tokens,

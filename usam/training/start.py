@@ -30,8 +30,9 @@ from usam.processor.lengths import context_length
 from usam.saving import STAGED
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, rows
-from usam.training.run import DATA, Run, cache_of, check, samples_of
+from usam.training.run import DATA, Run, cache_of, check, samples_of, sources_of
 from usam.training.sampling import BY_LENGTH
+from usam.training.sources import made_of, mixture_of
 from usam.training.trainer import UsamTrainer
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         processing_class=processor,
         budget=budget,
         lengths=lengths,
+        mixture=mixture_of(run, splits["train"]),
+        sources=[source.name for source in sources_of(run, "train")],
         share=data["bad_share"],
         made_of=_made_of(run, model, arguments.world_size),
         run_file=run.to_yaml(),
@@ -189,17 +192,15 @@ def _found(run: Run, folder: Path, resume: str | bool | None, overwrite: bool) -
 def _made_of(run: Run, model: UsamForConditionalGeneration, processes: int) -> dict[str, Any]:
     """What makes a run what it is, as plain data; hashes stand for files."""
     about = provenance(model)
-    files = {split: run.data.get(split) or [] for split in ("train", "eval")}
-    hashes = {
-        s: [_hash(f) for f in ([names] if isinstance(names, (str, Path)) else names)] for s, names in files.items()
-    }
+    files = {split: sources_of(run, split) for split in ("train", "eval")}
+    hashes = {split: [_hash(file) for source in named for file in source.files] for split, named in files.items()}
     usual = {**{field.name: field.default for field in fields(TrainingArguments)}, **DEFAULTS}
     policies = {key: run.data.get(key, default) for key, default in DATA.items() if key not in files}
     policies["cache"] = (cache_of(run.data) or {}).get("dtype")  # what is stored as it is changes nothing
     return {
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
-        "data": {**hashes, **policies},
+        "data": {**hashes, **policies, **made_of(run)},
         "train": {**{k: v for k, v in run.train.items() if v != usual.get(k)}, "processes": processes},
         "versions": {
             "usam": about["usam"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from usam.model.model import UsamForConditionalGeneration
 from usam.spec.page import SpecError
 from usam.training.resuming import IncompleteRun, ResumingTrainer
 from usam.training.routing import Routing
+from usam.training.sources import Seen
 
 
 class UsamTrainer(ResumingTrainer):
@@ -28,9 +29,17 @@ class UsamTrainer(ResumingTrainer):
         args, kwargs: as ResumingTrainer takes them.
         share: the share of the rows that may be skipped because their clips cannot be read.
         cache: frames of the encoders, read instead of computed where they are stored.
+        sources: names of the sources that rows are of, which are counted.
     """
 
-    def __init__(self, *args: Any, share: float = 0.0, cache: FeatureCache | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        share: float = 0.0,
+        cache: FeatureCache | None = None,
+        sources: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.share = share
         self.cache = cache
@@ -39,6 +48,7 @@ class UsamTrainer(ResumingTrainer):
         self._parts: dict[str, list[Tensor]] = {}
         self._measured: dict[str, list[Tensor]] = {}  # of an evaluation
         self._routing = Routing()
+        self._seen = Seen(sources)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own groups, split by each component's `lr_scale`."""
@@ -55,12 +65,12 @@ class UsamTrainer(ResumingTrainer):
 
     def try_largest(self) -> None:
         """What is gathered for the log stays as it is, too."""
-        before = self._parts, self._routing, self.skipped
-        self._parts, self._routing, self.skipped = {}, Routing(), {}
+        before = self._parts, self._routing, self.skipped, self._seen
+        self._parts, self._routing, self.skipped, self._seen = {}, Routing(), {}, Seen()
         try:
             super().try_largest()
         finally:
-            self._parts, self._routing, self.skipped = before
+            self._parts, self._routing, self.skipped, self._seen = before
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The model's loss; stops at the first part that is not finite, and when too many rows cannot be read.
@@ -70,6 +80,7 @@ class UsamTrainer(ResumingTrainer):
             AudioError: names the rows.
         """
         tasks = inputs.pop("tasks", None)  # the model knows no tasks
+        sources = inputs.pop("sources", ())
         skipped = inputs.pop("skipped", ())
         clips = inputs.pop("clips", None)
         if self.cache is not None and "input_values" in inputs:
@@ -81,6 +92,8 @@ class UsamTrainer(ResumingTrainer):
         if not model.training:  # each batch by itself: how many tokens other processes have at the moment means nothing
             kwargs["num_items_in_batch"] = None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            self._seen.add(sources)
         if model.training and tasks is not None:
             self._routing.add(tasks, outputs.get("aux") or {})
         for name, value in (outputs.get("losses") or {}).items():
@@ -103,6 +116,7 @@ class UsamTrainer(ResumingTrainer):
                 logs[f"loss_{name}"] = float(torch.stack(values).float().mean())
             self._parts.clear()
             logs |= self._routing.means()
+            logs |= {f"seen/{name}": count for name, count in self._seen.totals(self.accelerator).items()}
         if "train_loss" in logs:  # of the whole run, also when it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
@@ -136,12 +150,14 @@ class UsamTrainer(ResumingTrainer):
         return output
 
     def gathered(self) -> dict[str, Any]:
-        """Also the loss's parts and the routing."""
-        return {**super().gathered(), "parts": self._parts, "routing": self._routing.state}
+        """Also the loss's parts, the routing and the rows of each source; all processes ask together."""
+        seen = self._seen.totals(self.accelerator)
+        return {**super().gathered(), "parts": self._parts, "routing": self._routing.state, "seen": seen}
 
     def take_up(self, gathered: Mapping[str, Any]) -> None:
-        """Also the loss's parts and the routing."""
+        """Also the loss's parts, the routing and the rows of each source."""
         super().take_up(gathered)
+        self._seen.take_up(gathered.get("seen", {}))
         self._parts = gathered["parts"]
         self._routing = Routing(gathered["routing"])
 
