@@ -25,7 +25,8 @@ def train(
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
     (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `train` may be a list of sources,
-    maps of `file` and `weight`, drawn from in their shares, by a `temperature`, or a NeMo `input_cfg`. `batch_seconds`
+    maps of `file` and `weight`, drawn from in their shares, by a `temperature`, or a NeMo `input_cfg`. With `stream`
+    rows are read as it trains, through a `shuffle_buffer`. `batch_seconds`
     and `batch_tokens` are a budget: batches of rows of about one length, as many as it has room for. `cache`, a folder,
     keeps what frozen encoders give: see `usam cache`.
     """

@@ -43,6 +43,8 @@ class Collator:
         share: of the spares, how many may be skipped so.
         context: the language model's positions; None does not look at them.
         cut: cut the answer of a row that is too long, which then has no end, instead of raising.
+        stand_in: of a stream, which has no list of spares: a row whose clip cannot be read gives its place to the next
+            one of its batch that can; if there is none, that is an error.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, a chat not rendered, or it is too long; the row is named.
@@ -57,6 +59,7 @@ class Collator:
         share: float = 0.0,
         context: int | None = None,
         cut: bool = False,
+        stand_in: bool = False,
     ) -> None:
         self.processor = processor
         self.tasks = tasks
@@ -64,17 +67,18 @@ class Collator:
         self.share = share
         self.context = context
         self.cut = cut
+        self.stand_in = stand_in
         self._places = {sample.origin: place for place, sample in enumerate(spares or ())}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        read = [self._read(sample, skipped) for sample in samples]
+        read = [self._read(sample, skipped, [*samples[i + 1 :], *samples[:i]]) for i, sample in enumerate(samples)]
         batch, owners = self._encoded(read)
         if self.tasks:
             batch |= {"tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
             sources = [sample.source for sample, _ in read]  # of those that are learned from
             batch |= {"sources": sources} if None not in sources else {}
-        if self.spares is not None:
+        if self.spares is not None or self.stand_in:
             batch["skipped"] = skipped
         return batch
 
@@ -91,21 +95,23 @@ class Collator:
             batch = dict(self.processor.encode(fitted, labels=True))
         return batch, [sample for sample, _ in rows]
 
-    def _read(self, sample: Sample, skipped: list[Skipped]) -> tuple[Sample, Rendered]:
+    def _read(self, sample: Sample, skipped: list[Skipped], beside: Sequence[Sample]) -> tuple[Sample, Rendered]:
         """The sample with its sound, or the next one that can be read."""
-        if sample.origin not in self._places:
+        if sample.origin not in self._places and not self.stand_in:
             return sample, self._render(sample)
         failed: list[Skipped] = []
-        for one in chain([sample], self._after(sample)):
+        for one in chain([sample], beside if self.stand_in else self._after(sample)):
             try:
                 rendered = self._render(one)
             except AudioError as error:
                 failed.append(Skipped(one.origin, str(error)))
-                check_share(failed, len(self._places), self.share)
+                if not self.stand_in:
+                    check_share(failed, len(self._places), self.share)
                 continue
             skipped += [replace(row, instead=one.origin) for row in failed]
             return one, rendered
-        raise AudioError(f"{sample.origin}: neither this row nor any other can be read: {failed[0].why}")
+        others = "any other of its batch" if self.stand_in else "any other"
+        raise AudioError(f"{sample.origin}: neither this row nor {others} can be read: {failed[0].why}")
 
     def _after(self, sample: Sample) -> Iterator[Sample]:
         assert self.spares is not None

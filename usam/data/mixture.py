@@ -60,7 +60,7 @@ def entries(given: Any, places: Places | None = None, path: KeyPath = ("data", "
     """
     places = places or Places()
     listed = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not listed or not all(isinstance(item, (str, Path, Mapping)) for item in listed):
+    if not listed or not all(isinstance(item, (str, Path)) or _is_source(item) for item in listed):
         raise SpecError(f"{places.at(path)}expected a manifest, or a list of them; found {given!r}")
     found, known = [], dict[str, str]()
     for i, item in enumerate(listed):
@@ -80,6 +80,10 @@ def entries(given: Any, places: Places | None = None, path: KeyPath = ("data", "
             f"{places.at((*path, str(without[0])))}has no weight, and others have one: give one to each, or to none"
         )
     return _named(found, places.at(path))
+
+
+def _is_source(item: Any) -> bool:
+    return isinstance(item, Mapping) and not item.keys().isdisjoint(KEYS)
 
 
 def _entry(item: Any, places: Places, path: KeyPath) -> Entry:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from usam.data.manifest import Manifest, Sample
 from usam.data.mixture import Entry, entries, expanded
+from usam.data.stream import BUFFER, Stream
 from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
@@ -23,7 +24,8 @@ from usam.spec.spec import Spec, read
 PARTS = ("model", "start", "plugins", "data", "train")
 DATA = {
     "train": None, "eval": None, "temperature": None, "reader": None, "audio_root": None, "bad_audio": "stop",
-    "bad_share": 0.01, "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None,
+    "bad_share": 0.01, "stream": None, "shuffle_buffer": None, "too_long": "stop",
+    "batch_seconds": None, "batch_tokens": None, "cache": None,
 }  # fmt: skip
 CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
@@ -75,6 +77,13 @@ class Run:
     NeMo `input_cfg`, whose sources, weights and tags are taken. Without any of these every row comes once in an epoch.
     What is held out is looked at row by row, and takes no weights. With several sources the log counts as `seen/<name>`
     the rows that were learned from, since the run began.
+
+    `stream`: rows are read while the run trains, instead of before: of sources that are too large to be looked through.
+    Sources come in an order of chance, their rows through a buffer of `shuffle_buffer` (1000), again and again until
+    `train.max_steps` are made; 1 leaves everything in its order. What is wrong with a row is found when it comes.
+    Weights, a temperature, a budget, `group_by_length` and `too_long: skip` need all rows beforehand, and are refused.
+    Under `bad_audio: skip` the next row of its batch stands in for one that cannot be read, and `bad_share` is of all
+    rows of all steps.
 
     `reader` names the format of the manifests where it shall not be recognised; `audio_root` is what `{audio_root}` at
     the beginning of their paths stands for.
@@ -226,9 +235,34 @@ def _check(tree: Mapping[str, Any], places: Places) -> None:
             if tree["train"].get(key, only) != only:
                 where = places.at(("train", key))
                 raise SpecError(f"{where}does not go with data.{budget[0]}: {why}; leave one of them out")
+    if tree["data"].get("stream"):
+        _check_stream(tree["data"], tree["train"], places)
     strategy = tree["train"].get("eval_strategy", "no")
     if strategy != "no" and not tree["data"].get("eval"):
         raise SpecError(f"{places.at(('train', 'eval_strategy'))}there is nothing to evaluate; name it in data.eval")
+
+
+def _check_stream(data: Mapping[str, Any], train: Mapping[str, Any], places: Places) -> None:
+    """Refuse what needs to know all rows before the first step."""
+    if train.get("max_steps", -1) <= 0:
+        where = places.at(("train", "max_steps"))
+        raise SpecError(f"{where}a stream (data.stream) has no end that could be planned: say how many steps it trains")
+    weighted = [entry.weight for entry in entries(data["train"]) if entry.weight is not None]
+    needs = {
+        "data.batch_seconds": data.get("batch_seconds") is not None,
+        "data.batch_tokens": data.get("batch_tokens") is not None,
+        "data.temperature": data.get("temperature") is not None,
+        "data.train": bool(weighted),
+        "data.too_long": data.get("too_long") == "skip",
+        "train.train_sampling_strategy": train.get("train_sampling_strategy", "random") != "random",
+    }
+    for key, asked in needs.items():
+        if asked:
+            what = "a weight" if key == "data.train" else "this"
+            raise SpecError(
+                f"{places.at(tuple(key.split('.')))}{what} needs the number and the lengths of all rows, which a "
+                "stream (data.stream) does not know beforehand: leave one of them out"
+            )
 
 
 def _check_data(data: Mapping[str, Any], places: Places) -> None:
@@ -251,6 +285,12 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
             entries(value, places, ("data", key))
         if key == "temperature" and value is not None and not (number and 0 < value < math.inf):
             raise SpecError(f"{where}expected a number, more than 0, such as 5; found {value!r}")
+        if key == "stream" and not isinstance(value, (bool, type(None))):
+            raise SpecError(f"{where}expected true or false, found {value!r}")
+        if key == "shuffle_buffer" and value is not None and (not number or isinstance(value, float) or value < 1):
+            raise SpecError(f"{where}expected how many rows are held to be shuffled, 1 or more; found {value!r}")
+    if data.get("shuffle_buffer") is not None and not data.get("stream"):
+        raise SpecError(f"{places.at(('data', 'shuffle_buffer'))}means nothing without data.stream: true; write both")
     _check_cache(data.get("cache"), places)
     if "bad_share" in data and data.get("bad_audio") != "skip":
         raise SpecError(
@@ -277,6 +317,19 @@ def samples_of(run: Run, split: str, *, need_answer: bool = True) -> list[Sample
         )
         samples += map(entry.marked, manifest.samples)
     return samples
+
+
+def stream_of(run: Run, seed: int) -> Stream:
+    """The rows of `data.train`, read as the run goes.
+
+    Raises:
+        SpecError: a NeMo configuration is among the sources, whose weights a stream cannot keep.
+    """
+    found = sources_of(run, "train")
+    if any(entry.weight is not None for entry in found):
+        raise SpecError("data.train: the weights of a NeMo configuration need the number of all rows: leave stream out")
+    options: dict[str, Any] = {key: run.data.get(key) for key in ("reader", "audio_root")}
+    return Stream(found, dict(run.spec.prompts), buffer=run.data.get("shuffle_buffer") or BUFFER, seed=seed, **options)
 
 
 def sources_of(run: Run, split: str) -> list[Entry]:

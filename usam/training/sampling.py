@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_pt_utils, trainer_utils
@@ -18,6 +19,7 @@ from transformers.trainer_utils import has_length
 from usam.data.manifest import Sample
 from usam.data.mixture import Mixture, MixtureSampler
 from usam.data.sampling import Budget, BudgetSampler, Length
+from usam.data.stream import PassedOver, Stream
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
 from usam.training import rows
@@ -61,6 +63,8 @@ class SamplingTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """The Trainer's own, or one with the batches of the budget, which accelerate deals out to the processes."""
+        if isinstance(self.train_dataset, Stream):
+            return self._streamed(self.train_dataset)
         if self.budget is None:
             return super().get_train_dataloader()
         if not _measurable(self.train_dataset):
@@ -72,16 +76,36 @@ class SamplingTrainer(Trainer):
             seed, mixture = self._data_seed, self.mixture
             self._sampler = BudgetSampler(lengths, self.budget, seed=seed, together=together, mixture=mixture)
             self._sampled = self.train_dataset
-        options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
-        start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
         loader: Any = DataLoader(
             cast(Any, self.train_dataset),
             batch_sampler=cast(Any, self._sampler),
             collate_fn=self.data_collator,
-            worker_init_fn=start,
-            **options,
+            **self._loading(),
         )
         return self.accelerator.prepare(loader)
+
+    def _streamed(self, stream: Stream) -> Any:
+        """The batches of this process, which a stream deals out itself."""
+        if self.budget is not None:
+            raise ValueError("a budget needs a dataset of samples that can be counted and measured; a stream has none")
+        batch = self._train_batch_size
+        loader: Any = DataLoader(
+            cast(Any, stream.part(batch, self.args.process_index, self.args.world_size)),
+            batch_size=batch,
+            collate_fn=PassedOver(self.data_collator),
+            **self._loading(),
+        )
+        device = self.accelerator.device
+        return prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+
+    def _loading(self) -> dict[str, Any]:
+        """How a loader reads, as the Trainer's arguments say."""
+        args = self.args
+        start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
+        options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
+        return {**options, "worker_init_fn": start}
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """The rows of a step, with a budget on average."""

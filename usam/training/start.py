@@ -30,7 +30,7 @@ from usam.processor.lengths import context_length
 from usam.saving import STAGED
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, rows
-from usam.training.run import DATA, Run, cache_of, check, samples_of, sources_of
+from usam.training.run import DATA, Run, cache_of, check, samples_of, sources_of, stream_of
 from usam.training.sampling import BY_LENGTH
 from usam.training.sources import made_of, mixture_of
 from usam.training.trainer import UsamTrainer
@@ -88,7 +88,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     left_out: list[Skipped] = []
     splits: dict[str, list[Sample]] = {}
     for split in ("train", "eval"):
-        if data[split] is not None:
+        if data[split] is not None and not (split == "train" and data["stream"]):
             samples = samples_of(run, split)
             if context is not None or looks:
                 new = [sample for sample in samples if sample.origin not in lengths]
@@ -97,7 +97,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
             left_out += long
     if context is not None and data["too_long"] == "truncate_answer":
         lengths = rows.cut_to(lengths, context)
-    spares = splits["train"] if data["bad_audio"] == "skip" else None
+    spares = splits["train"] if data["bad_audio"] == "skip" and not data["stream"] else None
     if budget is not None:
         splits["train"], large = rows.within(splits["train"], lengths, budget, data["too_long"])
         left_out += large
@@ -112,17 +112,19 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         share=data["bad_share"],
         context=context,
         cut=data["too_long"] == "truncate_answer",
+        stand_in=bool(data["stream"]) and data["bad_audio"] == "skip",
     )
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     trainer = UsamTrainer(
         model=model,
         args=arguments,
-        train_dataset=splits["train"],
+        train_dataset=stream_of(run, seed) if data["stream"] else splits["train"],
         eval_dataset=splits.get("eval"),
         data_collator=collate if cache is None else Keyed(collate, cache.rate),
         processing_class=processor,
         budget=budget,
         lengths=lengths,
-        mixture=mixture_of(run, splits["train"]),
+        mixture=None if data["stream"] else mixture_of(run, splits["train"]),
         sources=[source.name for source in sources_of(run, "train")],
         share=data["bad_share"],
         made_of=_made_of(run, model, arguments.world_size),

@@ -88,7 +88,7 @@ class UsamTrainer(ResumingTrainer):
             inputs = {**inputs, "audio_frames": heard}
         if skipped:
             self.skipped |= {row.row: row for row in skipped}
-            check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
+            check_share(list(self.skipped.values()), self._rows(), self.share)
         if not model.training:  # each batch by itself: how many tokens other processes have at the moment means nothing
             kwargs["num_items_in_batch"] = None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -108,6 +108,12 @@ class UsamTrainer(ResumingTrainer):
                 value = self.gather_function(value.detach().repeat(self.args.eval_batch_size))
                 self._measured.setdefault(name, []).append(value.float().cpu())
         return (loss, outputs) if return_outputs else loss
+
+    def _rows(self) -> int:
+        """Of the data, or of a stream those of all steps."""
+        if has_length(self.train_dataset):
+            return len(cast(Any, self.train_dataset))
+        return int(self.args.max_steps * self.get_total_train_batch_size(self.args))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each unweighted part since the last line, and of what routers did with each task."""
