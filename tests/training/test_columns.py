@@ -65,8 +65,8 @@ def test_a_collator_passes_nothing_along_unless_it_is_asked(run):
 
 
 def test_a_sample_without_an_id_is_called_by_its_line():
-    sample = SimpleNamespace(origin="d.jsonl:7", id=None, task=None, extra={})
-    assert passed_along([sample]) == {"ids": ["d.jsonl:7"], "tasks": [None], "extra": [{}]}
+    sample = SimpleNamespace(origin="d.jsonl:7", id=None, task=None, source=None, extra={})
+    assert passed_along([sample]) == {"ids": ["d.jsonl:7"], "tasks": [None], "sources": [None], "extra": [{}]}
 
 
 def test_a_loss_that_misses_its_columns_says_so(run):

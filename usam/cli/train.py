@@ -25,9 +25,11 @@ def train(
     paper's. `groups:` gives parameters a learning rate of their own, `{projector: {learning_rate: 1e-3}}`.
 
     `data:` names manifests, `train` and `eval`, and says what happens to rows that cannot be learned from: `bad_audio`
-    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `batch_seconds` and `batch_tokens`
-    are a budget: batches of rows of about one length, as many as it has room for. `cache`, a folder, keeps what frozen
-    encoders give: see `usam cache`. `augment` lists what changes the clips while training: `[speed, spec_augment]`.
+    (stop, skip), `bad_share` (0.01) and `too_long` (stop, skip, truncate_answer). `train` may be a list of sources,
+    maps of `file` and `weight`, drawn from in their shares, by a `temperature`, or a NeMo `input_cfg`. With `stream`
+    rows are read as it trains, through a `shuffle_buffer`. `batch_seconds` and `batch_tokens` are a budget: batches of
+    rows of about one length, as many as it has room for. `cache`, a folder, keeps what frozen encoders give: see
+    `usam cache`. `augment` lists what changes the clips while training: `[speed, spec_augment]`.
 
     `eval:` says what is done with what is held out, beside its losses. `generate: {metrics: [wer], limit: 200}` answers
     rows of it at every evaluation and logs `eval_wer`, and `eval_wer_<task>`; train.metric_for_best_model may name it.

@@ -51,7 +51,8 @@ class Collator:
     Args:
         processor: the model's processor.
         tasks: also give `tasks`, each row's own or None, and `rows`, a Rows, which UsamTrainer takes out before the
-            model is called, and `batch`, what `passed_along` gives, which the model hands to its losses.
+            model is called, and `batch`, what `passed_along` gives, which the model hands to its losses; and, where
+            rows are of named sources, `sources`, that of each sample.
         spares: all rows, in a list or a Manifest; a row of them whose clip cannot be read gives its place to the next
             one that can, and the batch also has `skipped`, a list of Skipped, which UsamTrainer takes out. None: that
             is an error.
@@ -59,6 +60,8 @@ class Collator:
         context: the language model's positions; None does not look at them.
         cut: cut the answer of a row that is too long, which then has no end, instead of raising.
         augment: what is done to each clip: it is given the clip, the rate, the row's file:line and the clip's place.
+        stand_in: of a stream, which has no list of spares: a row whose clip cannot be read gives its place to the next
+            one of its batch that can; if there is none, that is an error.
 
     Raises:
         AudioError, ManifestError: a clip cannot be read, a chat not rendered, or it is too long; the row is named.
@@ -74,6 +77,7 @@ class Collator:
         context: int | None = None,
         cut: bool = False,
         augment: Change | None = None,
+        stand_in: bool = False,
     ) -> None:
         self.processor = processor
         self.tasks = tasks
@@ -81,6 +85,7 @@ class Collator:
         self.share = share
         self.context = context
         self.cut = cut
+        self.stand_in = stand_in
         self.augment = augment
         self._rows = _different(spares or ())
 
@@ -92,13 +97,15 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        read = [self._read(sample, skipped) for sample in samples]
+        read = [self._read(sample, skipped, [*samples[i + 1 :], *samples[:i]]) for i, sample in enumerate(samples)]
         batch, owners = self._encoded(read)
         if self.tasks:
             clips = tuple(len(row.audio) for _, rendered in read for row in rendered.rows)
             batch["rows"] = Rows(tuple(sample.origin for sample in owners), clips)
             batch |= {"tasks": [sample.task for sample in owners], "batch": passed_along(owners)}
-        if self.spares is not None:
+            sources = [sample.source for sample, _ in read]  # of those that are learned from
+            batch |= {"sources": sources} if None not in sources else {}
+        if self.spares is not None or self.stand_in:
             batch["skipped"] = skipped
         return batch
 
@@ -115,28 +122,32 @@ class Collator:
             batch = dict(self.processor.encode(fitted, labels=True))
         return batch, [sample for sample, _ in rows]
 
-    def _read(self, sample: Sample, skipped: list[Skipped]) -> tuple[Sample, Rendered]:
+    def _read(self, sample: Sample, skipped: list[Skipped], beside: Sequence[Sample]) -> tuple[Sample, Rendered]:
         """The sample with its sound, or the next one that can be read."""
         failed: list[Skipped] = []
-        for one in chain([sample], self._after(sample)):
+        for one in chain([sample], beside if self.stand_in else self._after(sample)):
             try:
                 rendered = self._render(one)
             except AudioError as error:
-                if _place(self.spares or (), sample) is None:
+                if not self.stand_in and _place(self.spares or (), sample) is None:
                     raise
                 failed.append(Skipped(one.origin, str(error)))
-                check_share(failed, self._rows, self.share)
+                if not self.stand_in:
+                    check_share(failed, self._rows, self.share)
                 continue
             skipped += [replace(row, instead=one.origin) for row in failed]
             return one, rendered
-        raise AudioError(f"{sample.origin}: neither this row nor any other can be read: {failed[0].why}")
+        others = "any other of its batch" if self.stand_in else "any other"
+        raise AudioError(f"{sample.origin}: neither this row nor {others} can be read: {failed[0].why}")
 
     def _after(self, sample: Sample) -> Iterator[Sample]:
         assert self.spares is not None
         place = _place(self.spares, sample)
         assert place is not None
-        for offset in range(1, len(self.spares)):
-            yield self.spares[(place + offset) % len(self.spares)]
+        following = self.spares[place + 1 :]
+        yield from (spare for spare in following if spare.source == sample.source)  # the mixture stays what it is
+        yield from (spare for spare in following if spare.source != sample.source)
+        yield from self.spares[:place]
 
     def _render(self, sample: Sample) -> Rendered:
         try:
@@ -204,10 +215,11 @@ def too_long(tokens: int, context: int) -> str:
 
 
 def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """What losses may want to know of each sample: `ids` (else file:line), `tasks`, and its user's columns, `extra`."""
+    """What losses may want to know of each sample: `ids` (else file:line), `tasks`, `sources`, and `extra`, columns."""
     return {
         "ids": [sample.origin if sample.id is None else sample.id for sample in samples],
         "tasks": [sample.task for sample in samples],
+        "sources": [sample.source for sample in samples],
         "extra": [dict(sample.extra) for sample in samples],
     }
 

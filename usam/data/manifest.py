@@ -8,7 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -19,10 +19,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from usam.data.index import Index, build, code_of, content, known, place_of, said, stamp
+from usam.data.mixture import Entry, expanded
+from usam.data.nemo_config import is_config
 from usam.readers import Layout, ManifestError, Opened, Reader, Sample, Source, beside, read, registry, source_of
 from usam.readers.json import Json
 from usam.readers.usam import sample
 from usam.registry import ComponentError
+from usam.spec.page import SpecError
 
 __all__ = ["Manifest", "ManifestError", "Sample"]
 
@@ -44,7 +47,8 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
     Further keys: `id`, and the user's own, `meta` and what begins with `x_`, which become the sample's `extra`.
 
     Files of other formats are put into these words by the readers (`usam list` names them), each file by the one that
-    its first row is recognised by.
+    its first row is recognised by. A YAML file is a NeMo configuration: all rows of the manifests that it lists, once;
+    its weights are for training, `data.train` of a run.
 
     A file of more than 10,000 rows is indexed and not loaded: a row is read when it is asked for, by any process, from
     the file itself (lines of JSON), or from a copy of its rows. The index, about 24 bytes a row, and the copy are kept
@@ -82,7 +86,11 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
             raise ManifestError("no manifest was given: name one file, or several")
         root = None if audio_root is None else os.path.expandvars(os.path.expanduser(audio_root))
         rules = Rules(dict(prompts), need_answer, reader, root)
-        self._put([_part(Path(os.path.expandvars(os.path.expanduser(file))), rules) for file in files])
+        paths = [Path(os.path.expandvars(os.path.expanduser(file))) for file in files]
+        found = [
+            pair for path in paths for pair in (_listed(path, rules) if is_config(path) else [(path, rules, None)])
+        ]
+        self._put([_part(path, own) for path, own, _ in found], [source for *_, source in found])
 
     @classmethod
     def of(
@@ -113,14 +121,24 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
     def joined(cls, manifests: Sequence[Manifest]) -> Manifest:
         """The samples of several, one after the other."""
         found = cls.__new__(cls)
-        found._put([part for manifest in manifests for part in manifest.parts])
+        found._put(
+            [part for manifest in manifests for part in manifest.parts],
+            [source for manifest in manifests for source in manifest._sources],
+        )
         if any(manifest._chosen is not None for manifest in manifests):
             begins = np.cumsum([0, *(manifest._starts[-1] for manifest in manifests)])
             found._chosen = np.concatenate([m.numbers + begin for m, begin in zip(manifests, begins, strict=False)])
         return found
 
-    def _put(self, parts: Sequence[Held | Indexed]) -> None:
+    def of_source(self, source: Entry) -> Manifest:
+        """The same samples, which know what a run calls their source."""
+        found = copy(self)
+        found._sources = (source,) * len(self.parts)
+        return found
+
+    def _put(self, parts: Sequence[Held | Indexed], sources: Sequence[Entry | None] = ()) -> None:
         self.parts = tuple(parts)
+        self._sources = tuple(sources) or (None,) * len(parts)
         self._starts = [0, *accumulate(map(len, parts))]
         self._chosen: NDArray[np.intp] | None = None
         self.lengths = None
@@ -143,7 +161,8 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
         row = range(len(self))[index]  # also from the end, and no further
         row = row if self._chosen is None else int(self._chosen[row])
         part = bisect_right(self._starts, row) - 1
-        return self.parts[part][row - self._starts[part]]
+        sample, source = self.parts[part][row - self._starts[part]], self._sources[part]
+        return sample if source is None else source.marked(sample)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -162,6 +181,17 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
     def numbers(self) -> NDArray[np.intp]:
         """Which rows of its files these are."""
         return np.arange(self._starts[-1]) if self._chosen is None else self._chosen
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many samples each source has that a run calls by name."""
+        parts = np.searchsorted(self._starts, self.numbers, side="right") - 1
+        counts = np.bincount(parts, minlength=len(self.parts)).tolist()
+        found: dict[str, int] = {}
+        for source, count in zip(self._sources, counts, strict=True):
+            if source is not None:
+                found[source.name] = found.get(source.name, 0) + count
+        return found
 
     def select(self, rows: Any) -> Manifest:
         """A Manifest of the samples with these numbers, in this order, with their lengths."""
@@ -301,6 +331,19 @@ class Indexed:
 
 class WrongRow(ManifestError):
     """One row is wrong."""
+
+
+def _listed(path: Path, rules: Rules) -> list[tuple[Path, Rules, Entry]]:
+    """The manifests that a NeMo configuration lists, and how their rows are read."""
+    try:
+        found = expanded([Entry((str(path),), "")])
+    except SpecError as error:
+        raise ManifestError(str(error)) from error
+    return [
+        (Path(file), replace(rules, prompts=dict(entry.prompts(rules.prompts)), reader=entry.reader), entry)
+        for entry in found
+        for file in entry.files
+    ]
 
 
 def _part(path: Path, rules: Rules) -> Held | Indexed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -10,13 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from usam.data.mixture import Mixture, balanced
+
 BUCKET = 16  # budgets that the rows of a bucket fill
 NEAR = 0.02  # rows whose lengths differ by this share or less come in either order
 ROOM = 1.02  # batches of every epoch, as a multiple of those that were needed once
 STRATA = 8  # so many batches in a row hold rows of all lengths
 TRIES = 4
+LOOKED_AT = 64  # epochs of a mixture, before the first
 
 Indices = NDArray[np.intp]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +83,29 @@ class BudgetSampler:
     processes make the same steps. Every epoch has as many batches, a multiple of `together`: where one is wanting, one
     is made two, the last ones for `together`. Only where every batch is a single row, rows come twice.
 
+    Of a mixture, the rows of an epoch are those that it draws, and among batches that could come next the one does that
+    keeps the sources nearest to their shares. Should the rows of an epoch need more batches than those of the first
+    `LOOKED_AT` epochs did, and `ROOM`, a warning tells how many rows are left to the next pass through their source.
+
     Args:
         lengths: of each row, an array of `LENGTH` or a list of Length.
         budget: what a batch may hold.
         seed: of the order.
         together: the batches of a step: processes times steps of accumulation.
+        mixture: draws the rows of each epoch; None: they are all rows.
 
     Raises:
         ValueError: there is no row, or one is larger than the budget.
     """
 
     def __init__(
-        self, lengths: Sequence[Length] | NDArray[Any], budget: Budget, *, seed: int = 0, together: int = 1
+        self,
+        lengths: Sequence[Length] | NDArray[Any],
+        budget: Budget,
+        *,
+        seed: int = 0,
+        together: int = 1,
+        mixture: Mixture | None = None,
     ) -> None:
         if not len(lengths):
             raise ValueError("no rows to make batches of")
@@ -96,6 +113,7 @@ class BudgetSampler:
         self.budget = budget
         self.seed = seed
         self.together = together
+        self.mixture = mixture
         self.epoch = 0
         self._seconds = lengths["seconds"].astype(np.float64)
         self._tokens, self._clips, self._rows = (lengths[name].astype(np.int64) for name in ("tokens", "clips", "rows"))
@@ -104,8 +122,11 @@ class BudgetSampler:
         if self._shares[worst] > 1:
             found = Length(*lengths[worst].item())
             raise ValueError(f"row {worst} is larger than the budget: {found}, {budget}")
-        self._first = self._cut(self._shuffled(self._random()), self._random())
-        self._count = min(math.ceil(ROOM * len(self._first)), len(lengths))
+        self._first = self._cut(self._shuffled(self._random(), 0), self._random())
+        most = len(self._first)
+        for epoch in range(min(LOOKED_AT, max(2, 200_000 // len(lengths))) if mixture is not None else 0):
+            most = max(most, len(self._cut(self._shuffled(self._random(epoch), epoch), self._random(epoch))))
+        self._count = min(math.ceil(ROOM * most), len(lengths))
 
     def __len__(self) -> int:
         return math.ceil(self._count / self.together) * self.together
@@ -116,12 +137,14 @@ class BudgetSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         random = self._random(self.epoch)
-        parts = self._first
+        parts: list[Indices] = []
         for _ in range(TRIES):
-            other = self._cut(self._shuffled(random), random)
+            other = self._cut(self._shuffled(random, self.epoch), random)
             if len(other) <= self._count:
                 parts = other
                 break
+        if not parts:
+            parts = self._first if self.mixture is None else self._left(other)
         while (wanting := self._count - len(parts)) > 0:
             largest = sorted(range(len(parts)), key=lambda i: len(parts[i]), reverse=True)
             parts = _halved(parts, set(largest[:wanting]))
@@ -161,8 +184,17 @@ class BudgetSampler:
     def _random(self, *epoch: int) -> np.random.RandomState:
         return np.random.RandomState([self.seed % 2**32, *epoch])  # its numbers are the same in all versions of numpy
 
-    def _shuffled(self, random: np.random.RandomState) -> Indices:
-        return random.permutation(len(self._shares))  # so that chance mixes rows of one length
+    def _shuffled(self, random: np.random.RandomState, epoch: int) -> Indices:
+        """The rows of an epoch, so that chance mixes those of one length."""
+        order = random.permutation(len(self._shares))
+        return order if self.mixture is None else self.mixture.order(self.seed, epoch)[order]
+
+    def _left(self, parts: list[Indices]) -> list[Indices]:
+        """The largest of too many batches."""
+        kept = sorted(parts, key=len, reverse=True)[: self._count]
+        rows = sum(map(len, parts)) - sum(map(len, kept))
+        logger.warning("epoch %d: %d rows have no place in its batches; they come in a later one", self.epoch, rows)
+        return kept
 
     def _held(self, some: Indices) -> tuple[float, float]:
         """Seconds and tokens with their padding."""
@@ -195,7 +227,8 @@ class BudgetSampler:
         for stratum in np.array_split(np.arange(len(parts)), STRATA):
             places = (np.arange(len(stratum)) + random.random_sample(len(stratum))) / max(len(stratum), 1)
             when += zip(places, random.permutation(stratum), strict=True)
-        return [parts[i] for _, i in sorted(when)]
+        spread = [parts[i] for _, i in sorted(when)]
+        return spread if self.mixture is None else balanced(spread, self.mixture)
 
     def _most(self, order: Indices) -> int:
         """How many of the first rows fit into one batch."""

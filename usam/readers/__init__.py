@@ -42,6 +42,7 @@ class Sample:
     id: str | int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # `meta` and the columns that begin with x_
     others: tuple[str, ...] = ()  # right answers beside the one that is learned
+    source: str | None = None  # of a run, what it calls the files that the row is of
 
     @property
     def answer(self) -> str | None:

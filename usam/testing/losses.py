@@ -76,6 +76,7 @@ class LossCase(Case):
     def batch(self, samples: Sequence[int], *, seed: int = 0, constant: bool = False) -> LossInputs:
         """What the model gives the loss for these samples, in this order."""
         names: dict[str, Any] = {"ids": [f"row {i}" for i in range(SAMPLES)], "tasks": ["asr", "aac", None, "asr"]}
+        names["sources"] = [None] * SAMPLES
         columns: dict[str, Sequence[Any]] = {**names, "extra": [{} for _ in range(SAMPLES)], **self.columns}
         inputs = batch(samples, self.aux, seed=seed, constant=constant)
         return replace(inputs, batch={name: [values[i] for i in samples] for name, values in columns.items()})

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, has_length
 
 from usam.data.collate import Skipped
+from usam.data.stream import Stream
 from usam.model.checkpoint import delta_names
 from usam.saving import WEIGHTS, put, stage, whole
 from usam.spec.page import SpecError
@@ -156,6 +157,8 @@ class ResumingTrainer(SamplingTrainer):
             state = TrainerState.load_from_json(str(self._resumed / "trainer_state.json"))
             if state.global_step > planned:
                 raise SpecError(f"{self._resumed}: has made {state.global_step} steps, more than the {planned} planned")
+            if isinstance(self.train_dataset, Stream):
+                self.train_dataset.seen = state.global_step * self.args.gradient_accumulation_steps
             if state.global_step == planned or self.ended(self._resumed):
                 return self._take(self._resumed, state)
         done = cast(TrainOutput, super().train(str(self._resumed) if self._resumed else None, *args, **kwargs))

@@ -13,6 +13,8 @@ from typing import Any, cast
 from transformers import TrainingArguments
 
 from usam.data.manifest import Manifest
+from usam.data.mixture import Entry, entries, expanded
+from usam.data.stream import BUFFER, Stream
 from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
@@ -24,8 +26,9 @@ from usam.training.presets import resolved
 
 PARTS = ("model", "start", "plugins", "data", "train", "groups", "eval")
 DATA = {
-    "train": None, "eval": None, "reader": None, "audio_root": None, "bad_audio": "stop", "bad_share": 0.01,
-    "too_long": "stop", "batch_seconds": None, "batch_tokens": None, "cache": None, "augment": None,
+    "train": None, "eval": None, "temperature": None, "reader": None, "audio_root": None, "bad_audio": "stop",
+    "bad_share": 0.01, "stream": None, "shuffle_buffer": None, "too_long": "stop",
+    "batch_seconds": None, "batch_tokens": None, "cache": None, "augment": None,
 }  # fmt: skip
 CACHE = {"folder": None, "dtype": None, "limit": None}
 POLICIES = {"bad_audio": ("stop", "skip"), "too_long": ("stop", "skip", "truncate_answer")}
@@ -71,6 +74,21 @@ class Run:
     data: Mapping[str, Any]
     """`train` and `eval`: a manifest or a list of them; without `train.eval_strategy`, what is held out is looked at
     once, in the end. And what happens to rows that cannot be learned from:
+
+    Instead of a file, a source may be a map: `file` (or a list of files), `name`, a `reader` and an `audio_root` of its
+    own, and `weight`, its share of the rows that are drawn for an epoch, which has as many as all sources together
+    (`Mixture` says in which order). All sources have weights or none. `temperature` T raises them, or without weights
+    the sources' numbers of rows, to the power of 1 / T: 1 draws by size, a high one from all alike. A YAML file is a
+    NeMo `input_cfg`, whose sources, weights and tags are taken. Without any of these every row comes once in an epoch.
+    What is held out is looked at row by row, and takes no weights. With several sources the log counts as `seen/<name>`
+    the rows that were learned from, since the run began.
+
+    `stream`: rows are read while the run trains, instead of before: of sources that are too large to be looked through.
+    Sources come in an order of chance, their rows through a buffer of `shuffle_buffer` (1000), again and again until
+    `train.max_steps` are made; 1 leaves everything in its order. What is wrong with a row is found when it comes.
+    Weights, a temperature, a budget, `group_by_length` and `too_long: skip` need all rows beforehand, and are refused.
+    Under `bad_audio: skip` the next row of its batch stands in for one that cannot be read, and `bad_share` is of all
+    rows of all steps.
 
     `reader` names the format of the manifests where it shall not be recognised; `audio_root` is what `{audio_root}` at
     the beginning of their paths stands for.
@@ -255,10 +273,35 @@ def _check(tree: Mapping[str, Any], places: Places) -> None:
             if tree["train"].get(key, only) != only:
                 where = places.at(("train", key))
                 raise SpecError(f"{where}does not go with data.{budget[0]}: {why}; leave one of them out")
+    if tree["data"].get("stream"):
+        _check_stream(tree["data"], tree["train"], places)
     strategy = tree["train"].get("eval_strategy", "no")
     if strategy != "no" and not tree["data"].get("eval"):
         raise SpecError(f"{places.at(('train', 'eval_strategy'))}there is nothing to evaluate; name it in data.eval")
     held_out.check(tree["eval"], tree["data"], tree["train"], places)
+
+
+def _check_stream(data: Mapping[str, Any], train: Mapping[str, Any], places: Places) -> None:
+    """Refuse what needs to know all rows before the first step."""
+    if train.get("max_steps", -1) <= 0:
+        where = places.at(("train", "max_steps"))
+        raise SpecError(f"{where}a stream (data.stream) has no end that could be planned: say how many steps it trains")
+    weighted = [entry.weight for entry in entries(data["train"]) if entry.weight is not None]
+    needs = {
+        "data.batch_seconds": data.get("batch_seconds") is not None,
+        "data.batch_tokens": data.get("batch_tokens") is not None,
+        "data.temperature": data.get("temperature") is not None,
+        "data.train": bool(weighted),
+        "data.too_long": data.get("too_long") == "skip",
+        "train.train_sampling_strategy": train.get("train_sampling_strategy", "random") != "random",
+    }
+    for key, asked in needs.items():
+        if asked:
+            what = "a weight" if key == "data.train" else "this"
+            raise SpecError(
+                f"{places.at(tuple(key.split('.')))}{what} needs the number and the lengths of all rows, which a "
+                "stream (data.stream) does not know beforehand: leave one of them out"
+            )
 
 
 def _check_data(data: Mapping[str, Any], places: Places) -> None:
@@ -278,9 +321,15 @@ def _check_data(data: Mapping[str, Any], places: Places) -> None:
         if key in ("reader", "audio_root") and not isinstance(value, (str, Path, type(None))):
             raise SpecError(f"{where}expected text, found {value!r}")
         if key in ("train", "eval") and value is not None:
-            files = value if isinstance(value, (list, tuple)) else [value]
-            if not files or not all(isinstance(file, (str, Path)) for file in files):
-                raise SpecError(f"{where}expected a manifest, or a list of them; found {value!r}")
+            entries(value, places, ("data", key))
+        if key == "temperature" and value is not None and not (number and 0 < value < math.inf):
+            raise SpecError(f"{where}expected a number, more than 0, such as 5; found {value!r}")
+        if key == "stream" and not isinstance(value, (bool, type(None))):
+            raise SpecError(f"{where}expected true or false, found {value!r}")
+        if key == "shuffle_buffer" and value is not None and (not number or isinstance(value, float) or value < 1):
+            raise SpecError(f"{where}expected how many rows are held to be shuffled, 1 or more; found {value!r}")
+    if data.get("shuffle_buffer") is not None and not data.get("stream"):
+        raise SpecError(f"{places.at(('data', 'shuffle_buffer'))}means nothing without data.stream: true; write both")
     _check_cache(data.get("cache"), places)
     _check_augment(data, places)
     if "bad_share" in data and data.get("bad_audio") != "skip":
@@ -297,8 +346,41 @@ def samples_of(run: Run, split: str, *, need_answer: bool = True) -> Manifest:
     Raises:
         ManifestError: rows that are wrong; each with file, line and key.
     """
-    how = {key: run.data.get(key) for key in ("reader", "audio_root")}
-    return Manifest(run.data[split], run.spec.prompts, need_answer=need_answer, **how)
+    found = []
+    for entry in sources_of(run, split):
+        manifest = Manifest(
+            entry.files,
+            entry.prompts(run.spec.prompts),
+            need_answer=need_answer,
+            reader=entry.reader or run.data.get("reader"),
+            audio_root=entry.audio_root or run.data.get("audio_root"),
+        )
+        found.append(manifest.of_source(entry))
+    return Manifest.joined(found)
+
+
+def stream_of(run: Run, seed: int) -> Stream:
+    """The rows of `data.train`, read as the run goes.
+
+    Raises:
+        SpecError: a NeMo configuration is among the sources, whose weights a stream cannot keep.
+    """
+    found = sources_of(run, "train")
+    if any(entry.weight is not None for entry in found):
+        raise SpecError("data.train: the weights of a NeMo configuration need the number of all rows: leave stream out")
+    options: dict[str, Any] = {key: run.data.get(key) for key in ("reader", "audio_root")}
+    return Stream(found, dict(run.spec.prompts), buffer=run.data.get("shuffle_buffer") or BUFFER, seed=seed, **options)
+
+
+def sources_of(run: Run, split: str) -> list[Entry]:
+    """The sources of `data.train` or `data.eval`, in the order of `samples_of`; none without them.
+
+    Raises:
+        SpecError: a NeMo configuration among them is wrong.
+    """
+    if run.data.get(split) is None:
+        return []
+    return expanded(entries(run.data[split], path=("data", split)), held_out=split == "eval")
 
 
 def cache_of(data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -367,7 +449,13 @@ def _check_argument(where: str, key: str, value: Any, field: dataclasses.Field[A
             raise SpecError(f"{where}{above} is a file; name a folder to save in")
 
 
-def _beside(files: Any, folder: Path) -> list[str]:
-    names = [files] if isinstance(files, str) else list(files)
-    names = [os.path.expandvars(os.path.expanduser(name)) for name in names]
-    return [str(folder / name) if not Path(name).exists() else str(name) for name in names]
+def _beside(files: Any, folder: Path) -> list[Any]:
+    """Files, or maps of sources, found from where one is, or beside the run file."""
+    found: list[Any] = []
+    for file in [files] if isinstance(files, (str, Path, Mapping)) else files:
+        if isinstance(file, Mapping):
+            found.append({**file, "file": _beside(file["file"], folder)})
+        else:
+            name = os.path.expandvars(os.path.expanduser(file))
+            found.append(name if Path(name).exists() else str(folder / name))
+    return found

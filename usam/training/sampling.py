@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
@@ -17,8 +18,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, trainer_pt
 from transformers.trainer_utils import has_length
 
 from usam.data.manifest import Sample
+from usam.data.mixture import Mixture, MixtureSampler
 from usam.data.sampling import Budget, BudgetSampler
 from usam.data.steps import Steps
+from usam.data.stream import PassedOver, Stream
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
 from usam.training import rows
@@ -36,13 +39,25 @@ class SamplingTrainer(Trainer):
         args, kwargs: as the Trainer takes them.
         budget: what a batch of training may hold; None makes batches as the Trainer does.
         lengths: of the rows of `train_dataset`, an array of `LENGTH`; None takes its own `lengths`, or measures.
+        mixture: draws the rows of each epoch of training; None: they are all rows.
     """
 
     def __init__(
-        self, *args: Any, budget: Budget | None = None, lengths: NDArray[Any] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        budget: Budget | None = None,
+        lengths: NDArray[Any] | None = None,
+        mixture: Mixture | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.budget = budget
+        self.mixture = mixture
+        if mixture is not None and (strategy := self.args.train_sampling_strategy) not in ("random", "group_by_length"):
+            raise SpecError(
+                f"train.train_sampling_strategy: {strategy} does not go with a mixture, which has an order of its own: "
+                "write random or group_by_length, or leave weights and data.temperature out"
+            )
         self.lengths = lengths
         self._by_dataset: dict[int, tuple[Any, NDArray[Any]]] = {}  # of datasets, by their identity
         self._sampler: BudgetSampler | None = None  # of `_sampled`
@@ -51,6 +66,8 @@ class SamplingTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """The Trainer's own, or one with our batches, which accelerate deals out to the processes."""
+        if isinstance(self.train_dataset, Stream):
+            return self._streamed(self.train_dataset)
         args = self.args
         together = super().get_total_train_batch_size(args) // self._train_batch_size
         if self.budget is None:
@@ -60,7 +77,8 @@ class SamplingTrainer(Trainer):
             raise ValueError("a budget needs a dataset of samples that can be counted and measured, such as a Manifest")
         if self._sampled is not self.train_dataset or self._sampler is None or self._sampler.together != together:
             lengths = self._measure(self.train_dataset)
-            self._sampler = BudgetSampler(lengths, self.budget, seed=self._data_seed, together=together)
+            seed, mixture = self._data_seed, self.mixture
+            self._sampler = BudgetSampler(lengths, self.budget, seed=seed, together=together, mixture=mixture)
             self._sampled = self.train_dataset
         return self._loader(self._sampler)
 
@@ -75,17 +93,36 @@ class SamplingTrainer(Trainer):
         return Steps(sampler, size, together, drop_last=self.args.dataloader_drop_last)
 
     def _loader(self, batches: Any) -> Any:
-        args = self.args
-        options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
-        start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
         loader: Any = DataLoader(
             cast(Any, self.train_dataset),
             batch_sampler=batches,
             collate_fn=self.data_collator,
-            worker_init_fn=start,
-            **options,
+            **self._loading(),
         )
         return self.accelerator.prepare(loader)
+
+    def _streamed(self, stream: Stream) -> Any:
+        """The batches of this process, which a stream deals out itself."""
+        if self.budget is not None:
+            raise ValueError("a budget needs a dataset of samples that can be counted and measured; a stream has none")
+        batch = self._train_batch_size
+        loader: Any = DataLoader(
+            cast(Any, stream.part(batch, self.args.process_index, self.args.world_size)),
+            batch_size=batch,
+            collate_fn=PassedOver(self.data_collator),
+            **self._loading(),
+        )
+        device = self.accelerator.device
+        return prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+
+    def _loading(self) -> dict[str, Any]:
+        """How a loader reads, as the Trainer's arguments say."""
+        args = self.args
+        start = partial(trainer_utils.seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
+        options = {name: getattr(args, f"dataloader_{name}") for name in OPTIONS if hasattr(args, f"dataloader_{name}")}
+        return {**options, "worker_init_fn": start}
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """The rows of a step, with a budget on average."""
@@ -97,12 +134,16 @@ class SamplingTrainer(Trainer):
         """The Trainer's own; those that look at lengths are given ours."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         args, strategy = self.args, self.args.train_sampling_strategy
+        if self.mixture is not None and strategy not in BY_LENGTH:
+            return MixtureSampler(self.mixture, seed=self._data_seed)
         if strategy not in BY_LENGTH or not _measurable(dataset):
             return super()._get_train_sampler(train_dataset)
         tokens = self._measure(dataset)["tokens"].tolist()
         together = super().get_total_train_batch_size(args) // self._train_batch_size
         if strategy == "group_by_length":
             step = self._train_batch_size * together
+            if self.mixture is not None:
+                return MixtureSampler(self.mixture, seed=self._data_seed, lengths=tokens, batch=step)
             return _GroupedByLength(step, lengths=tokens, seed=self._data_seed)
         return trainer_pt_utils.BatchRebalanceSampler(
             lengths=tokens,

@@ -19,6 +19,7 @@ from transformers import __version__ as transformers_version
 from usam.data.augment import Augment
 from usam.data.cache import Keyed
 from usam.data.collate import Collator, Skipped
+from usam.data.index import content
 from usam.data.manifest import ManifestError
 from usam.data.sampling import Budget
 from usam.data.trial import check_names
@@ -31,8 +32,9 @@ from usam.saving import STAGED
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, held_out, rows
 from usam.training.groups import grouped
-from usam.training.run import DATA, Run, cache_of, check, samples_of
+from usam.training.run import DATA, Run, cache_of, check, samples_of, sources_of, stream_of
 from usam.training.sampling import BY_LENGTH
+from usam.training.sources import made_of, mixture_of
 from usam.training.trainer import UsamTrainer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,9 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
     hashes: dict[str, list[str]] = {}
     with arguments.main_process_first(local=False, desc="indexing and measuring"):
         for split in ("train", "eval"):
-            if data[split] is not None:
+            if split == "train" and data["stream"]:
+                hashes[split] = [content(Path(file)) for source in sources_of(run, split) for file in source.files]
+            elif data[split] is not None:
                 samples = samples_of(run, split)
                 hashes[split] = samples.hashes
                 if context is not None or looks:
@@ -103,7 +107,7 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
                 left_out += long
                 if context is not None and data["too_long"] == "truncate_answer":
                     splits[split].lengths = rows.cut_to(splits[split].lengths, context)
-    spares = splits["train"] if data["bad_audio"] == "skip" else None
+    spares = splits["train"] if data["bad_audio"] == "skip" and not data["stream"] else None
     if budget is not None:
         splits["train"], large = rows.within(splits["train"], splits["train"].lengths, budget, data["too_long"])
         left_out += large
@@ -118,15 +122,19 @@ def train(run: Run, *, resume: str | bool | None = None, overwrite: bool = False
         share=data["bad_share"],
         context=context,
         cut=data["too_long"] == "truncate_answer",
+        stand_in=bool(data["stream"]) and data["bad_audio"] == "skip",
     )
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     trainer = UsamTrainer(
         model=model,
         args=arguments,
-        train_dataset=splits["train"],
+        train_dataset=stream_of(run, seed) if data["stream"] else splits["train"],
         eval_dataset=splits.get("eval"),
         data_collator=collate if cache is None else Keyed(collate, cache.rate),
         processing_class=processor,
         budget=budget,
+        mixture=None if data["stream"] else mixture_of(run, splits["train"]),
+        sources=[source.name for source in sources_of(run, "train")],
         share=data["bad_share"],
         made_of=_made_of(run, model, hashes, arguments.world_size),
         run_file=run.to_yaml(),
@@ -207,7 +215,7 @@ def _made_of(
     return {
         "model": run.spec.to_dict(),
         "sources": {name: source["sha256"] for name, source in about["sources"].items()},
-        "data": {**files, **policies},
+        "data": {**files, **policies, **made_of(run)},
         "eval": held_out.evaluation(run.eval).model_dump(exclude_defaults=True),
         "train": {
             **{k: v for k, v in run.train.items() if v != usual.get(k)},

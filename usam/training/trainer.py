@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
@@ -19,6 +20,7 @@ from usam.training import groups
 from usam.training.evaluating import EvaluatingTrainer
 from usam.training.parts import Parts
 from usam.training.routing import Routing
+from usam.training.sources import Seen
 from usam.types import IGNORE
 
 BESIDE = ("tasks", "rows", "skipped", "clips")  # what a batch tells the Trainer, and not the model
@@ -36,6 +38,7 @@ class UsamTrainer(EvaluatingTrainer):
         groups: parameters with a learning rate of their own, as Run has them.
         augment: what is done to the clips of training, never to those of an evaluation; needs a Collator. Lengths,
             where they are given, are those of the longest that clips may become.
+        sources: names of the sources that rows are of, which are counted.
     """
 
     data_collator: Any
@@ -47,6 +50,7 @@ class UsamTrainer(EvaluatingTrainer):
         cache: FeatureCache | None = None,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         augment: Augment | None = None,
+        sources: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -63,6 +67,7 @@ class UsamTrainer(EvaluatingTrainer):
             raise SpecError("data.cache: FSDP and DeepSpeed spread the encoders' weights over processes; leave one out")
         self._parts = Parts()
         self._routing = Routing()
+        self._seen = Seen(sources)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own groups, split by those of the run and by each component's `lr_scale`."""
@@ -77,14 +82,14 @@ class UsamTrainer(EvaluatingTrainer):
 
     def try_largest(self) -> None:
         """What is gathered for the log stays as it is, too."""
-        before = self._parts, self._routing, self.skipped, self.data_collator
+        before = self._parts, self._routing, self.skipped, self._seen, self.data_collator
         if self.augment is not None:
             self.data_collator = self.data_collator.augmented(self.augment.longest())
-        self._parts, self._routing, self.skipped = Parts(), Routing(), {}
+        self._parts, self._routing, self.skipped, self._seen = Parts(), Routing(), {}, Seen()
         try:
             super().try_largest()
         finally:
-            self._parts, self._routing, self.skipped, self.data_collator = before
+            self._parts, self._routing, self.skipped, self._seen, self.data_collator = before
 
     def get_train_dataloader(self) -> Any:
         """With augmentation."""
@@ -110,15 +115,18 @@ class UsamTrainer(EvaluatingTrainer):
             AudioError: names the rows.
         """
         tasks = inputs.get("tasks")
+        sources = inputs.pop("sources", ())
         skipped = inputs.get("skipped")
         inputs, rows = self.inputs_of(inputs)
         if skipped:
             self.skipped |= {row.row: row for row in skipped}
-            check_share(list(self.skipped.values()), len(cast(Any, self.train_dataset)), self.share)
+            check_share(list(self.skipped.values()), self._planned(), self.share)
         if not model.training:  # each batch by itself: how many tokens other processes have at the moment means nothing
             kwargs["num_items_in_batch"] = None
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         aux = outputs.get("aux") or {}
+        if model.training:
+            self._seen.add(sources)
         if model.training:
             share = self._share(inputs, kwargs.get("num_items_in_batch"))
             self._parts.steps += int(self.accelerator.gradient_state.sync_gradients)
@@ -152,6 +160,12 @@ class UsamTrainer(EvaluatingTrainer):
         share: float = float((inputs["labels"][:, 1:] != IGNORE).sum() / total)
         return share if self.args.average_tokens_across_devices else share / int(self.args.world_size)
 
+    def _planned(self) -> int:
+        """Of the data, or of a stream those of all steps."""
+        if has_length(self.train_dataset):
+            return len(cast(Any, self.train_dataset))
+        return int(self.args.max_steps * self.get_total_train_batch_size(self.args))
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each unweighted part since the last line, by task too, and what routers did with each task.
 
@@ -159,17 +173,20 @@ class UsamTrainer(EvaluatingTrainer):
         """
         if "loss" in logs:
             logs |= self._rates | self._parts.means(gather_object) | self._routing.means(gather_object)
+            logs |= {f"seen/{name}": count for name, count in self._seen.totals(self.accelerator).items()}
         if "train_loss" in logs:  # of the whole run, also when it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
 
     def gathered(self) -> dict[str, Any]:
-        """Also the loss's parts and the routing."""
-        return {**super().gathered(), "parts": self._parts.state, "routing": self._routing.state}
+        """Also the loss's parts, the routing and the rows of each source; all processes ask together."""
+        seen = self._seen.totals(self.accelerator)
+        return {**super().gathered(), "parts": self._parts.state, "routing": self._routing.state, "seen": seen}
 
     def take_up(self, gathered: Mapping[str, Any]) -> None:
-        """Also the loss's parts and the routing."""
+        """Also the loss's parts, the routing and the rows of each source."""
         super().take_up(gathered)
+        self._seen.take_up(gathered.get("seen", {}))
         self._parts = Parts(gathered["parts"])
         self._routing = Routing(gathered["routing"])
 
