@@ -148,3 +148,28 @@ def test_another_augmentation_does_not_go_on_from_a_checkpoint(run_file):
     train(asked(run_file, "out", "data.augment=[gain]", "data.eval=null"))
     with pytest.raises(SpecError, match=r"data.augment: "):
         train(asked(run_file, "out", "data.augment=[speed]", "data.eval=null"), resume=True)
+
+
+def test_an_augmentation_of_ones_own_is_a_file(run_file):
+    (run_file.parent / "own.py").write_text(
+        "from usam.augmentations import Augmentation, register\n\n\n"
+        '@register("reversed_clip")\n'
+        "class Reversed(Augmentation):\n"
+        "    def __call__(self, clip, rate, generator):\n"
+        "        return clip[::-1].copy()\n"
+    )
+    run_file.write_text(run_file.read_text() + "plugins: [own.py]\n")
+    train(asked(run_file, "out", "data.augment=[reversed_clip]", "data.eval=null", "train.max_steps=1"))
+
+
+def test_one_that_makes_a_clip_longer_than_it_says_is_named(run_file):
+    (run_file.parent / "doubled.py").write_text(
+        "import numpy as np\nfrom usam.augmentations import Augmentation, register\n\n\n"
+        '@register("doubled_clip")\n'
+        "class Doubled(Augmentation):\n"
+        "    def __call__(self, clip, rate, generator):\n"
+        "        return np.tile(clip, 2)\n"
+    )
+    run_file.write_text(run_file.read_text() + "plugins: [doubled.py]\n")
+    with pytest.raises(ValueError, match=r"train.jsonl:\d: data.augment.0: Doubled made [\d,]+ samples, and 'stretch'"):
+        train(asked(run_file, "out", "data.augment=[doubled_clip]", "data.eval=null"))
