@@ -85,7 +85,7 @@ def test_two_processes_fill_and_read_one_cache_and_learn_the_same(run_file):
 
 @pytest.mark.parametrize("how", ["is_fsdp_enabled", "is_deepspeed_enabled"])
 def test_a_run_that_spreads_its_weights_is_refused(how, run_file, monkeypatch):
-    """Accelerate spreads weights on GPUs only: here the flag alone is set that says so."""
+    """One process alone has nobody to share with: here the flag alone is set that says so."""
     own = Trainer.create_accelerator_and_postprocess
 
     def spread(self):

@@ -50,8 +50,6 @@ class ResumingTrainer(SamplingTrainer):
         self, *args: Any, made_of: Mapping[str, Any] | None = None, run_file: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            sharding.choose_layers(self.accelerator, self.model)
         self.made_of = dict(made_of or {})
         self.run_file = run_file
         self.skipped: dict[str, Skipped] = {}  # by row
@@ -65,7 +63,7 @@ class ResumingTrainer(SamplingTrainer):
         super().create_accelerator_and_postprocess()
         if asked:
             sharding.spread(self.accelerator, self.args)
-        self.is_fsdp_enabled = asked
+            self.is_fsdp_enabled = True
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """A file that is broken, or would execute code, is named."""
@@ -161,6 +159,8 @@ class ResumingTrainer(SamplingTrainer):
                 self.train_dataset.seen = state.global_step * self.args.gradient_accumulation_steps
             if state.global_step == planned or self.ended(self._resumed):
                 return self._take(self._resumed, state)
+        if self.is_fsdp_enabled:
+            sharding.choose_layers(self.accelerator, self.model)
         done = cast(TrainOutput, super().train(str(self._resumed) if self._resumed else None, *args, **kwargs))
         if self.state.global_step < planned and not self.control.should_training_stop:
             raise IncompleteRun(f"{self.state.global_step} of {planned} planned steps were made; nothing more is saved")
