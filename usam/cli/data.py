@@ -141,7 +141,7 @@ def show(
     row and the seconds of its file below. Of a run, the rows are those of data.train, and the spec is its model.
     """
     from usam.data.check import first
-    from usam.data.inspection import describe_batch
+    from usam.data.inspection import describe_batch, legend
     from usam.processor.processor import UsamProcessor
 
     is_run = source.lower().endswith(RUN_FILES)
@@ -158,6 +158,8 @@ def show(
         raise ValueError(f"{source}: no rows; write one JSON map a line")
     processor = UsamProcessor.from_spec(checked)
     painted = color == "always" or (color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    if painted:
+        print(legend())
     groups = [samples] if batch else [[sample] for sample in samples]
     print("\n\n".join(describe_batch(processor, group, color=painted, tokens=tokens) for group in groups))
 

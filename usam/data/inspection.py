@@ -53,9 +53,6 @@ def describe_batch(
     rate = processor.feature_extractor.sampling_rate
     heard = [int(row.sum()) for row in batch.get("input_values_mask", [])]
     lines = []
-    if color:
-        kinds = ("instruction", "audio", "learned", "padding")
-        lines.append("colours: " + "  ".join(_painted(kind, kind) for kind in kinds))
     clip = 0
     for i, sample in enumerate(owners):
         lengths = heard[clip:]
@@ -75,6 +72,11 @@ def describe_batch(
     if heard:
         lines.append("clips: " + ", ".join(f"{n / rate:.2f} s" for n in heard))
     return "\n".join(lines)
+
+
+def legend() -> str:
+    """What the colours mean."""
+    return "colours: " + "  ".join(_painted(kind, kind) for kind in ("instruction", "audio", "learned", "padding"))
 
 
 NAMES = ("input_ids", "labels", "attention_mask", "prompt_mask")
