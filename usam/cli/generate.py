@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -64,7 +64,7 @@ def generate(
         task = next(iter(answerer.processor.prompts))
     groups = [files] if together else [[file] for file in files]
     chats = [answerer.ask(group, prompt, task) for group in groups]
-    options = {"batch_size": batch_size or 8, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    options: dict[str, Any] = {"batch_size": batch_size or 8, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
     failed = 0
     for group, reply in zip(groups, answerer.replies(chats, **options), strict=True):
         name = " ".join(group)
