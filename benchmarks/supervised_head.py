@@ -112,20 +112,20 @@ def main() -> None:
         {
             "what": f"processor time of {against}",
             "measured": f"{time_ratio:.2f}",
-            "bound": "0.65",
-            "ok": time_ratio <= 0.65,
+            "bound": "0.45",
+            "ok": time_ratio <= 0.45,
         },
         {
             "what": f"time by the clock of {against}",
             "measured": f"{clock[0] / clock[1]:.2f}",
-            "bound": "0.65",
-            "ok": clock[0] / clock[1] <= 0.65,
+            "bound": "0.45",
+            "ok": clock[0] / clock[1] <= 0.45,
         },
         {
             "what": f"memory that {against} adds",
             "measured": f"{memory_ratio:.2f}",
-            "bound": "0.55",
-            "ok": memory_ratio <= 0.55,
+            "bound": "0.35",
+            "ok": memory_ratio <= 0.35,
         },
     ]
     record(__file__, rows, found)

@@ -136,7 +136,8 @@ def mark_tokens(
 
     placed = [(moved(a, moves), moved(b, moves)) for a, b in spans]
     marks = [False] * len(ids)
+    first, last = min((a for a, _ in placed), default=0), max((b for _, b in placed), default=0)
     for i, (token, (a, b)) in enumerate(zip(ids, offsets, strict=True)):
-        if b > a and token not in never:
+        if first < b and a < last and b > a and token not in never:  # most tokens are placeholders, outside of all
             marks[i] = any(a < end and b > start for start, end in placed)
     return marks
