@@ -245,9 +245,8 @@ def test_audio_in_lists_is_not_decoded_either(spoken):
         assert lengths(Manifest.of(rows, PROMPTS).samples) == [8000, 4000]
 
 
-def test_a_stream_of_unknown_features_is_read(tmp_path):
-    import datasets
-
+def test_a_stream_of_unknown_features_is_read():
+    datasets = pytest.importorskip("datasets", reason="pip install 'usam[datasets]'")
     stream = datasets.IterableDataset.from_generator(lambda: iter([{"audio": wav(0.5), "text": "hello"}]))
     assert lengths(Manifest.of(stream, PROMPTS).samples) == [8000]
 

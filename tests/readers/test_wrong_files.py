@@ -1,7 +1,9 @@
 """A file with a fault that files often have is told which, and where."""
 
 import gzip
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -58,6 +60,34 @@ def test_marks_line_ends_and_empty_lines_do_no_harm(name, data, tmp_path):
 def test_a_fault_is_told_with_its_place(name, data, message, tmp_path):
     with pytest.raises(ManifestError, match=message):
         read(tmp_path, name, data)
+
+
+def archive():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in ("1.wav", "1.txt", "2.wav", "2.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 700
+            tar.addfile(entry, io.BytesIO(b"x" * 700))
+    return file.getvalue()[: 4 * (512 + 1024) + 512]  # what pads it behind its end may be lost
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("rows.json", f"[{ROW},\n{ROW}]".encode()),
+        ("rows.jsonl.gz", gzip.compress(f"{ROW}\n{ROW}\n".encode())),
+        ("rows.csv.gz", gzip.compress(b"wav,txt\na.wav,hello\n")),
+        ("rows.tar", archive()),
+        ("rows.tar.gz", gzip.compress(archive())),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_may_break_off_anywhere(name, whole, tmp_path):
+    assert read(tmp_path, name, whole)
+    for size in range(0, len(whole), 1 + len(whole) // 100):
+        with pytest.raises(ManifestError, match=name):
+            read(tmp_path, name, whole[:size])
 
 
 def test_quoted_line_ends_belong_to_a_cell(tmp_path):
