@@ -344,7 +344,8 @@ def content(path: Path) -> str:
 def _files(path: Path) -> Iterator[Path]:
     """A folder of Parquet, or a saved dataset, has several; what is kept beside manifests is none of them."""
     for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not each.is_dir() and not each.parent.name.endswith(".usam"):
+        kept = any(part.startswith(".") and part.endswith(".usam") for part in each.relative_to(path).parts)
+        if not each.is_dir() and not kept:
             yield each
 
 
