@@ -40,7 +40,7 @@ class ShareGPT(Layout):
         Form(("conversations",), ("system", "tools", "id", *SOUND, *MEDIA)),
         Form(("instruction", "output"), ("input", "history", "system", "id", *SOUND, *MEDIA)),
     )
-    beside = (INFO,)
+    beside = (INFO, f"../{INFO}")
 
     @classmethod
     def opens(cls, source: Any) -> bool:
