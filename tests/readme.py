@@ -44,8 +44,8 @@ SAYS = {
     "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
     "1 would be a step with all logits.",
     "padding.py": "A budget of seconds and tokens makes batches of rows of one length, with little padding.",
-    "manifest.py": "A manifest of a million rows is checked and indexed once; every later start maps the index, and shares "
-    "it with its workers.",
+    "manifest.py": "A manifest of a million rows is checked and indexed once; every later start maps the index, and "
+    "shares it with its workers.",
     "meta_memory.py": "`usam show` builds no weights, so that a laptop looks at ten billion parameters.",
     "startup.py": "The command line answers in a fraction of a second, with many plugins installed.",
 }

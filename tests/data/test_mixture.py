@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from usam import SpecError
-from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.manifest import Manifest, ManifestError
 from usam.data.mixture import MEGABATCH, Mixture, MixtureSampler, entries, expanded, mixture, shares
 from usam.data.sampling import Budget, BudgetSampler, Length
 
@@ -213,18 +213,17 @@ def test_what_is_held_out_takes_no_weights():
 
 
 def test_without_weights_and_temperature_all_rows_come_once():
-    assert mixture(entries(["a", "b"]), [], None) is None
+    assert mixture(entries(["a", "b"]), {}, None) is None
 
 
 def test_a_temperature_of_one_source_is_refused():
     with pytest.raises(SpecError, match=r"data\.temperature: means nothing with one source"):
-        mixture(entries("a"), [], 5)
+        mixture(entries("a"), {}, 5)
 
 
 def test_a_source_of_which_no_row_is_left_is_refused():
-    samples = [Sample("a:1", (), source="a")]
     with pytest.raises(ManifestError, match="b: no row is left to learn from, and it has a share in the mixture"):
-        mixture(entries([{"file": "a", "weight": 1}, {"file": "b", "weight": 1}]), samples, None)
+        mixture(entries([{"file": "a", "weight": 1}, {"file": "b", "weight": 1}]), {"a": 1}, None)
 
 
 # NeMo's input_cfg

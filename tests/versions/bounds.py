@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-USERS = ("demo", "triton")  # extras whose lower bounds count; developers' tools need not be old
+USERS = ("demo", "datasets", "metrics", "triton")  # extras whose lower bounds count; developers' tools need not be old
 
 
 def requirements(*extras: str) -> Iterator[Requirement]:

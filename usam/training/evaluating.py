@@ -95,7 +95,7 @@ class EvaluatingTrainer(GuardedTrainer):
         if generate is None or context is None:
             return
         samples = [dataset[i] for i in held_out.drawn(len(dataset), generate.limit, generate.seed)]
-        asked = [max(length.asked - 1, 0) for length in self._measure(samples)]
+        asked = np.maximum(rows.measured(samples, cast(Any, self.processing_class))["asked"] - 1, 0).tolist()
         full = [s.origin for s, n in zip(samples, asked, strict=True) if n + generate.max_new_tokens > context]
         if full:
             room = context - max(asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,19 @@ class Parts:
     def state(self) -> dict[str, Any]:
         """What was gathered so far, to go on from: plain data."""
         return {"steps": self.steps, "sums": self._sums, "tasks": self._tasks}
+
+    @classmethod
+    def joined(cls, states: Iterable[Mapping[str, Any]]) -> Parts:
+        """What several processes gathered over the same steps, from their states."""
+        whole = cls()
+        for state in states:
+            whole.steps = max(whole.steps, state["steps"])
+            for name, value in state["sums"].items():
+                whole._sums[name] = whole._sums.get(name, 0.0) + value
+            for key, pair in state["tasks"].items():
+                before = whole._tasks.get(key, [0.0, 0.0])
+                whole._tasks[key] = [a + b for a, b in zip(before, pair, strict=True)]
+        return whole
 
     def add(self, name: str, value: float, share: float) -> None:
         """The value of a loss for a micro-batch, and the micro-batch's share of its step."""

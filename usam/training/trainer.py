@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
@@ -192,12 +192,13 @@ class UsamTrainer(EvaluatingTrainer):
 
     def merged(self, gathered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Also the loss's parts and the routing, which the first process gets."""
-        parts: dict[str, list[Tensor]] = {}
         first = self.args.process_index == 0
-        for name, values in [pair for each in gathered if first for pair in each["parts"].items()]:
-            parts.setdefault(name, []).extend(values)
+        parts = Parts.joined(each["parts"] for each in gathered)
+        if not first:
+            parts = Parts({"steps": parts.steps, "sums": {}, "tasks": {}})
         routing = Routing.joined([each["routing"] for each in gathered if first])
-        return {**super().merged(gathered), "parts": parts, "routing": routing.state}
+        own = {"parts": parts.state, "routing": routing.state, "seen": gathered[0]["seen"]}
+        return {**super().merged(gathered), **own}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.cache is not None:  # a run that goes on from here reads the same frames
