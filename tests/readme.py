@@ -29,6 +29,8 @@ SAYS = {
     "longer.",
     "whisper_context.py": "Whisper on the clip alone spares the silence that fills its windows of 30 s; above 1 means "
     "that the windows take longer.",
+    "whisper_context_wer.py": "What `context: clip` changes: a frame that was learned with silence behind the clip is "
+    "another one without it, so that a trained model wants the windows; one that trains with the clip alone does not.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
     "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
     "takes more.",
