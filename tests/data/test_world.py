@@ -153,12 +153,13 @@ def test_another_world_is_not_overwritten(quiet):
         write_world(quiet, train=6, dev=2, test=2, seed=1, domains=("sounds", "music"))
 
 
-def test_more_clips_leave_the_first_as_they_are(world):
-    few = [row for _, row in speech.clips("asr", "train", 5, 0)]
-    assert [row["answer"] for row in few] == [row["answer"] for row in rows(world["train"]["asr"])[:5]]
-    (first, _), *_ = sounds.clips("aac", "train", 1, 0)
-    heard, _ = soundfile.read(world["train"]["aac"].parent / "aac" / "00001.wav")
-    assert np.allclose(first, heard, atol=1e-4)
+@pytest.mark.parametrize(("domain", "task"), [(speech, "asr"), (speech, "s2tt"), (sounds, "aac"), (music, "mc")])
+def test_more_clips_leave_the_first_as_they_are(domain, task: str, world):
+    few = list(domain.clips(task, "train", 3, 0))
+    for (wave, row), written in zip(few, rows(world["train"][task]), strict=False):
+        heard, _ = soundfile.read(world["train"][task].parent / written["audio"])
+        assert row["answer"] == written["answer"]
+        assert np.allclose(wave, heard, atol=1e-4)
 
 
 @pytest.mark.parametrize("domain", [speech, sounds, music])
@@ -223,6 +224,12 @@ def test_voices_of_a_corpus_are_its_splits_own(world):
     for split in SPLITS:
         heard = {row["meta"]["voice"] for task in speech.TASKS for row in rows(world[split][task])}
         assert heard <= set(speech.voices(split))
+
+
+def test_splits_have_scenes_of_one_to_three_things():
+    for split in SPLITS:
+        counts = [len(scene_of(row)) for _, row in sounds.clips("aac", split, 120, 0)]
+        assert np.allclose([counts.count(n) / 120 for n in (1, 2, 3)], [1 / 3, 1 / 2, 1 / 6], atol=0.15)
 
 
 def test_splits_share_no_scene():

@@ -47,7 +47,7 @@ def combinations(split: Split) -> tuple[Combination, ...]:
 
 
 def _split_at(place: int) -> Split:
-    return ("dev", "test", "train", "train", "train", "train", "train")[place % 7]  # type: ignore[return-value]
+    return ("dev", "test", "train", "train", "train", "train", "train")[place % 7]
 
 
 def clips(task: str, split: Split, count: int, seed: int) -> Iterator[tuple[Wave, dict[str, Any]]]:
@@ -118,7 +118,7 @@ def _note(
 
 def _piano(draw: Draw) -> Strike:
     """Hammered: a hard attack, higher harmonics sooner over."""
-    order = np.arange(1, 21)
+    order = np.arange(1.0, 21.0)
     decay, dark = draw.between("decay", 0.35, 0.55), draw.between("dark", 1.1, 1.5)
     gains, fall = order**-dark, decay / order**0.6
     return lambda pitch, seconds: [faded(_note(pitch, seconds, gains, fall), 0.003, 0.08)]
@@ -133,7 +133,7 @@ def _organ(draw: Draw) -> Strike:
 
 def _strings(draw: Draw) -> Strike:
     """Bowed: all harmonics, a slow attack, several players out of tune with one another."""
-    order = np.arange(1, 31)
+    order = np.arange(1.0, 31.0)
     attack, spread = draw.between("attack", 0.07, 0.11), draw.between("spread", 0.004, 0.008)
     gains = 1 / order**0.9
 
@@ -160,7 +160,7 @@ def _flute(draw: Draw) -> Strike:
 
 def _guitar(draw: Draw) -> Strike:
     """Plucked: a string of noise that each period averages with its neighbour (Karplus and Strong, 1983)."""
-    order = np.arange(1, 41)
+    order = np.arange(1.0, 41.0)
     place, loss = draw.between("place", 0.12, 0.22), draw.between("loss", 0.9965, 0.998)
     gains = np.abs(np.sin(np.pi * order * place)) * np.exp(-order / 30)
 
@@ -174,7 +174,7 @@ def _guitar(draw: Draw) -> Strike:
 
 def _trumpet(draw: Draw) -> Strike:
     """Brass: the louder, the brighter, so that a note opens; strong harmonics around 1.2 kHz."""
-    order = np.arange(1, 25)
+    order = np.arange(1.0, 25.0)
     centre, opening = draw.between("centre", 1100, 1500), draw.between("opening", 0.04, 0.07)
 
     def strike(pitch: float, seconds: float) -> list[Wave]:
