@@ -13,6 +13,7 @@ from usam.data.manifest import Manifest
 from usam.data.world import PROMPTS, music, sounds, speech, write_world
 from usam.data.world.draw import CELLS, SAMPLE_RATE, SPLITS, Draw, cells, split_of
 from usam.data.world.numerals import chinese, english
+from usam.data.world.truth import sounding
 
 SIZES = {"train": 40, "dev": 20, "test": 20}
 TASKS = ("asr", "s2tt", "aac", "mc")
@@ -233,7 +234,9 @@ def test_splits_have_scenes_of_one_to_three_things():
 
 
 def test_splits_share_no_scene():
-    scenes = {split: {scene_of(row) for _, row in sounds.clips("aac", split, 60, 0)} for split in SPLITS}
+    scenes = {
+        split: {scene_of(row) for _, row in sounds.clips("aac", split, 60, seed)} for seed, split in enumerate(SPLITS)
+    }
     for one, other in combinations(SPLITS, 2):
         assert scenes[one].isdisjoint(scenes[other])
         orders = ({tuple(n for n, _ in scene) for scene in scenes[split] if len(scene) > 1} for split in (one, other))
@@ -324,16 +327,21 @@ def test_captions_say_instrument_tempo_mode_and_meter():
 
 
 def test_events_sound_where_they_say(world):
-    """Within its strokes a clip is louder than outside of them, where only its background is left."""
+    """Within its spans a clip is louder than outside of them, where only its background is left."""
     for row in rows(world["test"]["aac"]) + rows(world["test"]["asr"]):
         wave, rate = soundfile.read(world["test"][row["task"]].parent / row["audio"])
-        sounding = np.zeros(len(wave), dtype=bool)
-        for event in row["meta"]["events"]:
-            for onset, offset in event.get("strokes", [[event["onset"], event["offset"]]]):
-                sounding[round(onset * rate) : round(offset * rate)] = True
-        assert sounding.any()
-        assert not sounding.all()
-        assert np.mean(wave[~sounding] ** 2) < 0.1 * np.mean(wave[sounding] ** 2), row
+        loud = sounding(row["meta"], rate, len(wave))
+        assert loud.any()
+        assert not loud.all()
+        assert np.mean(wave[~loud] ** 2) < 0.1 * np.mean(wave[loud] ** 2), row
+
+
+def test_frames_sound_between_onset_and_offset():
+    rain = {"name": "rain", "onset": 0.5, "offset": 0.9}
+    knock = {"name": "knock", "onset": 0.1, "offset": 0.4, "spans": [[0.1, 0.2], [0.3, 0.4]]}
+    meta = {"events": [knock, rain]}
+    assert sounding(meta, 10, 10).tolist() == [False, True, False, True, False, True, True, True, True, False]
+    assert sounding(meta, 10, 10, "knock").sum() == 2
 
 
 def test_events_come_in_order_and_overlap_little():
@@ -342,7 +350,8 @@ def test_events_come_in_order_and_overlap_little():
         for one, other in pairwise(events):
             assert one["onset"] < other["onset"]
             assert other["onset"] >= one["offset"] - 0.1
-        assert all(len(event["strokes"]) == event["count"] for event in events)
+        counted = [event for event in events if sounds.THINGS[event["name"]].counted]
+        assert all(len(event["spans"]) == event["count"] for event in counted)
 
 
 def test_counted_strokes_begin_so_often():

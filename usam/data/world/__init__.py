@@ -1,6 +1,6 @@
 """The miniature world: speech, sound events and music, made here, to train, develop and test on.
 
-Nothing is downloaded, everything that sounds is known, and what test hears nothing of training's has: other random
+Nothing is downloaded, everything that sounds is known, and test has nothing of training's: other random
 numbers, and held-out voices, sentences, scenes, combinations and parameters.
 """
 

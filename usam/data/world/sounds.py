@@ -23,8 +23,9 @@ LONGEST = 3.0  # seconds of a clip
 SHORTEST = 1.0
 GAP = (-0.08, 0.2)  # seconds from the end of one thing to the next: they may overlap, by a third at most
 QUIET = 0.03  # of its peak: below, a sound is taken to be over
+PAUSE = 0.05  # seconds of less that part two spans of sound
 FLOOR = (-50.0, -32.0)  # dB of the background noise below the loudest sample
-GAINS = (0.4, 1.0)
+GAINS = (0.4, 1.0)  # of a thing beside the others
 
 Scene = tuple[tuple[str, int], ...]  # name and count of each thing, in order
 
@@ -103,17 +104,25 @@ def _scene(draw: Draw, things: int) -> Scene:
 def _event(draw: Draw, name: str, count: int, onset: float) -> tuple[dict[str, Any], list[tuple[float, Wave]]]:
     """One thing that sounds `count` times from `onset` on: its truth, and its strokes and when they begin."""
     draw = draw.afresh()
-    stroke = at_peak(THINGS[name].sound(draw), draw.between("gain", *GAINS))
-    loud = np.flatnonzero(np.abs(stroke) > QUIET * np.abs(stroke).max())
-    stroke = stroke[loud[0] :]
-    lasts = float(loud[-1] + 1 - loud[0]) / SAMPLE_RATE
+    stroke = at_peak(THINGS[name].sound(draw), draw.any(*GAINS))
+    parts = _sounding(stroke)
+    first, lasts = parts[0][0], parts[-1][1] - parts[0][0]
+    stroke = stroke[round(first * SAMPLE_RATE) :]
     every = max(0.22, lasts + draw.between("pause", 0.06, 0.16)) if count > 1 else 0.0
     if every > 0.4:
         every = draw.between("interval", 0.32, 0.4)  # a long stroke still sounds when the next one comes
     starts = [onset + i * every for i in range(count)]
-    spans = [[round(start, 4), round(start + lasts, 4)] for start in starts]
-    truth = {"name": name, "count": count, "onset": spans[0][0], "offset": spans[-1][1], "strokes": spans}
+    spans = [[round(start + edge - first, 4) for edge in part] for start in starts for part in parts]
+    truth = {"name": name, "count": count, "onset": spans[0][0], "offset": spans[-1][1], "spans": spans}
     return truth | {"params": draw.params}, [(start, stroke) for start in starts]
+
+
+def _sounding(wave: Wave) -> list[tuple[float, float]]:
+    """From when to when a wave sounds, in seconds."""
+    loud = np.flatnonzero(np.abs(wave) > QUIET * np.abs(wave).max())
+    breaks = np.flatnonzero(np.diff(loud) > PAUSE * SAMPLE_RATE)
+    begins, ends = loud[np.r_[0, breaks + 1]], loud[np.r_[breaks, len(loud) - 1]] + 1
+    return [(float(begin) / SAMPLE_RATE, float(end) / SAMPLE_RATE) for begin, end in zip(begins, ends, strict=True)]
 
 
 def _beep(draw: Draw) -> Wave:
