@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from usam.data.spoken import UNSEEN_VOICES, VOICES, WORDS, speak, variants, voices, write_corpus
+from usam.data.spoken import UNSEEN_VOICES, VOICES, WORDS, say_all, speak, variants, voices, write_corpus
 
 SIZES = {"train": 40, "unseen_sentences": 20, "unseen_voices": 20}
 
@@ -51,6 +51,13 @@ def test_threads_hear_the_same():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda text: speak(text)[0], texts))
     assert all(np.array_equal(wave, speak(text)[0]) for text, wave in zip(texts, together, strict=True))
+
+
+def test_one_after_the_other_is_the_same_each_time():
+    asked = [("one two", "en-us+f1", 160, 40), ("three", "en-gb", 180, 60)]
+    first, again = say_all(asked), say_all(asked)
+    assert all(np.array_equal(one, other) for (one, _), (other, _) in zip(first, again, strict=True))
+    assert np.array_equal(first[0][0], speak("one two", voice="en-us+f1", rate=160, pitch=40)[0])
 
 
 def test_every_option_changes_the_speech():

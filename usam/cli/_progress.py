@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 T = TypeVar("T")
@@ -16,3 +17,15 @@ def progress(rows: Iterable[T]) -> Iterable[T]:
     from tqdm import tqdm
 
     return cast(Iterable[T], tqdm(rows, desc="reading", unit=" rows", file=sys.stderr))
+
+
+@contextmanager
+def counter(what: str, unit: str) -> Iterator[Callable[[int], None] | None]:
+    """What shows, in a terminal, how many have been made so far; None elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=f" {unit}", file=sys.stderr) as bar:
+        yield lambda count: bar.update(count - bar.n)

@@ -1,4 +1,4 @@
-"""`usam data`: manifests checked, shown as the model sees them, and written in another format."""
+"""`usam data`: manifests checked, shown as the model sees them, written in another format, and made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 import typer
 
 from usam.cli._options import PluginOption
-from usam.cli._progress import progress
+from usam.cli._progress import counter, progress
 
 if TYPE_CHECKING:
     from usam.data.check import Part
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from usam.spec.spec import Spec
 
 data = typer.Typer(
-    help="Check manifests, show them as the model sees them, convert them.",
+    help="Check manifests, show them as the model sees them, convert them, make some.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,7 +38,7 @@ RootOption = Annotated[
 
 @data.callback()
 def _group() -> None:
-    """Check manifests, show them as the model sees them, convert them."""
+    """Check manifests, show them as the model sees them, convert them, make some."""
 
 
 @data.command()
@@ -217,3 +217,27 @@ def convert(
 
         prompts = dict(load_spec(spec).prompts)
     print(f"wrote {out}: {write(source, out, to, reader=reader, prompts=prompts)} rows")
+
+
+@data.command()
+def world(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Receives clips and manifests.")],
+    train: Annotated[int, typer.Option(min=0, help="Clips of each task to train on.")] = 2000,
+    dev: Annotated[int, typer.Option(min=0, help="Clips of each task to choose recipes by.")] = 200,
+    test: Annotated[int, typer.Option(min=0, help="Clips of each task to report on, once.")] = 200,
+    seed: Annotated[int, typer.Option(help="Another seed draws other clips.")] = 0,
+    domain: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="speech (asr, s2tt), sounds (aac) or music (mc); repeatable. Default: all."),
+    ] = None,
+) -> None:
+    """Make the miniature world: speech, sound events and music, with splits that share nothing (docs/world.md)."""
+    from usam.data.world import DOMAINS, write_world
+
+    with counter("making", "clip") as progress:
+        made = write_world(
+            folder, train=train, dev=dev, test=test, seed=seed, domains=domain or tuple(DOMAINS), progress=progress
+        )
+    for manifests in made.values():
+        for manifest in manifests.values():
+            print(manifest)

@@ -12,7 +12,7 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -51,15 +51,33 @@ def speak(text: str, *, voice: str = "en-us", rate: int = 175, pitch: int = 50) 
         ImportError: eSpeak NG is not installed.
         ValueError: an unknown voice, a number out of range, or a text without a sound.
     """
-    identifier = _identifier(voice)
-    for name, value, low, high in (("rate", rate, 80, 450), ("pitch", pitch, 0, 99)):
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; it must lie within {low} and {high}")
+    return say_all([(text, voice, rate, pitch)])[0]
+
+
+def say_all(utterances: Sequence[tuple[str, str, int, int]]) -> list[tuple[NDArray[np.float32], int]]:
+    """Several texts, each with voice, rate and pitch as `speak` takes them, by one eSpeak NG, one after the other.
+
+    It saves the time to start it anew; but how a text sounds depends, by a trace, on those before it in the list.
+    """
+    asked = [(text, _identifier(voice), rate, pitch) for text, voice, rate, pitch in utterances]
+    for _, _, rate, pitch in utterances:
+        for name, value, low, high in (("rate", rate, 80, 450), ("pitch", pitch, 0, 99)):
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must lie within {low} and {high}")
+    said = []
     with _espeak() as espeak:
-        wave = espeak.say(text, identifier, rate, pitch)
-    if not wave.any():
-        raise ValueError(f"nothing to say in {text!r}")
-    return wave.astype(np.float32) / np.float32(32768), espeak.sample_rate
+        for text, identifier, rate, pitch in asked:
+            wave = espeak.say(text, identifier, rate, pitch)
+            if not wave.any():
+                raise ValueError(f"nothing to say in {text!r}")
+            said.append((wave.astype(np.float32) / np.float32(32768), espeak.sample_rate))
+    return said
+
+
+def espeak_version() -> str:
+    """Of eSpeak NG: "1.52.0"."""
+    with _espeak() as espeak:
+        return espeak.version
 
 
 def voices() -> list[str]:
@@ -103,7 +121,7 @@ def write_corpus(
     recipe = _recipe(train, test, seed)
     clips = _clips(train, test, seed)
     manifests = {name: folder / f"{name}.jsonl" for name in clips}
-    if _holds(folder, recipe):
+    if holds(folder, recipe, "corpus"):
         return manifests
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Made elsewhere and moved in whole: an interrupted run leaves nothing behind.
@@ -140,7 +158,7 @@ class Clip:
     def write(self, file: Path) -> dict[str, Any]:
         """Speak it into a 16-bit WAV file; its answer, and beside it voice and seconds."""
         wave, rate = speak(self.text, voice=self.voice, rate=self.rate, pitch=self.pitch)
-        wave = soxr.resample(_trimmed(wave, rate), rate, SAMPLE_RATE)
+        wave = soxr.resample(trimmed(wave, rate), rate, SAMPLE_RATE)
         soundfile.write(file, wave, SAMPLE_RATE, subtype="PCM_16")
         return {"answer": self.text, "meta": {"voice": self.voice, "seconds": round(len(wave) / SAMPLE_RATE, 3)}}
 
@@ -172,7 +190,8 @@ def _clip(draw: random.Random, sentences: list[list[str]], voices: tuple[str, ..
     return Clip(text, draw.choice(voices), draw.randint(*RATES), draw.randint(*PITCHES))
 
 
-def _trimmed(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+def trimmed(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """Without the silence at either end."""
     loud = np.flatnonzero(np.abs(wave) > QUIET * np.abs(wave).max())
     margin = round(MARGIN * rate)
     return wave[max(0, loud[0] - margin) : loud[-1] + 1 + margin]
@@ -180,8 +199,6 @@ def _trimmed(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 def _recipe(train: int, test: int, seed: int) -> dict[str, Any]:
     """All that decides the bytes of a corpus."""
-    with _espeak() as espeak:
-        version = espeak.version
     return {
         "train": train,
         "test": test,
@@ -197,22 +214,26 @@ def _recipe(train: int, test: int, seed: int) -> dict[str, Any]:
         "margin": MARGIN,
         "sample_rate": SAMPLE_RATE,
         "columns": ["audio", "task", "answer", "meta"],
-        "espeak": version,
+        "espeak": espeak_version(),
     }
 
 
-def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the folder holds the corpus of that recipe; False when it is empty or not there."""
-    file = folder / "corpus.json"
+def holds(folder: Path, recipe: dict[str, Any], what: str) -> bool:
+    """Whether the folder holds what was made by that recipe, as its `{what}.json` says; False when it is empty.
+
+    Raises:
+        FileExistsError: it holds something else.
+    """
+    file = folder / f"{what}.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
         differing = sorted(key for key in recipe.keys() | found.keys() if recipe.get(key) != found.get(key))
         if not differing:
             return True
         faults = "; ".join(f"{key} is {found.get(key)}, not {recipe.get(key)}" for key in differing)
-        raise FileExistsError(f"{folder} holds another corpus ({faults}): delete it, or name another folder")
+        raise FileExistsError(f"{folder} holds another {what} ({faults}): delete it, or name another folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something else than a corpus: name another folder")
+        raise FileExistsError(f"{folder} holds something else than a {what}: name another folder")
     return False
 
 
