@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Logits that stand in memory at once, three times while a gradient is taken. A GPU wants large products.
+# Logits that stand in memory at once. A GPU wants large products.
 ENTRIES = {"cuda": 2**26}
 ENTRIES_ELSEWHERE = 2**23
 

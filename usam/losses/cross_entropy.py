@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -26,10 +28,53 @@ class CrossEntropy(Loss):
         if inputs.labels.numel() == 0:
             return LossOutput(self.nothing(inputs))
 
+        smoothing = self.config.label_smoothing
+
         def valued(hidden: Tensor, labels: Tensor) -> Tensor:
             logits = inputs.head(hidden)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing, reduction="none")
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if torch.compiler.is_compiling() or not _is_nobodys(wide, hidden):
+                return F.cross_entropy(wide, labels, label_smoothing=smoothing, reduction="none")
+            return cast(Tensor, _InPlace.apply(wide, labels, smoothing))
 
         total, tokens = sum_in_chunks(valued, inputs.hidden, inputs.labels, inputs.head)
         return LossOutput(total / len(inputs.labels), {"tokens": tokens})
+
+
+# What makes logits, and does not need them for its own gradient.
+MAKERS = ("AddmmBackward0", "MmBackward0", "MulBackward0", "DivBackward0", "ToCopyBackward0")
+
+
+def _is_nobodys(logits: Tensor, hidden: Tensor) -> bool:
+    """Whether nobody but the loss reads the logits."""
+    if type(logits) is not Tensor or logits.untyped_storage().data_ptr() == hidden.untyped_storage().data_ptr():
+        return False
+    return not logits.requires_grad or (logits.grad_fn is not None and logits.grad_fn.name() in MAKERS)
+
+
+class _InPlace(torch.autograd.Function):
+    """Each row's cross entropy; probabilities, and then the gradient, take the place of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        own = labels.unsqueeze(-1)
+        most = logits.amax(-1, keepdim=True)
+        wanted = (1 - smoothing) * logits.gather(-1, own)
+        if smoothing:
+            wanted = wanted + smoothing * logits.mean(-1, keepdim=True)
+        logits.sub_(most).exp_()
+        total = logits.sum(-1, keepdim=True)
+        ctx.save_for_backward(logits, total, own)
+        ctx.smoothing = smoothing
+        return (total.log() + most - wanted).squeeze(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        exponents, total, own = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        exponents.mul_(grad / total)
+        if ctx.smoothing:
+            exponents.sub_(grad * (ctx.smoothing / exponents.shape[-1]))
+        exponents.scatter_add_(-1, own, (ctx.smoothing - 1) * grad)
+        return exponents, None, None
