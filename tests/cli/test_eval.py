@@ -77,7 +77,7 @@ def test_two_records_are_compared(ask, model, rows, tmp_path):
     status, out, err = ask("--compare", tmp_path / "a", tmp_path / "b", "--metrics", "cer")
     assert status == 0, err
     assert f"A: {tmp_path / 'a'}\nB: {tmp_path / 'b'}\n" in out
-    assert "note: prompts differs" in out
+    assert "note: A and B also differ in rows, prompts" in out
     assert next(line.split()[:2] for line in out.splitlines() if line.startswith("cer ")) == ["cer", "all"]
     assert "\nwer" not in out
     _, out, _ = ask("--compare", tmp_path / "a", tmp_path / "b", "--json")

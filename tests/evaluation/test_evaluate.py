@@ -42,7 +42,7 @@ def other_model(tmp_path_factory):
 def done(model, tmp_path_factory):
     """A model, rows, and the record of its answers to them."""
     folder = tmp_path_factory.mktemp("done")
-    return evaluate(model, write_rows(folder), metrics=["wer", "bleu"], output=folder / "out", **SHORT)
+    return evaluate(model, write_rows(folder), metrics=["wer", "cer"], output=folder / "out", **SHORT)
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def test_a_record_is_read_as_it_was_written(done):
 
 
 def test_values_are_the_metrics_own_with_their_intervals(done):
-    metric = build_metric("wer")
+    metric = build_metric("cer")
     predictions = [answer["prediction"] for answer in done.answers]
     statistics = metric.over(predictions, [answer["references"] for answer in done.answers])
-    found = done.about["metrics"]["wer"]
+    found = done.about["metrics"]["cer"]
     assert found["value"] == metric.value(statistics)
     assert (found["low"], found["high"]) == interval(metric, statistics, draws=50)
     music = [i for i, task in enumerate(TASKS) if task == "aac"]
@@ -82,7 +82,7 @@ def test_values_are_the_metrics_own_with_their_intervals(done):
 
 def test_every_answer_has_its_scores(done):
     first = done.answers[0]
-    assert first["scores"].keys() == {"wer", "bleu"}
+    assert first["scores"].keys() == {"wer", "cer"}
     assert first["scores"]["wer"] == pytest.approx(jiwer.wer(first["references"][0], first["prediction"]))
 
 
@@ -95,6 +95,7 @@ def test_a_record_says_what_was_asked_of_which_model(model, done):
     assert about["spec"]["llm"]["dim"] == 16
     assert about["asked"]["decoding"] == {"max_new_tokens": 5, "do_sample": False}
     assert {"usam", "torch", "transformers", "components"} <= about["versions"].keys()
+    assert all(0 < answer["tokens"] <= 5 for answer in done.answers)
     assert about["time"]["tokens"] == sum(answer["tokens"] for answer in done.answers)
     assert "Describe it." in done.answers[1]["prompt"]
     assert "<|audio|>" in done.answers[1]["prompt"]
@@ -281,9 +282,10 @@ def test_a_stopped_evaluation_is_no_record_yet(stopped):
 
 
 def test_a_finished_one_is_scored_by_what_is_asked_now(model, done):
-    again = evaluate(model, done.folder.parent / "test.jsonl", metrics=["cer"], output=done.folder, **SHORT)
-    assert again.about["metrics"].keys() == {"wer", "bleu", "cer"}
+    again = evaluate(model, done.folder.parent / "test.jsonl", metrics="bleu", output=done.folder, **SHORT)
+    assert again.about["metrics"].keys() == {"wer", "cer", "bleu"}
     assert again.about["time"] == done.about["time"]
+    assert again.answers[0]["scores"].keys() == {"wer", "cer", "bleu"}
 
 
 @pytest.mark.parametrize(
@@ -354,7 +356,7 @@ def test_other_metrics_of_the_same_answers(done):
     predictions = [answer["prediction"] for answer in done.answers]
     expected = metrics["wer_basic"](predictions, [answer["references"] for answer in done.answers])
     assert record.about["metrics"]["wer_basic"]["value"] == expected.value
-    assert record.about["metrics"]["bleu"] == done.about["metrics"]["bleu"]
+    assert record.about["metrics"]["cer"] == done.about["metrics"]["cer"]
     assert [answer["scores"]["wer_basic"] for answer in record.answers] == list(expected.each)
     assert record.metrics["wer_basic"].id == metrics["wer_basic"].id
 
@@ -362,29 +364,41 @@ def test_other_metrics_of_the_same_answers(done):
 # Compared
 
 
+def edited(record, folder, **changes):
+    """A record with other answers or other words about them."""
+    about = {**record.about, **changes.get("about", {})}
+    answers = changes.get("answers", record.answers)
+    return Record({**about, "answered": len(answers)}, answers).write(folder).folder
+
+
 @pytest.fixture(scope="module")
 def pair(done, other_model, tmp_path_factory):
-    """Records of two models."""
+    """Records of two models; the second one's answers to some rows are right."""
     folder = tmp_path_factory.mktemp("pair")
     data = done.folder.parent / "test.jsonl"
-    evaluate(other_model, data, metrics=["wer", "bleu"], output=folder / "b", **SHORT)
-    return done.folder, folder / "b"
+    record = evaluate(other_model, data, metrics=["wer", "cer"], output=folder / "b", **SHORT)
+    answers = [
+        {**answer, "prediction": answer["references"][0]} if i in (0, 3, 4) else answer
+        for i, answer in enumerate(record.answers)
+    ]
+    return done.folder, edited(record, folder / "b", answers=answers)
 
 
 def test_two_records_are_compared_by_metric_and_task(pair):
     found = compare(*pair, draws=100)
     assert {(row.metric, row.task) for row in found.rows} >= {
-        (metric, task) for metric in ("wer", "bleu") for task in (None, "asr", "aac")
+        (metric, task) for metric in ("wer", "cer") for task in (None, "asr", "aac")
     }
-    wer = build_metric("wer")
+    cer = build_metric("cer")
     a, b = (
-        wer.over([x["prediction"] for x in r.answers], [x["references"] for x in r.answers])
+        cer.over([x["prediction"] for x in r.answers], [x["references"] for x in r.answers])
         for r in map(Record.read, pair)
     )
-    first = found.rows[0]
-    assert (first.metric, first.task, first.samples) == ("wer", None, 7)
-    assert (first.a, first.b) == (wer.value(a), wer.value(b))
-    assert first.test == paired(wer, a, b, draws=100)
+    first = next(row for row in found.rows if row.metric == "cer")
+    assert (first.task, first.samples) == (None, 7)
+    assert (first.a, first.b) == (cer.value(a), cer.value(b))
+    assert first.a != first.b
+    assert first.test == paired(cer, a, b, draws=100)
 
 
 def test_a_model_is_no_better_than_itself(pair):
@@ -405,14 +419,7 @@ def test_a_comparison_says_what_else_differs(model, done, tmp_path):
     assert list(found.differs) == ["decoding"]
     assert found.differs["decoding"][1]["max_new_tokens"] == 4
     assert list(found.ids) == ["wer"]
-    assert "note: decoding differs" in found.table()
-
-
-def edited(record, folder, **changes):
-    """A record with other answers or other words about them."""
-    about = {**record.about, **changes.get("about", {})}
-    answers = changes.get("answers", record.answers)
-    return Record({**about, "answered": len(answers)}, answers).write(folder).folder
+    assert "note: A and B also differ in decoding" in found.table()
 
 
 def test_rows_that_one_record_lacks_are_named(done, tmp_path):

@@ -58,7 +58,7 @@ class Comparison:
                     f"{number(test.p_permutation)}{exact}", f"{one.samples:,}",
                 ]
             )  # fmt: skip
-        notes = [f"note: {key} differs" for key in self.differs]
+        notes = [f"note: A and B also differ in {', '.join(self.differs)}"] if self.differs else []
         ids = [f"{name}: {found}" for name, found in self.ids.items()]
         return "\n".join([f"A: {self.a}", f"B: {self.b}", *notes, *aligned(rows), *ids])
 

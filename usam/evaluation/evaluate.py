@@ -47,7 +47,7 @@ def evaluate(
     model: str | Path,
     data: str | Path | Sequence[str | Path],
     *,
-    metrics: Sequence[Any] | Mapping[str, Any] = ("wer",),
+    metrics: str | Sequence[Any] | Mapping[str, Any] = "wer",
     task: str | None = None,
     prompt: str | None = None,
     limit: int | None = None,
@@ -72,7 +72,7 @@ def evaluate(
     Args:
         model: a saved folder or hub id.
         data: manifests of any format that is read, whose rows have answers.
-        metrics: names, `{type: name, option: value}`, or a map that gives them names of its own.
+        metrics: a name, a list of names and of `{type: name, option: value}`, or a map that names each itself.
         task: rows of this task alone.
         prompt: asked of every row, instead of what it asks itself.
         limit: the most rows, drawn by `seed`.
@@ -97,7 +97,7 @@ def evaluate(
     for name, count in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if count is not None and count < 1:
             raise ValueError(f"{name}: at least 1, found {count}")
-    measures = named(metrics)
+    measures = named([metrics] if isinstance(metrics, str) else metrics)
     if not measures:
         raise ValueError("metrics: name at least one, such as wer")
     decoding = {"max_new_tokens": max_new_tokens, "do_sample": False, **(options or {})}
@@ -213,9 +213,10 @@ def _rows(
     samples: Sequence[Sample] = manifest
     if prompt is not None:
         samples = [_asking(sample, prompt) for sample in manifest]
-    ids, prompts, without = [], [], []
+    ids, prompts, origins, without = [], [], [], []
     shortened = _shortened(manifest)
     for sample in samples:
+        origins.append(sample.origin)
         ids.append(sample.id if sample.id is not None else shortened(sample.origin))
         try:
             prompts.append(processor.render(sample.question, add_generation_prompt=True).text)
@@ -228,7 +229,7 @@ def _rows(
             f"{without[0]}: has no answer to compare with, as {len(without):,} of {len(samples):,} rows have none; "
             "write 'answer'"
         )
-    check_ids(ids, [sample.origin for sample in samples])
+    check_ids(ids, origins)
     return _Rows(samples, ids, prompts)
 
 
@@ -273,8 +274,7 @@ def _answered(
     seconds = (time.perf_counter() - start) / len(turn)
     for place, reply in zip(turn, replies, strict=True):
         if reply.fault is None:
-            tokens = len(answerer.processor.tokenizer(reply.text, add_special_tokens=False)["input_ids"])
-            said = {"prediction": reply.text, "complete": reply.complete, "tokens": tokens}
+            said = {"prediction": reply.text, "complete": reply.complete, "tokens": reply.tokens}
             yield {"place": place, **said, "seconds": seconds}
             continue
         if bad_audio == "stop" or not isinstance(reply.fault, (AudioError, OSError)):
