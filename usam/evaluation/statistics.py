@@ -212,6 +212,8 @@ def _sums(apart: Floats) -> tuple[Floats, Floats] | None:
     Returns:
         (outcomes, counts) and (outcomes,); None where the outcomes are more than `EXACT`.
     """
+    counts, apart = apart.shape[1], apart[:, moving := apart.any(0)]
+    most = 64 * EXACT // apart.shape[1] ** 2  # more columns take longer to sort
     sums: Floats = np.zeros((1, apart.shape[1]))
     weights: Floats = np.ones(1)
     signs = np.array([np.sign(row[np.flatnonzero(row)[0]]) for row in apart])
@@ -219,7 +221,7 @@ def _sums(apart: Floats) -> tuple[Floats, Floats] | None:
     for kind, row in enumerate(kinds):
         own = signs[which.ravel() == kind]
         taken = np.arange(len(own) + 1)
-        if len(sums) * len(taken) > 64 * EXACT:
+        if len(sums) * len(taken) > most:
             return None
         chances = np.exp([_log_choose(len(own), int(n)) - len(own) * math.log(2) for n in taken])
         shift = taken - int((own < 0).sum())  # one with the other sign that moves is one less
@@ -228,7 +230,9 @@ def _sums(apart: Floats) -> tuple[Floats, Floats] | None:
         weights = np.bincount(places.ravel(), (weights[:, None] * chances).ravel()).astype(np.float64)
         if len(sums) > EXACT:
             return None
-    return sums, weights
+    outcomes: Floats = np.zeros((len(sums), counts))
+    outcomes[:, moving] = sums
+    return outcomes, weights
 
 
 def _log_choose(n: int, k: int) -> float:
