@@ -31,6 +31,7 @@ class Reply:
     text: str = ""
     complete: bool = True  # False: cut off at max_new_tokens
     fault: Exception | None = None
+    tokens: int = 0  # of the answer, with its end
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,10 @@ class Answerer:
         ends = torch.tensor(ends if isinstance(ends, (list, tuple)) else [ends] if ends is not None else [])
         replies = []
         for row in generated[:, batch["input_ids"].shape[1] :].cpu():
-            complete = len(row) < options["max_new_tokens"] or bool(torch.isin(row, ends).any())
-            replies.append(Reply(self.processor.answer_text(row), complete))
+            stops = torch.isin(row, ends).nonzero()
+            complete = len(row) < options["max_new_tokens"] or len(stops) > 0
+            tokens = int(stops[0]) + 1 if len(stops) else len(row)
+            replies.append(Reply(self.processor.answer_text(row), complete, tokens=tokens))
         return replies
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -95,16 +94,8 @@ class EvaluatingTrainer(GuardedTrainer):
         if generate is None or context is None:
             return
         samples = [dataset[i] for i in held_out.drawn(len(dataset), generate.limit, generate.seed)]
-        asked = np.maximum(rows.measured(samples, cast(Any, self.processing_class))["asked"] - 1, 0).tolist()
-        full = [s.origin for s, n in zip(samples, asked, strict=True) if n + generate.max_new_tokens > context]
-        if full:
-            room = context - max(asked)
-            remedy = f"lower it to {room:,}" if room > 0 else "cut their clips or texts"
-            raise ManifestError(
-                f"{full[0]}: leaves no room for an answer of {generate.max_new_tokens:,} tokens "
-                f"(eval.generate.max_new_tokens) in the language model's {context:,} positions, as {len(full):,} of "
-                f"{len(samples):,} rows to be answered do; {remedy}"
-            )
+        lengths = rows.measured(samples, cast(Any, self.processing_class))
+        held_out.check_room(samples, lengths, context, generate.max_new_tokens, "eval.generate.max_new_tokens")
 
     # Batches
 
@@ -233,13 +224,12 @@ class EvaluatingTrainer(GuardedTrainer):
         replies = self._replies(samples)
         answers, references = [text for text, _ in replies], [sample.references for sample in samples]
         scores = {name: metric(answers, references) for name, metric in self.metrics.items()}
-        tasks = [sample.task or UNNAMED for sample in samples]
+        tasks = held_out.by_task([sample.task for sample in samples]) if generate.by_task else {}
         found = {}
         for name, score in scores.items():
             found[f"{prefix}_{name}"] = score.value
-            for task in sorted(set(tasks)) if generate.by_task and any(s.task for s in samples) else ():
-                own = score.statistics[[i for i, other in enumerate(tasks) if other == task]]
-                found[f"{prefix}_{name}_{task}"] = self.metrics[name].value(own)
+            for task, places in tasks.items():
+                found[f"{prefix}_{name}_{task}"] = self.metrics[name].value(score.statistics[places])
         lines = [
             {
                 "id": sample.origin if sample.id is None else sample.id,
@@ -276,9 +266,8 @@ class EvaluatingTrainer(GuardedTrainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         answerer = Answerer(model, self.processing_class)
         lengths = rows.measured(samples, self.processing_class)
-        order = np.lexsort((lengths["tokens"], lengths["seconds"]))[::-1].tolist()
         size = generate.batch_size or self.args.per_device_eval_batch_size
-        turns = [order[i : i + size] for i in range(0, len(order), size)]
+        turns = held_out.turns(lengths, size)
         mine = [i for turn in turns[self.args.process_index :: self.args.world_size] for i in turn]
         torch.manual_seed(generate.seed)
         found: list[tuple[int, str, bool]] = []

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
 
-from usam.data.manifest import Sample
+from usam.data.manifest import ManifestError, Sample
 from usam.generate import LONGEST
 from usam.metrics import Metric, registry
 from usam.processor.chat import blocks
@@ -92,36 +94,70 @@ def evaluation(tree: Mapping[str, Any] | None, places: Places | None = None) -> 
         raise SpecError(_explain(error, Evaluation, ("eval",), places)) from error
     if found.generate is not None:
         metrics(found.generate, places)
-        known = [key for key in GenerationConfig().to_dict() if key not in OURS]
-        for key in found.generate.options:
-            where = places.at(("eval", "generate", "options", key))
-            if key in OURS:
-                raise SpecError(f"{where}{OURS[key]}")
-            if key not in known:
-                raise SpecError(f"{where}no option of transformers' generate; {did_you_mean(key, known)}")
+        check_options(found.generate.options, ("eval", "generate", "options"), places)
     return found
+
+
+def check_options(options: Mapping[str, Any], where: tuple[str, ...] = (), places: Places | None = None) -> None:
+    """Refuse what is no option of transformers' `generate`, and what would give something else than an answer a row.
+
+    Raises:
+        SpecError: the option, and what to write instead.
+    """
+    places = places or Places()
+    known = [key for key in GenerationConfig().to_dict() if key not in OURS]
+    for key in options:
+        if key in OURS:
+            raise SpecError(f"{places.at((*where, key))}{OURS[key]}")
+        if key not in known:
+            raise SpecError(
+                f"{places.at((*where, key))}no option of transformers' generate; {did_you_mean(key, known)}"
+            )
 
 
 def metrics(generate: Generate | None, places: Places | None = None) -> dict[str, Metric]:
     """The metrics of `eval.generate`, by the names that they are logged under."""
     if generate is None:
         return {}
+    places, where = places or Places(), ("eval", "generate", "metrics")
+    found = named(generate.metrics, where, places)
+    for place, name in enumerate(found):
+        if name in TAKEN or name.startswith("loss_"):
+            at = places.at((*where, name if isinstance(generate.metrics, dict) else str(place)))
+            raise SpecError(f"{at}'{name}' is what a loss or a time is logged as; give it another name")
+    return found
+
+
+def named(
+    nodes: Sequence[Any] | Mapping[str, Any], where: tuple[str, ...] = (), places: Places | None = None
+) -> dict[str, Metric]:
+    """Metrics by their names: a list of names and of `{type: name, option: value}`, or a map that names each itself.
+
+    Raises:
+        SpecError: the key, and what to write instead.
+        ComponentError: there is no such metric, or a package that it needs is not installed.
+    """
     places = places or Places()
-    named = generate.metrics.items() if isinstance(generate.metrics, dict) else enumerate(generate.metrics)
     found: dict[str, Metric] = {}
-    for key, node in named:
-        where = ("eval", "generate", "metrics", str(key))
+    for key, node in nodes.items() if isinstance(nodes, Mapping) else enumerate(nodes):
+        at = (*where, str(key))
         if isinstance(key, str):  # in a map the type defaults to the name
             node = {"type": key, **(node or {})} if isinstance(node, Mapping | None) else node
-        config = component_config("usam.metrics", node, where, places)
+        config = component_config("usam.metrics", node, at, places)
         metric = registry.get(config.type)(config)
         name = key if isinstance(key, str) else metric.name
         if name in found:
-            raise SpecError(f"{places.at(where)}'{name}' stands here twice; write a map, which gives each its own name")
-        if name in TAKEN or name.startswith("loss_"):
-            raise SpecError(f"{places.at(where)}'{name}' is what a loss or a time is logged as; give it another name")
+            raise SpecError(f"{places.at(at)}'{name}' stands here twice; write a map, which gives each its own name")
         found[name] = metric
     return found
+
+
+def by_task(tasks: Sequence[str | None]) -> dict[str, list[int]]:
+    """Places of the samples of each task, sorted; nothing where no sample has a task."""
+    found: dict[str, list[int]] = {}
+    for place, task in enumerate(tasks if any(tasks) else ()):
+        found.setdefault(task or UNNAMED, []).append(place)
+    return dict(sorted(found.items()))
 
 
 def measured_by(name: str, found: Mapping[str, Metric]) -> Metric | None:
@@ -217,6 +253,38 @@ def drawn(count: int, limit: int | None, seed: int) -> list[int]:
     if limit is None or limit >= count:
         return list(range(count))
     return sorted(random.Random(seed).sample(range(count), limit))
+
+
+def turns(lengths: NDArray[Any], size: int) -> list[list[int]]:
+    """Places of the rows that are answered together, the longest first; processes take turns at these."""
+    order = np.lexsort((lengths["tokens"], lengths["seconds"]))[::-1].tolist()
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def check_room(samples: Sequence[Sample], lengths: NDArray[Any], context: int | None, most: int, option: str) -> None:
+    """Refuse rows that leave no room for an answer in the language model's positions.
+
+    Args:
+        samples: the rows.
+        lengths: what `usam.training.rows.measured` gave.
+        context: the positions; None refuses nothing.
+        most: tokens of the longest answer.
+        option: what that is written as.
+
+    Raises:
+        ManifestError: names the first such row, how many there are, and what to do.
+    """
+    if context is None:
+        return
+    asked = np.maximum(lengths["asked"] - 1, 0).tolist()
+    full = [s.origin for s, n in zip(samples, asked, strict=True) if n + most > context]
+    if full:
+        room = context - max(asked)
+        remedy = f"lower it to {room:,}" if room > 0 else "cut their clips or texts"
+        raise ManifestError(
+            f"{full[0]}: leaves no room for an answer of {most:,} tokens ({option}) in the language model's "
+            f"{context:,} positions, as {len(full):,} of {len(samples):,} rows to be answered do; {remedy}"
+        )
 
 
 def clips(sample: Sample) -> list[Mapping[str, Any]]:
