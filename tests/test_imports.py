@@ -33,6 +33,7 @@ ORDER = [
     ["usam.data", "usam.data.*"],
     ["usam.generate"],
     ["usam.training", "usam.training.*"],
+    ["usam.evaluation", "usam.evaluation.*"],
     ["usam.testing", "usam.testing.*"],
     ["usam.cli", "usam.cli.*"],
 ]
