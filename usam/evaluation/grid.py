@@ -21,13 +21,13 @@ from usam.config import resolve
 from usam.data.index import content
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError, did_you_mean
-from usam.spec.page import KeyPath, Places, SpecError, parse_yaml, write_yaml
+from usam.spec.page import KeyPath, Places, SpecError, parse_yaml
 from usam.spec.spec import Spec
 from usam.training import rows
 from usam.training.checkpoints import OUTWARD
 from usam.training.run import Run, cache_of, run_of, samples_of, sources_of
 
-KEYS = ("base", "run", "vary", "grid", "against", "seeds", "budget", "metrics", "output", "plugins")
+KEYS = ("base", "run", "vary", "grid", "against", "seeds", "budget", "metrics", "output")
 BUDGETS = ("steps", "epochs", "audio_hours")
 OURS = {  # what a variation may not change, and where it is said
     ("train", "seed"): "the seeds of all variations are those of `seeds`",
@@ -50,7 +50,7 @@ class Variation:
     """File, line and key, for errors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One run of the grid."""
 
@@ -135,6 +135,10 @@ class _Reader:
                 own = [f"train.seed={seed}", f"train.output_dir={json.dumps(str(folder))}"]
                 run = self._resolved([*shared, *variation.overrides, *own], variation.where)
                 cells.append(Cell(variation, seed, run, folder))
+                for split in ("train", "eval"):
+                    for file in (file for entry in sources_of(run, split) for file in entry.files):
+                        if not Path(file).exists():
+                            raise SpecError(f"{variation.where}data.{split}: {file}: no such manifest")
         self._check_different(cells)
         self._check_batches(cells)
         return Ablation(self.file, tuple(variations), against, seeds, self.budget, output, tuple(cells))
@@ -429,18 +433,13 @@ def identity(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def run_page(cell: Cell) -> str:
-    """The run file of a cell."""
-    return cell.run.to_yaml()
-
-
 def differences(old: Any, new: Any, path: KeyPath = ()) -> Iterator[str]:
     """Lines such as `model.llm.dim: was 16, now 32`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from differences(old.get(key), new.get(key), (*path, str(key)))
     elif old != new:
-        yield f"{'.'.join(path)}: was {str(old):.60}, now {str(new):.60}"
+        yield f"{'.'.join(path)}: was {old!s:.60}, now {new!s:.60}"
 
 
 def _paths(node: Any) -> Iterator[str]:
@@ -466,7 +465,3 @@ def _named(source: str | None) -> str | None:
 @cache
 def _content(file: str) -> str:
     return content(Path(file))
-
-
-__all__ = ["Ablation", "Cell", "Variation", "differences", "identity", "made_of", "read_ablation", "run_page"]
-_ = write_yaml
