@@ -130,7 +130,7 @@ def write_page(folder, **changes):
     (folder / "held_out.jsonl").write_text((folder / "train.jsonl").read_text())
     for name, text in blocks().items():
         tree = yaml.safe_load(text)
-        (folder / name).write_text(yaml.safe_dump({**tree, **changes.get(name.partition(".")[0], {})}))
+        (folder / name).write_text(yaml.safe_dump({**tree, **changes.get(name.partition(".")[0], {})}, sort_keys=False))
 
 
 def test_an_ablation_of_two_projectors_and_two_losses_is_twelve_lines(usam, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_grids import RUN, VARIED, ablation_of, pretend, write_grid
 
-from usam.evaluation.ablate import ablate, slurm_options, state
+from usam.evaluation.ablate import ablate, make_room, slurm_options, state
 from usam.evaluation.grid import read_ablation
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -111,7 +111,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     found.cells[0].folder.mkdir(parents=True)
     (found.cells[0].folder / "thesis.txt").write_text("years")
     with pytest.raises(SpecError, match="holds something that no ablation began"):
-        ablate(found)
+        ablate(found, overwrite=True)
+    assert (found.cells[0].folder / "thesis.txt").read_text() == "years"
+
+
+def test_other_runs_are_removed_when_that_is_asked_for(tmp_path):
+    for cell in ablation_of(tmp_path).cells:
+        pretend(cell, SAID)
+    (tmp_path / "run.yaml").write_text(RUN.replace("learning_rate: 1e-2", "learning_rate: 1e-3"))
+    changed = read_ablation(tmp_path / "grid.yaml")
+    make_room({cell: state(cell) for cell in changed.cells}, overwrite=True)
+    assert kinds(changed) == ["to do", "to do"]
 
 
 def test_only_some_variations_are_looked_at(tmp_path):

@@ -120,15 +120,13 @@ def ablate(
     cells = chosen(ablation, only)
     with _alone(ablation.output) as lock:
         states = {cell: state(cell) for cell in cells}
-        _refuse_others(states, overwrite)
+        make_room(states, overwrite)
         todo = [cell for cell in cells if states[cell].kind != DONE]
         if len(todo) < len(cells):
             say(f"{len(cells) - len(todo)} of {len(cells)} runs are done already")
         if not todo:
             return {}
         for cell in todo:
-            if states[cell].kind == OTHER:
-                shutil.rmtree(cell.folder)
             cell.folder.mkdir(parents=True, exist_ok=True)
             write_whole(cell.run_file, cell.run.to_yaml())
         place: _Place = _Here(jobs, lock) if slurm is None else _Slurm(ablation.output / "slurm", slurm, len(todo))
@@ -150,14 +148,27 @@ def chosen(ablation: Ablation, only: Sequence[str]) -> list[Cell]:
     return [cell for cell in ablation.cells if not only or cell.variation.name in only]
 
 
-def _refuse_others(states: Mapping[Cell, State], overwrite: bool) -> None:
-    others = [f"{cell.name}: {now.detail}" for cell, now in states.items() if now.kind == OTHER]
+def make_room(states: Mapping[Cell, State], overwrite: bool) -> None:
+    """Remove what other runs left in the folders, where that is allowed; never what no ablation began.
+
+    Raises:
+        SpecError: it is not; says which folders hold what.
+    """
+    others = {cell: now.detail for cell, now in states.items() if now.kind == OTHER}
+    foreign = [detail for cell, detail in others.items() if _record(cell) is None]
+    if foreign:
+        raise SpecError("\n".join(foreign) + "\nMove it away, or name another `output`")
     if others and not overwrite:
         raise SpecError(
             f"{len(others)} of {len(states)} folders hold another run than is asked for:\n  "
-            + "\n  ".join(others)
+            + "\n  ".join(f"{cell.name}: {detail}" for cell, detail in others.items())
             + "\nTake the changes back, name another `output`, or train these anew with --overwrite, which removes them"
         )
+    for cell in others:
+        gone = cell.folder.with_name(f".{cell.folder.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        cell.folder.rename(gone)  # in one step, so that a kill leaves no half of a run
+        shutil.rmtree(gone)
 
 
 @contextmanager
