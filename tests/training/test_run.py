@@ -164,7 +164,7 @@ def test_the_best_model_is_that_of_the_lowest_loss(run_file):
 
 def test_the_newest_and_the_best_checkpoint_are_kept(run_file):
     best = ["train.metric_for_best_model=loss", "train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1"]
-    folder = train(read_run(run_file, *SMALL, *best, "train.learning_rate=1", "train.save_total_limit=1"))
+    folder = train(read_run(run_file, *SMALL, *best, "train.learning_rate=1", "train.save_total_limit=2"))
     state = json.loads((folder / "trainer_state.json").read_text())
     kept = {str(f) for f in folder.glob("checkpoint-*")}
     assert kept == {str(folder / "checkpoint-4"), state["best_model_checkpoint"]}

@@ -24,11 +24,15 @@ from usam.training.run import DATA, Run, cache_of, check, samples_of
 
 
 def built(run: Run, seed: int) -> tuple[UsamForConditionalGeneration, UsamProcessor]:
-    """The model that a run starts with, and its processor."""
+    """The model that a run starts with, and its processor.
+
+    Each part draws from a generator that the seed and its place name, so that runs of one seed whose specs share a part
+    start with it equal.
+    """
     set_seed(seed)
     if run.start is None:
-        return build_model(run.spec), UsamProcessor.from_spec(run.spec)
-    return load(run.start, spec=run.spec), processor_beside(run.start, run.spec)
+        return build_model(run.spec, seed=seed), UsamProcessor.from_spec(run.spec)
+    return load(run.start, spec=run.spec, seed=seed), processor_beside(run.start, run.spec)
 
 
 def of_run(run: Run, model: UsamForConditionalGeneration) -> FeatureCache | None:

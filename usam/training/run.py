@@ -140,6 +140,8 @@ class Run:
 def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = ()) -> Run:
     """Read a run file and lay `a.b=c` overrides over it (`model.llm.lora.r=16`, `train.learning_rate=1e-3`).
 
+    `model=other.yaml` takes another model, which the other overrides of it then change.
+
     Args:
         file: the run file.
         overrides: as `--set` takes them.
@@ -153,7 +155,26 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
     if not path.is_file():
         raise SpecError(f"{path}: no such run file (looked in {path.parent.resolve()})")
     places = Places()
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path), places)
+    return run_of(
+        parse_yaml(path.read_text(encoding="utf-8"), str(path), places),
+        path,
+        *overrides,
+        plugins=plugins,
+        places=places,
+    )
+
+
+def run_of(
+    tree: Any, file: str | Path, *overrides: str, plugins: Iterable[str | Path] = (), places: Places | None = None
+) -> Run:
+    """The run of what a run file holds; arguments and errors as `read_run` has them.
+
+    Args:
+        tree: plain data.
+        file: where it was read; what it names is found beside.
+        places: where each of its keys was written.
+    """
+    path, places = Path(file), places or Places()
     if not isinstance(tree, dict):
         raise SpecError(f"{path}: a run file is a map of 'model', 'data' and 'train'; found {tree!r}")
     for key in tree:
@@ -163,9 +184,13 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         raise SpecError(f"{path}: a run needs 'model': a bundled spec, a file, or a whole spec")
     files = _plugins(tree.get("plugins"), path.parent, places)
     files = tuple(dict.fromkeys([*files, *(str(Path(plugin).expanduser().resolve()) for plugin in plugins)]))
-    source = tree["model"]
+    source, origin = tree["model"], places.at(("model",))
+    parsed = [parse_override(override) for override in overrides]
+    for patch, said in parsed:
+        if isinstance(patch.get("model"), str):  # another one in its place
+            source, origin = patch["model"], f"{said}: "
     if not isinstance(source, (str, Mapping)):
-        raise SpecError(f"{places.at(('model',))}expected a bundled spec, a file, or a whole spec; found {source!r}")
+        raise SpecError(f"{origin}expected a bundled spec, a file, or a whole spec; found {source!r}")
     if not isinstance(tree.get("start"), (str, type(None))):
         raise SpecError(f"{places.at(('start',))}expected the folder of a saved model; found {tree['start']!r}")
     if isinstance(source, str) and (path.parent / source).exists():
@@ -175,9 +200,10 @@ def read_run(file: str | Path, *overrides: str, plugins: Iterable[str | Path] = 
         start = str(path.parent / start) if (path.parent / start).is_dir() else str(start)
     model, lines = read(source)
     rest = {key: {} if tree.get(key) is None else tree[key] for key in ("data", "train", "groups", "eval")}
-    for override in overrides:
-        patch, origin = parse_override(override)
+    for patch, origin in parsed:
         (head, value), *_ = patch.items()
+        if head == "model" and isinstance(value, str):
+            continue
         if head == "model":
             model = merge(model, value, lines, origin)
         elif head in rest and isinstance(value, dict):
