@@ -12,6 +12,7 @@ import numpy as np
 
 from usam.component import build
 from usam.metrics import Metric
+from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
 from usam.testing.every import config_round_trips, refuses_unknown_options
@@ -147,11 +148,19 @@ def ignores_the_order_of_references(case: MetricCase) -> None:
 
 
 def value_comes_from_statistics(case: MetricCase) -> None:
-    """The value of any samples, some of them twice, comes from the statistics that they had among all."""
+    """The value of any samples, some of them twice, comes from the statistics that they had among all.
+
+    It is the value that they have alone, but for a metric that says that it does not decompose.
+    """
     metric = case.structure()
     whole = metric(*case.texts())
     require(len(whole.statistics) == len(case.samples), "a row a sample", f"{whole.statistics.shape}", "over")
     count = len(case.samples)
+    if not metric.decomposes:
+        _same(metric.value(whole.statistics), whole.value, "the value of all samples", "statistics and value")
+        for row, each in enumerate(whole.each):
+            _same(each, metric.value(whole.statistics[row : row + 1]), "the value of one sample among all", "each")
+        return
     for rows in ([*range(count)], [0], [count - 1, 0], [0, 0, *range(1, count)]):
         direct = metric(*case.texts(rows)).value
         _same(metric.value(whole.statistics[rows]), direct, f"the value of samples {rows}", "statistics and value")
@@ -217,7 +226,7 @@ def its_id_has_its_options(case: MetricCase) -> str | None:
 
 
 def _changes(case: MetricCase) -> Iterator[tuple[str, Any]]:
-    """Each option with a value that it does not have; those that do not fit the others are left out."""
+    """Each option with a value that it does not have; those that do not fit the others, or cannot run, are left out."""
     for name, field in type(case.config).model_fields.items():
         value = getattr(case.config, name)
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -230,7 +239,7 @@ def _changes(case: MetricCase) -> Iterator[tuple[str, Any]]:
                 try:
                     component_config(case.group, {**case.config.to_dict(), name: other})
                     case.structure(**{name: other})
-                except SpecError:
+                except (SpecError, ComponentError):
                     continue
                 yield name, other
 

@@ -232,7 +232,8 @@ class EvaluatingTrainer(GuardedTrainer):
         samples = [dataset[i] for i in held_out.drawn(len(dataset), generate.limit, generate.seed)]
         replies = self._replies(samples)
         answers, references = [text for text, _ in replies], [sample.references for sample in samples]
-        scores = {name: metric(answers, references) for name, metric in self.metrics.items()}
+        extra = [sample.extra for sample in samples]
+        scores = {name: metric(answers, references, extra=extra) for name, metric in self.metrics.items()}
         tasks = [sample.task or UNNAMED for sample in samples]
         found = {}
         for name, score in scores.items():
