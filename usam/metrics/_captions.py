@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ def ptb_java(texts: Sequence[str]) -> list[Words]:
         ComponentError: java or pycocoevalcap is missing.
     """
     what = "the PTB tokenizer"
-    program = [java(what), "-cp", jar(what, "tokenizer", "stanford-corenlp-3.4.1.jar")]
+    program: list[str | Path] = [java(what), "-cp", jar(what, "tokenizer", "stanford-corenlp-3.4.1.jar")]
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     options = ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
     found = run([*program, "edu.stanford.nlp.process.PTBTokenizer", *options], lines).split("\n")[: len(texts)]

@@ -238,6 +238,7 @@ class EvaluatingTrainer(GuardedTrainer):
         found = {}
         for name, score in scores.items():
             found[f"{prefix}_{name}"] = score.value
+            found.update({f"{prefix}_{key}_of_{name}": value for key, value in score.details.items()})
             for task in sorted(set(tasks)) if generate.by_task and any(s.task for s in samples) else ():
                 own = score.statistics[[i for i, other in enumerate(tasks) if other == task]]
                 found[f"{prefix}_{name}_{task}"] = self.metrics[name].value(own)
