@@ -27,8 +27,8 @@ import json, sys
 if "edu.stanford.nlp.process.PTBTokenizer" in sys.argv:
     sys.stdout.write(sys.stdin.read().lower())
     sys.exit()
-assert sys.argv[2] == "-jar" and sys.argv[3].endswith("spice-1.0.jar"), sys.argv
-given = json.load(open(sys.argv[4]))
+assert sys.argv[3] == "-jar" and sys.argv[4].endswith("spice-1.0.jar"), sys.argv
+given = json.load(open(sys.argv[5]))
 f = lambda item: float(item["test"] in item["refs"])
 found = [{{"image_id": item["image_id"], "scores": {{"All": {{"f": f(item)}}}}}} for item in reversed(given)]
 json.dump(found, open(sys.argv[sys.argv.index("-out") + 1], "w"))

@@ -159,6 +159,9 @@ def test_strict_takes_a_letter_or_a_text_and_nothing_else(answer, choice):
         ("the correct option is **D**.", "a dog barking"),
         ("I hear drops.\nB", "rain"),
         ("The sound is (B).", "rain"),
+        ("**B**", "rain"),
+        ("答案是B。", "rain"),
+        ("D major", None),
         ("b", "rain"),
         ("A dog barks", None),  # an article
         ("The answer is A dog", None),

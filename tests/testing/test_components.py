@@ -100,6 +100,11 @@ PROMISES = {
             "words": CHOICES,
         }.items()
     },
+    "multiple_choice of each sample": metric_promises(
+        "multiple_choice",
+        samples=[(*sample, {"x_choices": ["rain", "dog"]}) for sample in CHOICES],
+        expected_failures=CLOSED,
+    ),
     "tiny": llm_promises("tiny", dim=32),
     "tiny tied": llm_promises("tiny", dim=32, tie_word_embeddings=True),
     **{name: llm_promises("transformers", arch={"model_type": name, **arch}) for name, arch in LLMS.items()},

@@ -60,7 +60,12 @@ def ptb_java(texts: Sequence[str]) -> list[Words]:
         ComponentError: java or pycocoevalcap is missing.
     """
     what = "the PTB tokenizer"
-    program: list[str | Path] = [java(what), "-cp", jar(what, "tokenizer", "stanford-corenlp-3.4.1.jar")]
+    program: list[str | Path] = [
+        java(what),
+        "-Dfile.encoding=UTF-8",
+        "-cp",
+        jar(what, "tokenizer", "stanford-corenlp-3.4.1.jar"),
+    ]
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     options = ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
     found = run([*program, "edu.stanford.nlp.process.PTBTokenizer", *options], lines).split("\n")[: len(texts)]

@@ -35,7 +35,13 @@ class Meteor(Captions):
     packages = (PACKAGE,)
 
     def __init__(self, config: Any) -> None:
-        self._program = [java("METEOR"), "-Xmx2G", "-jar", str(jar("METEOR", "meteor", "meteor-1.5.jar"))]
+        self._program = [
+            java("METEOR"),
+            "-Dfile.encoding=UTF-8",
+            "-Xmx2G",
+            "-jar",
+            str(jar("METEOR", "meteor", "meteor-1.5.jar")),
+        ]
         jar("METEOR", "meteor", "data", "paraphrase-en.gz")
         super().__init__(config)
         self._started: _Program | None = None

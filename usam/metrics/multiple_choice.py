@@ -144,6 +144,7 @@ SAID = [  # what a letter is an answer by; `A dog` and `I hear` are none
         r"((?:[B-HJ-Z]\b(?!')|[AI](?=\s*(?:[)\].:,*\"';]|$))))",
         re.MULTILINE,
     ),
+    re.compile(r"(?:答案|选择?)[是为]?\s*[::]?\s*[(（]?([A-Z])(?![A-Za-z])"),
 ]
 
 PARSERS: dict[str, Callable[[_Choices, str], int | None]] = {

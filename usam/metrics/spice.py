@@ -54,7 +54,7 @@ class Spice(Captions, Mean):
         with tempfile.TemporaryDirectory() as folder:
             given, made = Path(folder, "in.json"), Path(folder, "out.json")
             given.write_text(json.dumps(asked), encoding="utf-8")
-            program = [self._java, "-Xmx8G", "-jar", str(self._jar)]
+            program = [self._java, "-Dfile.encoding=UTF-8", "-Xmx8G", "-jar", str(self._jar)]
             run([*program, str(given), "-out", str(made), "-silent"], folder=self._jar.parent)
             found = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in json.loads(made.read_text())}
         if wrong := [place for place in range(len(samples)) if not math.isfinite(found.get(place, math.nan))]:
