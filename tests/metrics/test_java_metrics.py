@@ -146,3 +146,10 @@ def test_stanfords_own_tokenizer_gives_the_same_values(name):
     found = build_metric(name, tokenizer="ptb_java")(SAID, RIGHT)
     assert found.each == pytest.approx(ORACLE["scores"][name]["each"], rel=1e-12)
     assert found.id == f"{name}|tokenizer:ptb_java|pycocoevalcap:{ORACLE['packages']['pycocoevalcap']}"
+
+
+@there
+@pytest.mark.slow
+def test_meteor_tells_characters_apart_whatever_the_locale_is(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C")
+    assert build_metric("meteor", tokenizer="ptb_like")(["二百", "二百"], ["三千", "二百"]).each == (0, 1)
