@@ -132,6 +132,18 @@ def test_a_tokenizer_that_is_not_installed_says_what_to_install():
         build_metric("bleu", tokenize="ja-mecab")
 
 
+@pytest.mark.parametrize("wrong", ["cn", "chinese", "ZH"])
+def test_a_wrong_language_is_refused_with_those_that_are_known(wrong):
+    with pytest.raises(SpecError, match=r"tokenize: .*'13a', 'intl', 'zh'"):
+        build_metric("bleu", tokenize=wrong)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_an_empty_answer_or_reference_shares_no_n_gram(name):
+    metric = build_metric(name)
+    assert metric(["", "a dog barks now"], ["a dog barks now", ""]).each == (0, 0)
+
+
 # Every metric
 
 

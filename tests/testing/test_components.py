@@ -31,6 +31,18 @@ LLMS = {
     "granite": {**SMALL, "logits_scaling": 1.7, "embedding_multiplier": 1.3, "residual_multiplier": 0.7},
 }
 
+# Texts of a special kind, for metrics that know only such.
+ENGLISH = (
+    ("a dog barks twice and then a door is shut", ["a dog barks and a door is shut", "two barks and then a door"]),
+    ("the rain falls on a tin roof", ["the rain falls on a tin roof"]),
+    ("six birds", ["sixteen birds sing in the trees at dawn", "six birds sing at dawn", "birds at dawn"]),
+)
+ONE_REFERENCE = [(said, right[:1]) for said, right in ENGLISH]  # so that a perfect score can be reached
+WORDS = (("dog", ["dog"]), ("rain", ["dog", "cat"]), ("Cat", ["cat"]), ("a wolf", ["rain"]))
+CHOICES = (("b", ["dog"]), ("A", ["rain", "A"]), ("who knows", ["dog"]), ("(a) rain", ["rain"]), ("dog", ["rain"]))
+LETTERS = (("the answer is B", ["B"]), ("A", ["A"]), ("who knows", ["B"]), ("(A) rain", ["A"]), ("dog", ["A"]))
+CLOSED = {"takes_empty_texts": "a reference that is none of the labels, or choices, is an error"}
+
 PROMISES = {
     "whisper": encoder_promises("whisper", arch=WHISPER),
     "whisper in layers": encoder_promises("whisper", arch=WHISPER, layers="weighted"),
@@ -60,6 +72,39 @@ PROMISES = {
     "bleu in Chinese": metric_promises("bleu", tokenize="zh", lowercase=True),
     "chrf": metric_promises("chrf"),
     "chrf++": metric_promises("chrf", word_order=2, whitespace=True),
+    "rouge_l": metric_promises("rouge_l", samples=ENGLISH),
+    "coco_rouge_l": metric_promises("coco_rouge_l"),
+    "coco_bleu": metric_promises("coco_bleu"),
+    "coco_bleu 1": metric_promises("coco_bleu", order=1),
+    "cider_d": metric_promises("cider_d", samples=ONE_REFERENCE),
+    "accuracy": metric_promises("accuracy"),
+    "accuracy normalised": metric_promises("accuracy", lowercase=True, punctuation=False),
+    "f1": metric_promises("f1"),
+    "f1 of lists": metric_promises("f1", separator=","),
+    "f1 by label": metric_promises(
+        "f1", average="macro", labels=["dog", "cat", "rain"], samples=WORDS, expected_failures=CLOSED
+    ),
+    "f1 weighted": metric_promises(
+        "f1", average="weighted", labels=["dog", "cat", "rain"], samples=WORDS, expected_failures=CLOSED
+    ),
+    "token_f1": metric_promises("token_f1"),
+    "map": metric_promises("map"),
+    **{
+        f"multiple_choice by {parser}": metric_promises(
+            "multiple_choice", parser=parser, choices=["rain", "dog"], samples=samples, expected_failures=CLOSED
+        )
+        for parser, samples in {
+            "strict": CHOICES,
+            "letter": LETTERS,
+            "first_mention": CHOICES,
+            "words": CHOICES,
+        }.items()
+    },
+    "multiple_choice of each sample": metric_promises(
+        "multiple_choice",
+        samples=[(*sample, {"x_choices": ["rain", "dog"]}) for sample in CHOICES],
+        expected_failures=CLOSED,
+    ),
     "tiny": llm_promises("tiny", dim=32),
     "tiny tied": llm_promises("tiny", dim=32, tie_word_embeddings=True),
     **{name: llm_promises("transformers", arch={"model_type": name, **arch}) for name, arch in LLMS.items()},

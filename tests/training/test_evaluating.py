@@ -258,6 +258,14 @@ def test_early_stopping_ends_the_run_and_a_resumed_one_stays_ended(two_tasks):
     assert [line["step"] for line in evaluations(train(again, resume=True))] == steps
 
 
+def test_a_metric_sees_the_columns_of_each_row_and_what_it_cannot_read_is_logged(two_tasks):
+    rewrite(two_tasks, x_choices=[*ANSWERS, "a a", "b"])
+    folder = train(asked(two_tasks, *ANSWER, "eval.generate.metrics=[multiple_choice]"))
+    (found,) = evaluations(folder)
+    assert found["eval_multiple_choice"] == 0
+    assert found["eval_unparsed_of_multiple_choice"] == 1  # an untrained model says none of them
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

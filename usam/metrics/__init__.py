@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from types import ModuleType
 from typing import Any, ClassVar
@@ -32,6 +32,8 @@ class Score:
     """Of each sample alone."""
     id: str
     """The metric's."""
+    details: Mapping[str, float] = field(default_factory=dict)
+    """What else there is to say of the corpus: the share of answers that could not be read."""
 
 
 class MetricConfig(Config):
@@ -46,7 +48,8 @@ class Metric(ABC):
     A metric counts something in each sample (`statistics`), and makes one number of the counts of a corpus (`value`):
     by default of their sum (`of`). So the value of any part of the corpus, or of a resample of it, needs no text. A
     metric whose corpus value is no function of a sum, such as one that ranks, overrides `value`, which sees the counts
-    of all samples; one in which a sample's counts depend on the other samples' texts overrides `over`.
+    of all samples; one in which a sample's counts depend on the other samples' texts overrides `over`, and says so
+    (`decomposes`).
     """
 
     Config: ClassVar[type[MetricConfig]] = MetricConfig
@@ -58,6 +61,9 @@ class Metric(ABC):
     """The least and the greatest value; infinity where there is none."""
     packages: ClassVar[tuple[str, ...]] = ()
     """What it is computed by, so that their versions belong to its id."""
+    decomposes: ClassVar[bool] = True
+    """Whether a sample counts what it counts alone. Where not, its counts are those that it has among the samples that
+    were given together: a part's value and a resample's are then made of these."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -78,6 +84,11 @@ class Metric(ABC):
         versions = {package: metadata.version(package) for package in self.packages}
         return "|".join([self.name, *(f"{key}:{value}" for key, value in {**options, **versions}.items())])
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a sample's `extra` that it reads beside the texts; `statistics` takes each by its name."""
+        return ()
+
     @abstractmethod
     def statistics(self, prediction: str, references: Sequence[str]) -> Sequence[float]:
         """What is counted in one sample: as many numbers for every sample, also where a text is empty.
@@ -85,6 +96,9 @@ class Metric(ABC):
         Args:
             prediction: the answer; empty where there is none.
             references: every right answer, at least one, in an order that says nothing.
+
+        Raises:
+            ValueError: the sample is none that can be measured; `over` adds which one it is.
         """
 
     def of(self, total: Statistics) -> float:
@@ -101,8 +115,16 @@ class Metric(ABC):
             raise ValueError(f"{self.name}: there are no samples, so that there is no value")
         return self.of(np.asarray(statistics, dtype=np.float64).sum(0))
 
+    def details(self, statistics: Statistics) -> dict[str, float]:
+        """What else there is to say of the samples (rows) that these statistics are of, by name."""
+        return {}
+
     def over(
-        self, predictions: Sequence[str], references: Sequence[Sequence[str] | str], ids: Sequence[Any] | None = None
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str] | str],
+        ids: Sequence[Any] | None = None,
+        extra: Sequence[Mapping[str, Any]] | None = None,
     ) -> Statistics:
         """The statistics of each sample: (samples, counts).
 
@@ -110,21 +132,43 @@ class Metric(ABC):
             predictions: one text a sample.
             references: of each sample one text, or all that are right.
             ids: what to call the samples in errors.
+            extra: each sample's further columns (`Sample.extra`), of which a metric reads its `columns`.
 
         Raises:
-            ValueError: there are no samples, not as many references (or ids) as predictions, two samples of one id, or
-                a sample without a reference.
+            ValueError: there are no samples, not as many references (ids, extra) as predictions, two samples of one id,
+                or a sample without a reference or without a column that the metric reads.
         """
+        found = []
         given = checked(predictions, references, ids)
-        return np.array([self.statistics(*pair) for pair in given], dtype=np.float64)
+        columns = self._columns(len(given), extra)
+        for place, (pair, own) in enumerate(zip(given, columns, strict=True)):
+            try:
+                if missing := [name for name in self.columns if name not in own]:
+                    raise ValueError(f"{self.name} reads its column '{missing[0]}', which it does not have")
+                found.append(self.statistics(*pair, **{name: own[name] for name in self.columns}))
+            except ValueError as error:
+                name = place if ids is None else ids[place]
+                raise ValueError(f"sample {name!r}: {error}") from error
+        return np.array(found, dtype=np.float64)
+
+    def _columns(self, count: int, extra: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+        if extra is None and self.columns:
+            raise ValueError(f"{self.name} reads the column '{self.columns[0]}' of each sample: give them as extra")
+        if extra is not None and len(extra) != count:
+            raise ValueError(f"{count} predictions and {len(extra)} extra: give one for each sample")
+        return [{}] * count if extra is None else extra
 
     def __call__(
-        self, predictions: Sequence[str], references: Sequence[Sequence[str] | str], ids: Sequence[Any] | None = None
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str] | str],
+        ids: Sequence[Any] | None = None,
+        extra: Sequence[Mapping[str, Any]] | None = None,
     ) -> Score:
         """The value of a corpus, and of each sample; arguments and errors as `over` has them."""
-        statistics = self.over(predictions, references, ids)
+        statistics = self.over(predictions, references, ids, extra)
         each = tuple(self.value(statistics[i : i + 1]) for i in range(len(statistics)))
-        return Score(self.value(statistics), statistics, each, self.id)
+        return Score(self.value(statistics), statistics, each, self.id, self.details(statistics))
 
 
 registry: Registry[Metric] = Registry(Metric, "usam.metrics")  # type: ignore[type-abstract]

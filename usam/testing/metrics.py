@@ -12,12 +12,14 @@ import numpy as np
 
 from usam.component import build
 from usam.metrics import Metric
+from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
 from usam.testing.every import config_round_trips, refuses_unknown_options
 from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require
 
-Samples = Sequence[tuple[str, Sequence[str]]]
+Sample = tuple[str, Sequence[str]] | tuple[str, Sequence[str], Mapping[str, Any]]
+Samples = Sequence[Sample]
 
 SAMPLES: Samples = (
     ("a dog barks twice and then a door is shut", ["a dog barks and a door is shut", "two barks and then a door"]),
@@ -43,7 +45,8 @@ def check_metric(
     Args:
         component: as everywhere: a name, a dict or a Config; `options` are laid over it.
         expected_failures: promises that it cannot keep, each with the reason.
-        samples: answers and their references, some right and some wrong, for a metric of a special kind of text.
+        samples: answers and their references, some right and some wrong, for a metric of a special kind of text; with
+            a map of further columns where it reads such.
 
     Raises:
         BrokenPromises: once, with every promise that is broken.
@@ -93,10 +96,13 @@ class MetricCase:
         metric: Metric = cls(config.model_copy(update=changes))
         return metric
 
-    def texts(self, rows: Sequence[int] | None = None) -> tuple[list[str], list[Sequence[str]]]:
-        """Answers and references of some samples; of all without `rows`."""
+    def texts(
+        self, rows: Sequence[int] | None = None
+    ) -> tuple[list[str], list[Sequence[str]], None, list[Mapping[str, Any]]]:
+        """Arguments of a metric: answers, references, no ids, further columns; of all samples without `rows`."""
         chosen = [self.samples[i] for i in (range(len(self.samples)) if rows is None else rows)]
-        return [answer for answer, _ in chosen], [right for _, right in chosen]
+        columns: list[Mapping[str, Any]] = [sample[2] if len(sample) == 3 else {} for sample in chosen]
+        return [sample[0] for sample in chosen], [sample[1] for sample in chosen], None, columns
 
 
 def _same(found: float, expected: float, what: str, look_at: str) -> None:
@@ -138,8 +144,9 @@ def ignores_the_order_of_samples(case: MetricCase) -> None:
 def ignores_the_order_of_references(case: MetricCase) -> None:
     """A sample's references in another order give the same statistics' value."""
     metric = case.structure()
-    answers, right = case.texts()
-    first, turned = metric(answers, right), metric(answers, [list(reversed(texts)) for texts in right])
+    answers, right, _, extra = case.texts()
+    first = metric(answers, right, extra=extra)
+    turned = metric(answers, [list(reversed(texts)) for texts in right], extra=extra)
     look_at = "which of several references statistics() takes where two are equally good"
     _same(turned.value, first.value, "the value with references in another order", look_at)
     for a, b in zip(turned.each, first.each, strict=True):
@@ -147,11 +154,19 @@ def ignores_the_order_of_references(case: MetricCase) -> None:
 
 
 def value_comes_from_statistics(case: MetricCase) -> None:
-    """The value of any samples, some of them twice, comes from the statistics that they had among all."""
+    """The value of any samples, some of them twice, comes from the statistics that they had among all.
+
+    It is the value that they have alone, but for a metric that says that it does not decompose.
+    """
     metric = case.structure()
     whole = metric(*case.texts())
     require(len(whole.statistics) == len(case.samples), "a row a sample", f"{whole.statistics.shape}", "over")
     count = len(case.samples)
+    if not metric.decomposes:
+        _same(metric.value(whole.statistics), whole.value, "the value of all samples", "statistics and value")
+        for row, each in enumerate(whole.each):
+            _same(each, metric.value(whole.statistics[row : row + 1]), "the value of one sample among all", "each")
+        return
     for rows in ([*range(count)], [0], [count - 1, 0], [0, 0, *range(1, count)]):
         direct = metric(*case.texts(rows)).value
         _same(metric.value(whole.statistics[rows]), direct, f"the value of samples {rows}", "statistics and value")
@@ -162,8 +177,8 @@ def value_comes_from_statistics(case: MetricCase) -> None:
 def a_perfect_answer_is_best(case: MetricCase) -> None:
     """Answers that are their references have the best value that there is, and others none that is better."""
     metric = case.structure()
-    right = [texts for _, texts in case.samples]
-    perfect = metric([texts[0] for texts in right], right).value
+    _, right, _, extra = case.texts()
+    perfect = metric([texts[0] for texts in right], right, extra=extra).value
     best = metric.bounds[1] if metric.higher_is_better else metric.bounds[0]
     _same(perfect, best, "the best value, for perfect answers", "bounds, higher_is_better, and statistics")
     others = metric(*case.texts()).value
@@ -177,7 +192,7 @@ def takes_empty_texts(case: MetricCase) -> None:
     width = metric.over(*case.texts()).shape[1]
     wrong = [("", ["a dog barks"]), ("a dog barks", [""]), ("", [""]), ("  \n", ["  "]), ("a", ["", "a dog"])]
     for answer, right in wrong:
-        score = metric([answer], [right])
+        score = metric([answer], [right], extra=case.texts([0])[3])
         shown = f"{score.value!r} and {score.statistics.shape[1]} numbers for {answer!r} against {right!r}"
         holds = bool(np.isfinite([score.value, *score.statistics[0]]).all()) and score.statistics.shape == (1, width)
         require(holds, f"a finite value and {width} numbers", shown, "statistics and of, where something is empty")
@@ -186,15 +201,15 @@ def takes_empty_texts(case: MetricCase) -> None:
 def refuses_what_is_no_corpus(case: MetricCase) -> None:
     """No samples, unequal counts, a sample without references, and two samples of one id are ValueErrors."""
     metric = case.structure()
-    answers, right = case.texts()
+    answers, right, _, extra = case.texts()
     for what, given in {
-        "no samples": ([], [], None),
-        "unequal counts": (answers, right[:-1], None),
-        "a sample without references": (answers, [[], *right[1:]], None),
-        "two samples of one id": (answers, right, ["same"] * len(answers)),
+        "no samples": ([], [], None, []),
+        "unequal counts": (answers, right[:-1], None, extra),
+        "a sample without references": (answers, [[], *right[1:]], None, extra),
+        "two samples of one id": (answers, right, ["same"] * len(answers), extra),
     }.items():
         _refused(what, metric, *given)
-    _refused("no statistics", metric.value, metric.over(answers, right)[:0])
+    _refused("no statistics", metric.value, metric.over(answers, right, extra=extra)[:0])
 
 
 def _refused(what: str, call: Callable[..., Any], *given: Any) -> None:
@@ -217,7 +232,7 @@ def its_id_has_its_options(case: MetricCase) -> str | None:
 
 
 def _changes(case: MetricCase) -> Iterator[tuple[str, Any]]:
-    """Each option with a value that it does not have; those that do not fit the others are left out."""
+    """Each option with a value that it does not have; those that do not fit the others, or cannot run, are left out."""
     for name, field in type(case.config).model_fields.items():
         value = getattr(case.config, name)
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -230,7 +245,7 @@ def _changes(case: MetricCase) -> Iterator[tuple[str, Any]]:
                 try:
                     component_config(case.group, {**case.config.to_dict(), name: other})
                     case.structure(**{name: other})
-                except SpecError:
+                except (SpecError, ComponentError):
                     continue
                 yield name, other
 

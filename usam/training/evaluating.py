@@ -223,11 +223,13 @@ class EvaluatingTrainer(GuardedTrainer):
         samples = [dataset[i] for i in held_out.drawn(len(dataset), generate.limit, generate.seed)]
         replies = self._replies(samples)
         answers, references = [text for text, _ in replies], [sample.references for sample in samples]
-        scores = {name: metric(answers, references) for name, metric in self.metrics.items()}
+        extra = [sample.extra for sample in samples]
+        scores = {name: metric(answers, references, extra=extra) for name, metric in self.metrics.items()}
         tasks = held_out.by_task([sample.task for sample in samples]) if generate.by_task else {}
         found = {}
         for name, score in scores.items():
             found[f"{prefix}_{name}"] = score.value
+            found.update({f"{prefix}_{key}_of_{name}": value for key, value in score.details.items()})
             for task, places in tasks.items():
                 found[f"{prefix}_{name}_{task}"] = self.metrics[name].value(score.statistics[places])
         lines = [
