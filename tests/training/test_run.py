@@ -162,9 +162,10 @@ def test_the_best_model_is_that_of_the_lowest_loss(run_file):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_newest_and_the_best_checkpoint_are_kept(run_file):
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_newest_and_the_best_checkpoint_are_kept(run_file, limit):
     best = ["train.metric_for_best_model=loss", "train.eval_strategy=steps", "train.eval_steps=1", "train.save_steps=1"]
-    folder = train(read_run(run_file, *SMALL, *best, "train.learning_rate=1", "train.save_total_limit=2"))
+    folder = train(read_run(run_file, *SMALL, *best, "train.learning_rate=1", f"train.save_total_limit={limit}"))
     state = json.loads((folder / "trainer_state.json").read_text())
     kept = {str(f) for f in folder.glob("checkpoint-*")}
     assert kept == {str(folder / "checkpoint-4"), state["best_model_checkpoint"]}

@@ -55,6 +55,7 @@ class ResumingTrainer(SamplingTrainer):
         self.skipped: dict[str, Skipped] = {}  # by row
         self._staged: Path | None = None  # where a checkpoint is being written
         self._resumed: Path | None = None
+        self._limit = self.args.save_total_limit
         self.add_callback(_GoOn(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -161,7 +162,11 @@ class ResumingTrainer(SamplingTrainer):
                 return self._take(self._resumed, state)
         if self.is_fsdp_enabled:
             sharding.choose_layers(self.accelerator, self.model)
-        done = cast(TrainOutput, super().train(str(self._resumed) if self._resumed else None, *args, **kwargs))
+        self._limit, self.args.save_total_limit = self.args.save_total_limit, None  # or 1 would remove the newest
+        try:
+            done = cast(TrainOutput, super().train(str(self._resumed) if self._resumed else None, *args, **kwargs))
+        finally:
+            self.args.save_total_limit = self._limit
         if self.state.global_step < planned and not self.control.should_training_stop:
             raise IncompleteRun(f"{self.state.global_step} of {planned} planned steps were made; nothing more is saved")
         return done
@@ -224,7 +229,7 @@ class ResumingTrainer(SamplingTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if self.args.should_save:
-            checkpoints.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            checkpoints.rotate(run, self._limit, self.state.best_model_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staged) if self._staged is not None else cast(str, super()._get_output_dir(trial))
