@@ -3,10 +3,10 @@
 The paper's composition with random weights: three frozen encoders, the window-level Q-Former, the mixture of experts,
 and a frozen language model with LoRA; batches of four clips of noise in float32, whose durations are log-normal (median
 3.5 s, 0.5 to 30 s) and the same for both. `small` is 24M of encoders beside a language model of 64M; `paper` has the
-widths of the paper's encoders, four layers of each, beside one of 135M; what was built stands in the results. Time is
-that of the Trainer's epoch, the processor's and that by the clock, reading the audio included, without building the
-model; the epoch with the cache reads, hashes and checks all frames. Both in turn, twice, and the median. Name shapes to
-measure these alone.
+paper's encoders, CED and MERT (of 95M) whole and 8 of Whisper's 32 layers, beside one of 133M; what was built stands
+in the results. Time is that of the Trainer's epoch, the processor's and that by the clock, reading the audio included,
+without building the model; the epoch with the cache reads, hashes and checks all frames. Both in turn, twice, and the
+median. Name shapes to measure these alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def llm(dim: int, layers: int) -> dict[str, Any]:
 
 SHAPES = {
     "small": {"encoders": encoders((384, 4), (192, 12), (320, 4)), "llm": llm(704, 8), "q_former": 256},
-    "paper": {"encoders": encoders((1280, 4), (768, 4), (768, 4)), "llm": llm(832, 16), "q_former": 768},
+    "paper": {"encoders": encoders((1280, 8), (768, 12), (768, 12)), "llm": llm(832, 12), "q_former": 768},
 }
 BOUNDS = {"small": 5, "paper": 10}
 
