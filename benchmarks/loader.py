@@ -62,9 +62,7 @@ def measure(kind: str) -> tuple[float, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as place:
         file, hours = write(Path(place), kind)
         samples = Manifest(file, spec.prompts)
-        lengths = measured([samples[i] for i in range(CLIPS)], processor)
-        sampler = BudgetSampler([lengths[samples[i].origin] for i in range(CLIPS)], Budget(seconds=BUDGET))
-        batches = list(sampler)
+        batches = list(BudgetSampler(measured(samples, processor), Budget(seconds=BUDGET)))
         collate = Collator(processor)
         names = sorted(Path(place).glob(f"*.{kind}"))
 

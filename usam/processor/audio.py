@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Number
@@ -28,11 +28,17 @@ __all__ = ["AudioError", "AudioWarning", "Sound", "Waveform", "open_audio", "rea
 BLOCK = 1 << 18  # samples decoded at once, which bounds the memory that a long file takes
 LOUDEST = 16.0  # full scale is 1, decoders overshoot it a little; beyond this, integers have lost their dtype
 RATES = (1000, 1_000_000)  # samples per second; beyond them a short file takes all memory, or for ever
+PLAIN = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF")  # hold 16 bits as they are
+INT16 = np.float32(2**-15)  # of full scale; the product is exact
 CANCELLED = 3e-3  # of the channels' power: what is left of inverted channels after lossy coding
 MP3_SLACK = 0.1  # seconds: an MP3's header may count the frames in which its decoder starts up
 
 SHORTER = 0.1  # seconds by which a file may end before a range does without a word: lists are rounded
 Waveform = NDArray[np.float32]
+
+
+def _new(samples: int) -> Waveform:
+    return np.empty(samples, np.float32)
 
 
 def read_audio(
@@ -43,6 +49,7 @@ def read_audio(
     duration: float | None = None,
     channel: int | None = None,
     max_seconds: float | None = None,
+    room: Callable[[int], Waveform] = _new,
 ) -> Waveform:
     """One mono waveform in [-1, 1] with `ceil(n * rate / own rate)` samples; of a file, only the part wanted is read.
 
@@ -59,6 +66,7 @@ def read_audio(
         channel: the one to read, from 0; None averages all of them.
         max_seconds: refuse, before it is decoded, what would be longer; None sets no limit. A small file can hold
             days of silence: set it for files of strangers.
+        room: gives an array of so many samples to read into, where they need no resampling; it may be taken for more.
 
     Raises:
         AudioError: missing, not a regular file, not audio, empty, truncated, broken, not finite, too long, no sound
@@ -69,7 +77,9 @@ def read_audio(
             range that was asked for.
     """
     _check_rate(rate, "rate")
-    with open_audio(source, rate, start=start, duration=duration, channel=channel, max_seconds=max_seconds) as sound:
+    with open_audio(
+        source, rate, start=start, duration=duration, channel=channel, max_seconds=max_seconds, room=room
+    ) as sound:
         return _joined(sound.blocks, sound.rate, rate)
 
 
@@ -95,6 +105,7 @@ def open_audio(
     duration: float | None = None,
     channel: int | None = None,
     max_seconds: float | None = None,
+    room: Callable[[int], Waveform] = _new,
 ) -> Iterator[Sound]:
     """A source after all checks that need no decoding; arguments and errors are those of `read_audio`.
 
@@ -107,7 +118,7 @@ def open_audio(
         _check_channel(channel, thing.shape[0], name)
         step = _block(thing.shape[0])
         parts = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
-        blocks = _checked(_mono(parts, channel, name), first, own_rate, name)
+        blocks = _checked(_mono(parts, channel, name, _new), first, own_rate, name)
         yield Sound(name, own_rate, thing.shape[0], count, "array", blocks)
         return
     with _opened(thing, name) as files:
@@ -116,7 +127,9 @@ def open_audio(
         for file in files:
             _check_channel(channel, file.channels, name)
         kind = f"{files[0].format} {files[0].subtype}"
-        blocks = _checked(_mono(_decoded_all(files, first, count, name), channel, name), first, own_rate, name)
+        decoded = _decoded_all(files, first, count, name)
+        mono = _mono(decoded, channel, name, room if own_rate == rate else _new)
+        blocks = _checked(mono, first, own_rate, name)
         yield Sound(name, own_rate, files[0].channels, count, kind, blocks)
 
 
@@ -237,16 +250,25 @@ def _block(channels: int) -> int:
     return max(1, BLOCK // channels)
 
 
-def _mono(blocks: Iterable[NDArray[Any]], channel: int | None, name: str) -> Iterator[Waveform]:
+def _mono(
+    blocks: Iterable[NDArray[Any]], channel: int | None, name: str, room: Callable[[int], Waveform]
+) -> Iterator[Waveform]:
     """One channel of blocks (samples, channels), or their mean, if that is not silence made of sound."""
     apart = mixed = 0.0
     n = 0
     for block in blocks:
         if block.shape[1] == 1:  # as it is; a copy, for what decodes uses its block again
             n += len(block)
+            mono = room(len(block))
+            if block.dtype == np.int16:
+                yield np.multiply(block[:, 0], INT16, out=mono)
+                continue
             with np.errstate(over="ignore"):
-                yield block[:, 0].astype(np.float32)
+                np.copyto(mono, block[:, 0], "same_kind")
+            yield mono
             continue
+        if block.dtype == np.int16:
+            block = block * INT16
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
             x = block[:, channel] if channel is not None else block.mean(1, dtype=np.float64)
             if channel is None and block.shape[1] > 1:
@@ -339,11 +361,9 @@ def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:
 @contextmanager
 def _opened(source: Path | IO[bytes], name: str) -> Iterator[list[Any]]:
     """A soundfile.SoundFile of each of its streams, after the checks that libsndfile does not make."""
-    if isinstance(source, Path):
-        with _open_path(source) as handle, _opened(handle, name) as files:
-            yield files
-        return
     with ExitStack() as stack:
+        if isinstance(source, Path):
+            source = stack.enter_context(_open_path(source))
         files = []
         for stream in streams(*_seekable(source, name), name):
             stream.file.seek(0)
@@ -377,7 +397,7 @@ def _handed(file: IO[bytes], source: IO[bytes]) -> Any:
 
 def _open_path(path: Path) -> IO[bytes]:
     try:
-        kind = path.stat().st_mode
+        kind = os.stat(path).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would wait for ever
             raise AudioError(f"{path}: a device, a pipe or a socket; give a file, or an open file object")
         return io.BufferedReader(_Own(path))
@@ -420,10 +440,14 @@ def _decoded_all(files: list[Any], first: int, count: int, name: str) -> Iterato
 def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]:
     """`count` frames from `first` on, in blocks (samples, channels), each good until the next."""
     rate = file.samplerate
-    buffer = np.empty((min(_block(file.channels), count), file.channels), np.float32)
+    # Plain samples come as they are much faster than as floats, which are they over full scale.
+    dtype = np.int16 if file.format in PLAIN and file.subtype == "PCM_16" else np.float32
+    buffer = np.empty((min(_block(file.channels), count), file.channels), dtype)
     done = 0
     try:
-        if file.seekable():
+        if first == 0:
+            pass  # it stands there
+        elif file.seekable():
             file.seek(first)
         else:  # GSM, G.721
             skipped = 0

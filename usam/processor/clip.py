@@ -7,7 +7,7 @@ import binascii
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -62,7 +62,9 @@ class Clip:
             duration = said["end"] - start
         return cls(source, start, duration, said.get("channel"))
 
-    def read(self, rate: int, *, max_seconds: float | None = None) -> Waveform:
+    def read(
+        self, rate: int, *, max_seconds: float | None = None, room: Callable[[int], Waveform] | None = None
+    ) -> Waveform:
         """The waveform at `rate` samples a second; AudioError when it cannot be read, or is longer than the limit."""
         return read_audio(
             self.source,
@@ -71,6 +73,7 @@ class Clip:
             duration=self.duration,
             channel=self.channel,
             max_seconds=max_seconds,
+            **({} if room is None else {"room": room}),
         )
 
     def block(self) -> dict[str, Any]:

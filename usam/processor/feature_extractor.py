@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any
 
@@ -18,6 +18,13 @@ from usam.processor.clip import Clip
 from usam.providers import as_saved
 from usam.saving import SavedWhole
 from usam.spec.spec import Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """A clip that `fetch_audio` gave, which needs no second look."""
+
+    samples: Waveform
 
 
 class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
@@ -59,19 +66,28 @@ class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
         assert self._parsed is not None, "a feature extractor needs its spec"
         return self._parsed
 
-    def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
+    def fetch_audio(
+        self, audio: Any, sampling_rate: int | None = None, room: Callable[[int], Waveform] | None = None
+    ) -> Any:
         """Sound from a file, bytes, a dict or an array, at the model's rate; a list of them gives a list.
+
+        Args:
+            audio: one clip, or a list of them; one that was fetched before, in a Heard, is as it was.
+            sampling_rate: of bare arrays; None for the model's own.
+            room: gives an array of so many samples to read into, as `read_audio` takes it.
 
         Raises:
             AudioError: it cannot be read; the message names the file.
         """
+        if isinstance(audio, Heard):
+            return audio.samples
         if not is_clip(audio):
-            return [self.fetch_audio(clip, sampling_rate) for clip in audio]
+            return [self.fetch_audio(clip, sampling_rate, room) for clip in audio]
         clip = Clip.of(audio)
         x = clip.source
         if isinstance(x, (np.ndarray, Tensor, list, tuple)) and sampling_rate is not None and not is_pair(x):
             clip = replace(clip, source={"array": x, "sampling_rate": sampling_rate})
-        return clip.read(self.sampling_rate, max_seconds=self.max_seconds)
+        return clip.read(self.sampling_rate, max_seconds=self.max_seconds, room=room)
 
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
