@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from usam.data.manifest import Manifest, ManifestError, Sample
 from usam.processor.audio import AudioError
@@ -18,7 +19,6 @@ from usam.processor.clip import KINDS, Clip, names_source
 from usam.processor.feature_extractor import Heard
 
 if TYPE_CHECKING:
-    from usam.processor.audio import Waveform
     from usam.processor.chat import Rendered
     from usam.processor.feature_extractor import UsamFeatureExtractor
     from usam.processor.processor import UsamProcessor
@@ -38,7 +38,8 @@ class Skipped:
 
 
 SHOWN = 5  # rows that an error tells
-KEPT = 1 << 26  # samples, over an hour at 16 kHz: the memory of a larger batch is given back
+KEPT = 1 << 28  # bytes, over an hour of floats at 16 kHz: the memory of a larger batch is given back
+ALIGNED = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Collator:
         self.stand_in = stand_in
         self.augment = augment
         self._rows = _different(spares or ())
-        self._lent = Room()
+        self._memory = Memory()
 
     def augmented(self, augment: Change) -> Collator:
         """The same with clips that are changed."""
@@ -102,7 +103,7 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        with self._lent.out() as room:
+        with self._memory.lent() as room:
             read = [
                 self._read(sample, skipped, [*samples[i + 1 :], *samples[:i]], room) for i, sample in enumerate(samples)
             ]
@@ -162,15 +163,15 @@ class Collator:
     def _render(self, sample: Sample, room: Lent | None = None) -> Rendered:
         ears = self.processor.feature_extractor
         try:
-            if self.augment is not None:
-                return self.processor.render(with_sound(sample.messages, ears, self.augment, sample.origin))
-            clips = [
-                Heard(ears.fetch_audio(Clip.of(block), room=room))
-                for message in sample.messages
-                for block in blocks(message)
-                if _is_heard(block)
-            ]
-            return replace(self.processor.render(sample.messages), audio=tuple(clips))
+            turns = self.processor._turns(sample.messages)
+            if self.augment is None:
+                turns.clips = [Heard(ears.fetch_audio(clip, room=room)) for clip in turns.clips]
+            else:  # which may have made of them what is no sound
+                turns.clips = [
+                    Clip(self.augment(clip, ears.sampling_rate, sample.origin, place))
+                    for place, clip in enumerate(ears.fetch_audio(list(turns.clips)))
+                ]
+            return turns.render()
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
@@ -198,41 +199,43 @@ class Collator:
         raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
 
 
-class Room:
+class Memory:
     """Memory for the clips of a batch, until they stand in its tensors: that of the last batch, once more.
 
     What a system gives anew it clears first, page by page, which takes longer than to read plain samples.
     """
 
     def __init__(self) -> None:
-        self._free: list[Waveform] = []  # while it is lent, others that collate at the same time find none
+        self._free: list[NDArray[Any]] = []  # while it is lent, others that collate at the same time find none
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the memory."""
         return {"_free": []}
 
     @contextmanager
-    def out(self) -> Iterator[Lent]:
-        """What a batch may take from."""
-        lent = Lent(self._free.pop() if self._free else np.empty(0, np.float32))
+    def lent(self) -> Iterator[Lent]:
+        """What the clips of a batch are read to."""
+        lent = Lent(self._free.pop() if self._free else np.empty(0, np.uint8))
         try:
             yield lent
         finally:
-            grown = np.empty(lent.taken, np.float32) if len(lent.memory) < lent.taken <= KEPT else lent.memory
-            self._free[:] = [grown]
+            grown = len(lent.memory) < lent.taken <= KEPT
+            self._free[:] = [np.empty(lent.taken, np.uint8) if grown else lent.memory]
 
 
 class Lent:
-    """Hands out parts of a memory, and new arrays when it is used up."""
+    """Hands out parts of a memory, and new arrays when it is used up; a `Room`."""
 
-    def __init__(self, memory: Waveform) -> None:
+    def __init__(self, memory: NDArray[Any]) -> None:
         self.memory, self.taken = memory, 0
 
-    def __call__(self, samples: int) -> Waveform:
+    def __call__(self, samples: int, dtype: type[Any]) -> NDArray[Any]:
         """An array of so many samples."""
-        begin = self.taken
-        self.taken += samples
-        return self.memory[begin : self.taken] if self.taken <= len(self.memory) else np.empty(samples, np.float32)
+        begin, size = self.taken, samples * np.dtype(dtype).itemsize
+        self.taken += size + -size % ALIGNED
+        if self.taken > len(self.memory):
+            return np.empty(samples, dtype)
+        return self.memory[begin : begin + size].view(dtype)
 
 
 def _place(samples: Sequence[Sample], sample: Sample) -> int | None:
@@ -279,26 +282,16 @@ def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     }
 
 
-def with_sound(
-    messages: Sequence[Any], ears: UsamFeatureExtractor, change: Change | None = None, row: str = ""
-) -> list[Any]:
+def with_sound(messages: Sequence[Any], ears: UsamFeatureExtractor) -> list[Any]:
     """The same messages with every clip that they name read into an array at the extractor's rate, within its limit."""
     heard = []
-    places = count()
-
-    def read(block: Any) -> Any:
-        found = ears.fetch_audio(Clip.of(block))
-        return found if change is None else change(found, ears.sampling_rate, row, next(places))
-
     for message in messages:
         parts = blocks(message)
         if not isinstance(message["content"], str):
-            named = [_is_heard(b) for b in parts]
-            parts = [Clip(read(b)).block() if own else b for b, own in zip(parts, named, strict=True)]
+            named = [b["type"] in KINDS and names_source(b) for b in parts]
+            parts = [
+                Clip(ears.fetch_audio(Clip.of(b))).block() if own else b for b, own in zip(parts, named, strict=True)
+            ]
             message = {**message, "content": parts}
         heard.append(message)
     return heard
-
-
-def _is_heard(block: Mapping[str, Any]) -> bool:
-    return block["type"] in KINDS and names_source(block)

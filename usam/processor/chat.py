@@ -30,6 +30,8 @@ class Rendered:
     @property
     def rows(self) -> tuple[Rendered, ...]:
         """What a chat is in training: this text, and one row for each answer that needs a text of its own."""
+        if not self.more:
+            return (self,)
         first = replace(self, more=())
         return (first, *(replace(row, audio=self.audio[: row.text.count(AUDIO_TOKEN)]) for row in self.more))
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.processor.audio import Waveform, is_pair
+from usam.processor.audio import INT16, Room, is_pair
 from usam.processor.clip import Clip
 from usam.providers import as_saved
 from usam.saving import SavedWhole
@@ -24,7 +25,7 @@ from usam.spec.spec import Spec
 class Heard:
     """A clip that `fetch_audio` gave, which needs no second look."""
 
-    samples: Waveform
+    samples: NDArray[Any]
 
 
 class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
@@ -66,15 +67,13 @@ class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
         assert self._parsed is not None, "a feature extractor needs its spec"
         return self._parsed
 
-    def fetch_audio(
-        self, audio: Any, sampling_rate: int | None = None, room: Callable[[int], Waveform] | None = None
-    ) -> Any:
+    def fetch_audio(self, audio: Any, sampling_rate: int | None = None, room: Room | None = None) -> Any:
         """Sound from a file, bytes, a dict or an array, at the model's rate; a list of them gives a list.
 
         Args:
             audio: one clip, or a list of them; one that was fetched before, in a Heard, is as it was.
             sampling_rate: of bare arrays; None for the model's own.
-            room: gives an array of so many samples to read into, as `read_audio` takes it.
+            room: where samples are read to, as `read_audio` takes it; 16 bits stay what they are until `padded`.
 
         Raises:
             AudioError: it cannot be read; the message names the file.
@@ -101,13 +100,17 @@ class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
         """
         return self.padded(self.fetch_audio(clips_of(audio), sampling_rate), return_tensors)
 
-    def padded(self, clips: Sequence[Waveform], return_tensors: str | None = None) -> BatchFeature:
+    def padded(self, clips: Sequence[NDArray[Any]], return_tensors: str | None = None) -> BatchFeature:
         """The batch of what `fetch_audio` gave."""
         size = max(len(clip) for clip in clips)
         values = np.empty((len(clips), size), dtype=np.float32)
         mask = np.empty((len(clips), size), dtype=bool)
         for i, clip in enumerate(clips):
-            values[i, : len(clip)], values[i, len(clip) :] = clip, 0
+            if clip.dtype == np.int16:
+                np.multiply(clip, INT16, out=values[i, : len(clip)])
+            else:
+                values[i, : len(clip)] = clip
+            values[i, len(clip) :] = 0
             mask[i, : len(clip)], mask[i, len(clip) :] = True, False
         batch: dict[str, Any] = {"input_values": values, "input_values_mask": mask}
         if return_tensors == "pt":  # transformers would copy them

@@ -33,6 +33,7 @@ from usam.types import IGNORE
 
 if TYPE_CHECKING:
     from usam.llm import LLM
+    from usam.processor.audio import Waveform
 
 FIRST: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # `_bos` of tokenizers, asked once for each
 DRAWN: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()  # texts of turns, by processor
@@ -205,7 +206,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             samples = [row for sample in samples for row in sample.rows]
         audio = [clip for sample in samples for clip in sample.audio]
         clips = self.feature_extractor.fetch_audio(audio, options["sampling_rate"]) if audio else []
-        counts = iter([self.feature_extractor.placeholders(len(clip)) for clip in clips])
+        counts = iter(self._placeholders(clips))
         special = set(self._special.values())
         rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
         for sample, (found, offsets) in zip(samples, self._tokenized(samples), strict=True):
@@ -230,6 +231,12 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         if isinstance(batch["prompt_mask"], Tensor):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
         return batch
+
+    def _placeholders(self, clips: Sequence[Waveform]) -> list[int]:
+        if len(clips) < 2:
+            return [int(self.feature_extractor.placeholders(len(clip))) for clip in clips]
+        lengths = torch.tensor([len(clip) for clip in clips])  # whose arithmetic is that of ints
+        return cast(list[int], self.feature_extractor.placeholders(lengths).tolist())
 
     def _padded(self, rows: Mapping[str, Sequence[NDArray[Any]]], options: Mapping[str, Any]) -> dict[str, Any]:
         """Rows as one array each, or as they are, in what `return_tensors` asks for."""
@@ -256,7 +263,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         """
         rate = self.feature_extractor.sampling_rate
         clips = [self.feature_extractor.fetch_audio(clip) for clip in sample.audio]
-        counts = [int(self.feature_extractor.placeholders(len(clip))) for clip in clips]
+        counts = self._placeholders(clips)
         names = names or [str(i + 1) for i in range(len(clips))]
         ids, _ = self._tokenize(sample.text, sample.starts)
         tokens = int(repeated(ids, self.audio_token_id, counts, sample.text).sum())
@@ -370,7 +377,10 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         )
 
     def _turns(
-        self, messages: Sequence[Mapping[str, Any]], chat_template: str | None, variables: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> Turns:
         flat = [flatten(message) for message in messages]
         turns = [{**m, "content": text} for m, (text, _) in zip(messages, flat, strict=True)]
