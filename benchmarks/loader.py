@@ -3,9 +3,8 @@
 Clips of 0.5 to 30 s, log-normal around 6 s, mono at 16 kHz, which is also the model's rate, as WAV and as FLAC; in
 batches of a budget, with answers, labels and masks. One process, its own seconds: hours of audio a core-second. Both in
 turn, several rounds, medians; and, each by itself, the parts of it, in milliseconds a clip: the header and its checks,
-the samples, the chat, its tokens with labels and masks, the padded batch. Where a file is plain samples, reading it is little more than copying them, so that what
-is done beside it (checks of the file and of its samples, the chat, its tokens, the padded batch) shows most. `--quick`
-takes fewer clips.
+the samples, the chat, its tokens with labels and masks, the padded batch. Where a file is plain samples, reading it is
+little more than copying them, so that what is done beside it shows most. `--quick` takes fewer clips.
 """
 
 from __future__ import annotations
