@@ -2,9 +2,9 @@
 
 Clips of 0.5 to 30 s, log-normal around 6 s, mono at 16 kHz, which is also the model's rate, as WAV and as FLAC; in
 batches of a budget, with answers, labels and masks. One process, its own seconds: hours of audio a core-second. Both in
-turn, several rounds, medians. Where a file is plain samples, reading it is little more than copying them, so that what
-is done beside it (checks of the file and of its samples, the chat, its tokens, the padded batch) shows most. `--quick`
-takes fewer clips.
+turn, several rounds, medians; and, each by itself, the parts of it, in milliseconds a clip: the header and its checks,
+the samples, the chat, its tokens with labels and masks, the padded batch. Where a file is plain samples, reading it is
+little more than copying them, so that what is done beside it shows most. `--quick` takes fewer clips.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ import torch
 from _record import record
 
 from usam import UsamProcessor, load_spec
-from usam.data.collate import Collator
+from usam.data.collate import Collator, Memory
 from usam.data.manifest import Manifest
 from usam.data.sampling import Budget, BudgetSampler
+from usam.processor.audio import open_audio
+from usam.processor.feature_extractor import Heard
 from usam.training.rows import measured
 
 RATE, MEDIAN, SIGMA, BUDGET = 16000, 6.0, 0.8, 60.0
@@ -62,9 +65,7 @@ def measure(kind: str) -> tuple[float, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as place:
         file, hours = write(Path(place), kind)
         samples = Manifest(file, spec.prompts)
-        lengths = measured([samples[i] for i in range(CLIPS)], processor)
-        sampler = BudgetSampler([lengths[samples[i].origin] for i in range(CLIPS)], Budget(seconds=BUDGET))
-        batches = list(sampler)
+        batches = list(BudgetSampler(measured(samples, processor), Budget(seconds=BUDGET)))
         collate = Collator(processor)
         names = sorted(Path(place).glob(f"*.{kind}"))
 
@@ -76,6 +77,42 @@ def measure(kind: str) -> tuple[float, dict[str, Any]]:
             for name in names:
                 soundfile.read(name, dtype="float32")
 
+        ears = processor.feature_extractor
+        chats = [[processor.render(samples[i].messages) for i in batch] for batch in batches]
+        sounds = [[Heard(ears.fetch_audio(chat.audio[0])) for chat in some] for some in chats]
+        heard = [
+            [replace(chat, audio=(x,)) for chat, x in zip(*pair, strict=True)]
+            for pair in zip(chats, sounds, strict=True)
+        ]
+        memory = Memory()
+
+        def open_all() -> None:
+            for name in names:
+                with open_audio(str(name), RATE):
+                    pass
+
+        def sound() -> None:
+            for some in chats:
+                with memory.lent() as room:
+                    for chat in some:
+                        ears.fetch_audio(chat.audio[0], room=room)
+
+        def render() -> None:
+            for batch in batches:
+                for i in batch:
+                    processor.render(samples[i].messages)
+
+        def encode() -> None:
+            for some in heard:
+                processor.encode(some, labels=True)
+
+        def pad() -> None:
+            for some in sounds:
+                ears.padded([x.samples for x in some], "pt")
+
+        parts = {"checks": open_all, "samples": sound, "chat": render, "tokens": encode, "padding": pad}
+        spent = {part: statistics.median(seconds_of(work) for _ in range(ROUNDS)) for part, work in parts.items()}
+        spent |= {"samples": spent["samples"] - spent["checks"], "tokens": spent["tokens"] - spent["padding"]}
         found: dict[str, list[float]] = {"loader": [], "soundfile": []}
         for work in (load, read):  # files and code are in memory then
             work()
@@ -83,7 +120,8 @@ def measure(kind: str) -> tuple[float, dict[str, Any]]:
             found["loader"].append(seconds_of(load))
             found["soundfile"].append(seconds_of(read))
     each = {name: hours / statistics.median(times) for name, times in found.items()}
-    return each["loader"] / each["soundfile"], {"hours": hours, "seconds": found, "hours a core-second": each}
+    raw = {"hours": hours, "seconds": found, "hours a core-second": each, "seconds by part": spent}
+    return each["loader"] / each["soundfile"], raw
 
 
 def main() -> None:
@@ -93,6 +131,8 @@ def main() -> None:
     for kind in ("wav", "flac"):
         ratio, raw[kind] = measure(kind)
         speed = raw[kind]["hours a core-second"]["loader"]
+        spent = [f"{part} {1000 * t / CLIPS:.3f}" for part, t in raw[kind]["seconds by part"].items()]
+        print(f"{kind.upper()}, ms a clip: {', '.join(spent)}")
         what = (
             f"{kind.upper()}: hours of audio that are loaded in a core-second ({speed:.2f}), over soundfile's reading"
         )

@@ -259,10 +259,10 @@ def counted(row: Rendered, heard: int, processor: UsamProcessor) -> tuple[int, i
         heard: tokens of its clips beyond their one placeholder each.
         processor: the processor.
     """
-    starts = row.starts(())
+    starts = row.starts
     ids, offsets = processor._tokenize(row.text, starts)
     asked = next((i + 1 for i, (_, end) in enumerate(offsets) if starts and end > starts[-1]), len(ids))
-    learned = any(mark_tokens(ids, offsets, row.answers, (), {processor.audio_token_id})[1:])
+    learned = any(mark_tokens(ids, offsets, row.answers, {processor.audio_token_id})[1:])
     return len(ids) + heard, asked + heard, learned
 
 

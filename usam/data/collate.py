@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from usam.data.manifest import Manifest, ManifestError, Sample
 from usam.processor.audio import AudioError
 from usam.processor.chat import blocks
 from usam.processor.clip import KINDS, Clip, names_source
+from usam.processor.feature_extractor import Heard
 
 if TYPE_CHECKING:
     from usam.processor.chat import Rendered
@@ -35,6 +38,8 @@ class Skipped:
 
 
 SHOWN = 5  # rows that an error tells
+KEPT = 1 << 28  # bytes, over an hour of floats at 16 kHz: the memory of a larger batch is given back
+ALIGNED = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Collator:
         self.stand_in = stand_in
         self.augment = augment
         self._rows = _different(spares or ())
+        self._memory = Memory()
 
     def augmented(self, augment: Change) -> Collator:
         """The same with clips that are changed."""
@@ -97,8 +103,11 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         skipped: list[Skipped] = []
-        read = [self._read(sample, skipped, [*samples[i + 1 :], *samples[:i]]) for i, sample in enumerate(samples)]
-        batch, owners = self._encoded(read)
+        with self._memory.lent() as room:
+            read = [
+                self._read(sample, skipped, [*samples[i + 1 :], *samples[:i]], room) for i, sample in enumerate(samples)
+            ]
+            batch, owners = self._encoded(read)
         if self.tasks:
             clips = tuple(len(row.audio) for _, rendered in read for row in rendered.rows)
             batch["rows"] = Rows(tuple(sample.origin for sample in owners), clips)
@@ -122,12 +131,14 @@ class Collator:
             batch = dict(self.processor.encode(fitted, labels=True))
         return batch, [sample for sample, _ in rows]
 
-    def _read(self, sample: Sample, skipped: list[Skipped], beside: Sequence[Sample]) -> tuple[Sample, Rendered]:
+    def _read(
+        self, sample: Sample, skipped: list[Skipped], beside: Sequence[Sample], room: Lent
+    ) -> tuple[Sample, Rendered]:
         """The sample with its sound, or the next one that can be read."""
         failed: list[Skipped] = []
         for one in chain([sample], beside if self.stand_in else self._after(sample)):
             try:
-                rendered = self._render(one)
+                rendered = self._render(one, room)
             except AudioError as error:
                 if not self.stand_in and _place(self.spares or (), sample) is None:
                     raise
@@ -149,10 +160,18 @@ class Collator:
         yield from (spare for spare in following if spare.source != sample.source)
         yield from self.spares[:place]
 
-    def _render(self, sample: Sample) -> Rendered:
+    def _render(self, sample: Sample, room: Lent | None = None) -> Rendered:
+        ears = self.processor.feature_extractor
         try:
-            messages = with_sound(sample.messages, self.processor.feature_extractor, self.augment, sample.origin)
-            return self.processor.render(messages)
+            turns = self.processor._turns(sample.messages)
+            if self.augment is None:
+                turns.clips = [Heard(ears.fetch_audio(clip, room=room)) for clip in turns.clips]
+            else:  # which may have made of them what is no sound
+                turns.clips = [
+                    Clip(self.augment(clip, ears.sampling_rate, sample.origin, place))
+                    for place, clip in enumerate(ears.fetch_audio(list(turns.clips)))
+                ]
+            return turns.render()
         except AudioError as error:
             raise AudioError(f"{sample.origin}: {error}") from error
         except ValueError as error:
@@ -168,7 +187,7 @@ class Collator:
         extractor = self.processor.feature_extractor
         counts = [extractor.placeholders(len(extractor.fetch_audio(clip))) for clip in rendered.audio]
         room = self.context - sum(counts) + len(counts)
-        starts = rendered.starts(())
+        starts = rendered.starts
         _, offsets = self.processor._tokenize(rendered.text, starts)
         for last in range(room - 1, -1, -1):
             end = offsets[last][1]
@@ -178,6 +197,45 @@ class Collator:
             if len(self.processor._tokenize(text, starts)[0]) <= room:  # a word that is cut may be more tokens
                 return replace(rendered, text=text, answers=_until(rendered.answers, end))
         raise ManifestError(f"{sample.origin}: {too_long(length, self.context)}, with no room for any of its answer")
+
+
+class Memory:
+    """Memory for the clips of a batch, until they stand in its tensors: that of the last batch, once more.
+
+    What a system gives anew it clears first, page by page, which takes longer than to read plain samples.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[Any]] = []  # while it is lent, others that collate at the same time find none
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory."""
+        return {"_free": []}
+
+    @contextmanager
+    def lent(self) -> Iterator[Lent]:
+        """What the clips of a batch are read to."""
+        lent = Lent(self._free.pop() if self._free else np.empty(0, np.uint8))
+        try:
+            yield lent
+        finally:
+            grown = len(lent.memory) < lent.taken <= KEPT
+            self._free[:] = [np.empty(lent.taken, np.uint8) if grown else lent.memory]
+
+
+class Lent:
+    """Hands out parts of a memory, and new arrays when it is used up; a `Room`."""
+
+    def __init__(self, memory: NDArray[Any]) -> None:
+        self.memory, self.taken = memory, 0
+
+    def __call__(self, samples: int, dtype: type[Any]) -> NDArray[Any]:
+        """An array of so many samples."""
+        begin, size = self.taken, samples * np.dtype(dtype).itemsize
+        self.taken += size + -size % ALIGNED
+        if self.taken > len(self.memory):
+            return np.empty(samples, dtype)
+        return self.memory[begin : begin + size].view(dtype)
 
 
 def _place(samples: Sequence[Sample], sample: Sample) -> int | None:
@@ -224,22 +282,16 @@ def passed_along(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     }
 
 
-def with_sound(
-    messages: Sequence[Any], ears: UsamFeatureExtractor, change: Change | None = None, row: str = ""
-) -> list[Any]:
+def with_sound(messages: Sequence[Any], ears: UsamFeatureExtractor) -> list[Any]:
     """The same messages with every clip that they name read into an array at the extractor's rate, within its limit."""
     heard = []
-    places = count()
-
-    def read(block: Any) -> Any:
-        found = ears.fetch_audio(Clip.of(block))
-        return found if change is None else change(found, ears.sampling_rate, row, next(places))
-
     for message in messages:
         parts = blocks(message)
         if not isinstance(message["content"], str):
             named = [b["type"] in KINDS and names_source(b) for b in parts]
-            parts = [Clip(read(b)).block() if own else b for b, own in zip(parts, named, strict=True)]
+            parts = [
+                Clip(ears.fetch_audio(Clip.of(b))).block() if own else b for b, own in zip(parts, named, strict=True)
+            ]
             message = {**message, "content": parts}
         heard.append(message)
     return heard

@@ -8,9 +8,9 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Number
 from pathlib import Path
 from typing import IO, Any
@@ -23,16 +23,21 @@ from numpy.typing import NDArray
 
 from usam.processor.containers import AudioError, AudioWarning, streams
 
-__all__ = ["AudioError", "AudioWarning", "Sound", "Waveform", "open_audio", "read_audio"]
+__all__ = ["INT16", "AudioError", "AudioWarning", "Room", "Sound", "Waveform", "open_audio", "read_audio"]
 
 BLOCK = 1 << 18  # samples decoded at once, which bounds the memory that a long file takes
 LOUDEST = 16.0  # full scale is 1, decoders overshoot it a little; beyond this, integers have lost their dtype
 RATES = (1000, 1_000_000)  # samples per second; beyond them a short file takes all memory, or for ever
+PLAIN = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF")  # hold 16 bits as they are
+INT16 = np.float32(2**-15)  # of full scale; the product is exact
 CANCELLED = 3e-3  # of the channels' power: what is left of inverted channels after lossy coding
 MP3_SLACK = 0.1  # seconds: an MP3's header may count the frames in which its decoder starts up
 
 SHORTER = 0.1  # seconds by which a file may end before a range does without a word: lists are rounded
 Waveform = NDArray[np.float32]
+
+Room = Callable[[int, type[Any]], NDArray[Any]]
+"""Gives an array of so many samples of a type to read into."""
 
 
 def read_audio(
@@ -43,6 +48,7 @@ def read_audio(
     duration: float | None = None,
     channel: int | None = None,
     max_seconds: float | None = None,
+    room: Room | None = None,
 ) -> Waveform:
     """One mono waveform in [-1, 1] with `ceil(n * rate / own rate)` samples; of a file, only the part wanted is read.
 
@@ -59,6 +65,8 @@ def read_audio(
         channel: the one to read, from 0; None averages all of them.
         max_seconds: refuse, before it is decoded, what would be longer; None sets no limit. A small file can hold
             days of silence: set it for files of strangers.
+        room: where the samples of a mono file that needs no resampling are read to. Those of 16 bits, kept as they
+            are, then stay so: an array of int16, which `INT16` scales.
 
     Raises:
         AudioError: missing, not a regular file, not audio, empty, truncated, broken, not finite, too long, no sound
@@ -69,8 +77,10 @@ def read_audio(
             range that was asked for.
     """
     _check_rate(rate, "rate")
-    with open_audio(source, rate, start=start, duration=duration, channel=channel, max_seconds=max_seconds) as sound:
-        return _joined(sound.blocks, sound.rate, rate)
+    with open_audio(
+        source, rate, start=start, duration=duration, channel=channel, max_seconds=max_seconds, room=room
+    ) as sound:
+        return _joined(sound, rate)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Sound:
     kind: str  # container and codec by libsndfile's names, such as "WAV PCM_16"; "array"
     blocks: Iterator[Waveform]
     """Mono samples at its own rate, a block at a time, checked as they come: memory stays bounded."""
+    over: list[float] = field(default_factory=list)  # the loudest samples of the blocks until now that overshoot
 
 
 @contextmanager
@@ -95,6 +106,7 @@ def open_audio(
     duration: float | None = None,
     channel: int | None = None,
     max_seconds: float | None = None,
+    room: Room | None = None,
 ) -> Iterator[Sound]:
     """A source after all checks that need no decoding; arguments and errors are those of `read_audio`.
 
@@ -107,8 +119,9 @@ def open_audio(
         _check_channel(channel, thing.shape[0], name)
         step = _block(thing.shape[0])
         parts = (_scaled(thing[:, i : min(i + step, first + count)]) for i in range(first, first + count, step))
-        blocks = _checked(_mono(parts, channel, name), first, own_rate, name)
-        yield Sound(name, own_rate, thing.shape[0], count, "array", blocks)
+        over: list[float] = []
+        blocks = _checked(_mono(parts, channel, name), first, own_rate, name, over)
+        yield Sound(name, own_rate, thing.shape[0], count, "array", blocks, over)
         return
     with _opened(thing, name) as files:
         own_rate = files[0].samplerate
@@ -116,12 +129,18 @@ def open_audio(
         for file in files:
             _check_channel(channel, file.channels, name)
         kind = f"{files[0].format} {files[0].subtype}"
-        blocks = _checked(_mono(_decoded_all(files, first, count, name), channel, name), first, own_rate, name)
-        yield Sound(name, own_rate, files[0].channels, count, kind, blocks)
+        over = []
+        blocks = _mono(_decoded_all(files, first, count, name, room if own_rate == rate else None), channel, name)
+        if not all(map(_is_plain, files)):  # 16 bits cannot say what is checked
+            blocks = _checked(blocks, first, own_rate, name, over)
+        yield Sound(name, own_rate, files[0].channels, count, kind, blocks, over)
 
 
 def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | None]:
     """What a source holds in the end (a path, a binary file or an array), its name for errors, an array's rate."""
+    if isinstance(source, str):
+        path = _path(source)
+        return path, str(path), None
     if isinstance(source, Mapping):
         return _unwrap_dict(source)
     if hasattr(source, "get_all_samples"):  # a torchcodec decoder, as `datasets` gives it
@@ -131,9 +150,8 @@ def _unwrap(source: Any, name: str, rate: int | None) -> tuple[Any, str, int | N
         except Exception as error:
             raise AudioError(f"{name}: its decoder failed: {error}; decode the file again or leave it out") from error
         return _array(samples.data, name), name, _check_rate(samples.sample_rate, f"{name}: sample_rate")
-    if isinstance(source, (str, os.PathLike)):
-        path = _path(os.fspath(source))
-        return path, str(path), None
+    if isinstance(source, os.PathLike):
+        return _unwrap(os.fsdecode(source), name, rate)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source), name or f"these {len(source)} bytes", None
     if hasattr(source, "read"):
@@ -179,8 +197,7 @@ def _unwrap_dict(source: Mapping[str, Any]) -> tuple[Any, str, int | None]:
     )
 
 
-def _path(text: str | bytes) -> Path:
-    text = os.fsdecode(text)
+def _path(text: str) -> Path:
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         return Path(text).expanduser()
     url = urlsplit(text)
@@ -217,9 +234,10 @@ def _array(source: Any, name: str) -> NDArray[Any]:
 
 
 def _scaled(x: NDArray[Any]) -> NDArray[Any]:
-    """(channels, samples) of any dtype to (samples, channels) of full scale 1."""
+    """(channels, samples) of any dtype to (samples, channels) of full scale 1; never the array itself if it is mono."""
     if x.dtype.kind not in "iu":
-        return x.T
+        with np.errstate(over="ignore"):  # what is not finite is reported with its second
+            return x.T.astype(np.float32) if x.shape[0] == 1 else x.T
     half = 2.0 ** (8 * x.dtype.itemsize - 1)
     return (x.T.astype(np.float64) - (half if x.dtype.kind == "u" else 0)) / half
 
@@ -242,10 +260,9 @@ def _mono(blocks: Iterable[NDArray[Any]], channel: int | None, name: str) -> Ite
     apart = mixed = 0.0
     n = 0
     for block in blocks:
-        if block.shape[1] == 1:  # as it is; a copy, for what decodes uses its block again
+        if block.shape[1] == 1:  # as it is
             n += len(block)
-            with np.errstate(over="ignore"):
-                yield block[:, 0].astype(np.float32)
+            yield block[:, 0] if block.dtype == np.int16 else np.asarray(block[:, 0], np.float32)
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported with its second
             x = block[:, channel] if channel is not None else block.mean(1, dtype=np.float64)
@@ -302,30 +319,35 @@ def _span(
     return first, count
 
 
-def _joined(blocks: Iterable[Waveform], own_rate: int, rate: int) -> Waveform:
+def _joined(sound: Sound, rate: int) -> Waveform:
     """Mono blocks brought to `rate` as a stream."""
+    own_rate = sound.rate
     stream = soxr.ResampleStream(own_rate, rate, 1, quality="VHQ") if own_rate != rate else None
     parts = []
     n = 0
-    for block in blocks:
+    for block in sound.blocks:
         n += len(block)
         parts.append(block if stream is None else stream.resample_chunk(block))
     if stream is not None:  # a little silence, so that the last, begun sample comes out too
         parts.append(stream.resample_chunk(np.zeros(-(-own_rate // rate) + 1, np.float32), last=True))
     x: Waveform = (parts[0] if len(parts) == 1 else np.concatenate(parts))[: -(-n * rate // own_rate)]
-    return np.clip(x, -1, 1, out=x) if len(x) and (x.max() > 1 or x.min() < -1) else x
+    loud = bool(sound.over) if stream is None else len(x) and (x.max() > 1 or x.min() < -1)
+    return np.clip(x, -1, 1, out=x) if loud else x
 
 
-def _checked(blocks: Iterable[Waveform], first: int, rate: int, name: str) -> Iterator[Waveform]:
-    """The blocks, which begin at frame `first`, each checked before it is given."""
+def _checked(blocks: Iterable[Waveform], first: int, rate: int, name: str, over: list[float]) -> Iterator[Waveform]:
+    """The blocks, which begin at frame `first`, each checked before it is given; what overshoots goes into `over`."""
     for block in blocks:
-        _check_values(block, first, rate, name)
+        loudest = max(block.max(), -block.min()) if len(block) else 0.0  # or NaN
+        if not loudest <= 1:
+            _check_values(block, first, rate, name)
+            over.append(float(loudest))
         first += len(block)
         yield block
 
 
 def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:
-    if not len(x) or (x.max() <= LOUDEST and x.min() >= -LOUDEST):  # NaN is neither
+    if x.max() <= LOUDEST and x.min() >= -LOUDEST:  # NaN is neither
         return
     with np.errstate(invalid="ignore"):
         bad = ~(np.abs(x) <= LOUDEST)
@@ -339,11 +361,9 @@ def _check_values(x: Waveform, first: int, rate: int, name: str) -> None:
 @contextmanager
 def _opened(source: Path | IO[bytes], name: str) -> Iterator[list[Any]]:
     """A soundfile.SoundFile of each of its streams, after the checks that libsndfile does not make."""
-    if isinstance(source, Path):
-        with _open_path(source) as handle, _opened(handle, name) as files:
-            yield files
-        return
     with ExitStack() as stack:
+        if isinstance(source, Path):
+            source = stack.enter_context(_open_path(source))
         files = []
         for stream in streams(*_seekable(source, name), name):
             stream.file.seek(0)
@@ -377,7 +397,7 @@ def _handed(file: IO[bytes], source: IO[bytes]) -> Any:
 
 def _open_path(path: Path) -> IO[bytes]:
     try:
-        kind = path.stat().st_mode
+        kind = os.stat(path).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would wait for ever
             raise AudioError(f"{path}: a device, a pipe or a socket; give a file, or an open file object")
         return io.BufferedReader(_Own(path))
@@ -407,33 +427,44 @@ def _seekable(handle: IO[bytes], name: str) -> tuple[IO[bytes], int]:
     return handle, size
 
 
-def _decoded_all(files: list[Any], first: int, count: int, name: str) -> Iterator[Waveform]:
+def _is_plain(file: Any) -> bool:
+    """Whether its samples are integers of 16 bits, kept as they are."""
+    return file.subtype == "PCM_16" and file.format in PLAIN
+
+
+def _decoded_all(files: list[Any], first: int, count: int, name: str, room: Room | None) -> Iterator[NDArray[Any]]:
     """`count` frames from `first` on of files that follow one another."""
     for file in files:
         own = min(file.frames - first, count)
         if own > 0:
-            yield from _decoded(file, first, own, name)
+            yield from _decoded(file, first, own, name, room)
             count -= own
         first = max(0, first - file.frames)
 
 
-def _decoded(file: Any, first: int, count: int, name: str) -> Iterator[Waveform]:
-    """`count` frames from `first` on, in blocks (samples, channels), each good until the next."""
-    rate = file.samplerate
-    buffer = np.empty((min(_block(file.channels), count), file.channels), np.float32)
+def _decoded(file: Any, first: int, count: int, name: str, room: Room | None) -> Iterator[NDArray[Any]]:
+    """`count` frames from `first` on, in blocks (samples, channels); of several channels, each good until the next."""
+    rate, channels = file.samplerate, file.channels
+    # Plain samples come as they are much faster than as floats, which are they over full scale.
+    plain = _is_plain(file)
+    size = min(_block(channels), count)
+    buffer = np.empty((size, channels), np.int16 if plain else np.float32)
     done = 0
     try:
-        if file.seekable():
+        if file.seekable():  # also to the beginning, for an MP3's decoder begins otherwise after it
             file.seek(first)
         else:  # GSM, G.721
             skipped = 0
             while skipped < first and (n := len(file.read(out=buffer[: first - skipped]))):
                 skipped += n
         while done < count:
-            block = file.read(out=buffer[: count - done])
+            own = room(min(size, count - done), buffer.dtype.type)[:, None] if room and channels == 1 else None
+            block = file.read(out=buffer[: count - done] if own is None else own)
             if not len(block):
                 break
             done += len(block)
+            if own is None:  # the buffer is used again
+                block = block * INT16 if plain else block.copy() if channels == 1 else block
             yield block
     except soundfile.LibsndfileError as error:
         raise AudioError(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from usam.config import AUDIO_TOKEN
 from usam.processor.clip import KINDS, Clip, check_without_source, known_keys, names_source
@@ -27,12 +30,15 @@ class Rendered:
     @property
     def rows(self) -> tuple[Rendered, ...]:
         """What a chat is in training: this text, and one row for each answer that needs a text of its own."""
+        if not self.more:
+            return (self,)
         first = replace(self, more=())
         return (first, *(replace(row, audio=self.audio[: row.text.count(AUDIO_TOKEN)]) for row in self.more))
 
-    def starts(self, moves: Sequence[tuple[int, int]]) -> list[int]:
-        """Where answers begin, after the placeholders were repeated."""
-        return [moved(start, moves) for start in sorted({*self.read, *(start for start, _ in self.answers)})]
+    @property
+    def starts(self) -> list[int]:
+        """Where answers begin."""
+        return sorted({*self.read, *(start for start, _ in self.answers)})
 
 
 def flatten(message: Mapping[str, Any]) -> tuple[str, list[Clip]]:
@@ -99,45 +105,33 @@ def fill_template(template: str, content: str) -> str:
     return without.replace("{prompt}", content)
 
 
-def expand(text: str, counts: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """Text with each placeholder repeated, and by how many characters what follows it has moved."""
-    pieces = text.split(AUDIO_TOKEN)
-    if len(pieces) != len(counts) + 1:
+def repeated(ids: Sequence[int], placeholder: int, counts: Sequence[int], text: str) -> NDArray[np.intp]:
+    """How often each token stands in the end: a placeholder once for each token of its clip, any other once."""
+    if text.count(AUDIO_TOKEN) != len(counts):
         raise ValueError(
-            f"{len(pieces) - 1} placeholders for {len(counts)} clips in {text[:80]!r}: the text holds "
+            f"{text.count(AUDIO_TOKEN)} placeholders for {len(counts)} clips in {text[:80]!r}: the text holds "
             f"{AUDIO_TOKEN} once for each clip"
         )
-    expanded, moves = pieces[0], []
-    position, moved = len(pieces[0]), 0
-    for piece, count in zip(pieces[1:], counts, strict=True):
-        expanded += AUDIO_TOKEN * count + piece
-        position += len(AUDIO_TOKEN)
-        moved += (count - 1) * len(AUDIO_TOKEN)
-        moves.append((position, moved))
-        position += len(piece)
-    return expanded, moves
-
-
-def moved(position: int, moves: Sequence[tuple[int, int]]) -> int:
-    """A place in a text after its placeholders were repeated."""
-    return position + max((by for start, by in moves if start <= position), default=0)
+    times = np.ones(len(ids), np.intp)
+    places = [i for i, token in enumerate(ids) if token == placeholder]
+    if len(places) != len(counts):
+        raise ValueError(
+            f"the tokenizer makes {len(places)} tokens {AUDIO_TOKEN} of {len(counts)} in {text[:80]!r}: it must keep "
+            "special tokens whole ('split_special_tokens' is off)"
+        )
+    times[places] = counts
+    return times
 
 
 def mark_tokens(
-    ids: Sequence[int],
-    offsets: Sequence[Span],
-    spans: Sequence[Span] | None,
-    moves: Sequence[tuple[int, int]],
-    never: set[int],
+    ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span] | None, never: Container[int]
 ) -> list[bool]:
-    """Which tokens overlap the spans, which are given in the text before its placeholders were repeated."""
+    """Which tokens overlap the spans; None stands for all of the text."""
     if spans is None:
         return [b > a and token not in never for token, (a, b) in zip(ids, offsets, strict=True)]
-
-    placed = [(moved(a, moves), moved(b, moves)) for a, b in spans]
     marks = [False] * len(ids)
-    first, last = min((a for a, _ in placed), default=0), max((b for _, b in placed), default=0)
-    for i, (token, (a, b)) in enumerate(zip(ids, offsets, strict=True)):
-        if first < b and a < last and b > a and token not in never:  # most tokens are placeholders, outside of all
-            marks[i] = any(a < end and b > start for start, end in placed)
+    for start, end in spans:
+        for i, (a, b) in enumerate(offsets):
+            if a < end and b > start and b > a and ids[i] not in never:
+                marks[i] = True
     return marks

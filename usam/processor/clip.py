@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from usam.processor.audio import Waveform, is_pair, read_audio
+from usam.processor.audio import Room, Waveform, is_pair, read_audio
 from usam.registry import did_you_mean
 
 KINDS = ("audio", "audio_url", "input_audio")  # of blocks in a message
@@ -62,8 +62,11 @@ class Clip:
             duration = said["end"] - start
         return cls(source, start, duration, said.get("channel"))
 
-    def read(self, rate: int, *, max_seconds: float | None = None) -> Waveform:
-        """The waveform at `rate` samples a second; AudioError when it cannot be read, or is longer than the limit."""
+    def read(self, rate: int, *, max_seconds: float | None = None, room: Room | None = None) -> Waveform:
+        """The waveform at `rate` samples a second; AudioError when it cannot be read, or is longer than the limit.
+
+        With `room`, as `read_audio` gives it.
+        """
         return read_audio(
             self.source,
             rate,
@@ -71,6 +74,7 @@ class Clip:
             duration=self.duration,
             channel=self.channel,
             max_seconds=max_seconds,
+            room=room,
         )
 
     def block(self) -> dict[str, Any]:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from usam.processor.audio import Waveform, is_pair
+from usam.processor.audio import INT16, Room, is_pair
 from usam.processor.clip import Clip
 from usam.providers import as_saved
 from usam.saving import SavedWhole
 from usam.spec.spec import Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """A clip that `fetch_audio` gave, which needs no second look."""
+
+    samples: NDArray[Any]
 
 
 class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
@@ -59,19 +67,26 @@ class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
         assert self._parsed is not None, "a feature extractor needs its spec"
         return self._parsed
 
-    def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
+    def fetch_audio(self, audio: Any, sampling_rate: int | None = None, room: Room | None = None) -> Any:
         """Sound from a file, bytes, a dict or an array, at the model's rate; a list of them gives a list.
+
+        Args:
+            audio: one clip, or a list of them; one that was fetched before, in a Heard, is as it was.
+            sampling_rate: of bare arrays; None for the model's own.
+            room: where samples are read to, as `read_audio` takes it; 16 bits stay what they are until `padded`.
 
         Raises:
             AudioError: it cannot be read; the message names the file.
         """
+        if isinstance(audio, Heard):
+            return audio.samples
         if not is_clip(audio):
-            return [self.fetch_audio(clip, sampling_rate) for clip in audio]
+            return [self.fetch_audio(clip, sampling_rate, room) for clip in audio]
         clip = Clip.of(audio)
         x = clip.source
         if isinstance(x, (np.ndarray, Tensor, list, tuple)) and sampling_rate is not None and not is_pair(x):
             clip = replace(clip, source={"array": x, "sampling_rate": sampling_rate})
-        return clip.read(self.sampling_rate, max_seconds=self.max_seconds)
+        return clip.read(self.sampling_rate, max_seconds=self.max_seconds, room=room)
 
     def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **kwargs: Any
@@ -85,13 +100,17 @@ class UsamFeatureExtractor(SavedWhole, FeatureExtractionMixin):
         """
         return self.padded(self.fetch_audio(clips_of(audio), sampling_rate), return_tensors)
 
-    def padded(self, clips: Sequence[Waveform], return_tensors: str | None = None) -> BatchFeature:
+    def padded(self, clips: Sequence[NDArray[Any]], return_tensors: str | None = None) -> BatchFeature:
         """The batch of what `fetch_audio` gave."""
         size = max(len(clip) for clip in clips)
         values = np.empty((len(clips), size), dtype=np.float32)
         mask = np.empty((len(clips), size), dtype=bool)
         for i, clip in enumerate(clips):
-            values[i, : len(clip)], values[i, len(clip) :] = clip, 0
+            if clip.dtype == np.int16:
+                np.multiply(clip, INT16, out=values[i, : len(clip)])
+            else:
+                values[i, : len(clip)] = clip
+            values[i, len(clip) :] = 0
             mask[i, : len(clip)], mask[i, len(clip) :] = True, False
         batch: dict[str, Any] = {"input_values": values, "input_values_mask": mask}
         if return_tensors == "pt":  # transformers would copy them

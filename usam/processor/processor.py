@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from jinja2 import TemplateError
+from numpy.typing import NDArray
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from usam.config import AUDIO_TOKEN, resolve
 from usam.llm import build_llm
-from usam.processor.chat import Rendered, Span, expand, fill_template, flatten, mark_tokens
+from usam.processor.chat import Rendered, Span, fill_template, flatten, mark_tokens, repeated
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.processor.lengths import ClipLength
 from usam.processor.turns import ROLES, Draw, Turn, Turns, wrapping
@@ -31,8 +33,12 @@ from usam.types import IGNORE
 
 if TYPE_CHECKING:
     from usam.llm import LLM
+    from usam.processor.audio import Waveform
 
 FIRST: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # `_bos` of tokenizers, asked once for each
+DRAWN: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()  # texts of turns, by processor
+REMEMBERED = 256  # of them
+UNSTEADY = re.compile("strftime_now|random|lipsum")  # what makes a template write the same turns differently
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
 NOT_VARIABLES = {
     "messages",
@@ -200,33 +206,53 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             samples = [row for sample in samples for row in sample.rows]
         audio = [clip for sample in samples for clip in sample.audio]
         clips = self.feature_extractor.fetch_audio(audio, options["sampling_rate"]) if audio else []
-        counts = iter([self.feature_extractor.placeholders(len(clip)) for clip in clips])
+        counts = iter(self._placeholders(clips))
         special = set(self._special.values())
-        rows: dict[str, list[list[Any]]] = defaultdict(list)
-        for sample in samples:
-            text, moves = expand(sample.text, [next(counts) for _ in sample.audio])
-            ids, offsets = self._tokenize(text, sample.starts(moves))
-            rows["input_ids"].append(ids)
-            rows["attention_mask"].append([1] * len(ids))
-            rows["prompt_mask"].append(mark_tokens(ids, offsets, sample.instruction, moves, special))
+        rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        for sample, (found, offsets) in zip(samples, self._tokenized(samples), strict=True):
+            ids = np.array(found, np.int64)
+            times = repeated(found, self.audio_token_id, [next(counts) for _ in sample.audio], sample.text)
+            own = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "prompt_mask": np.array(mark_tokens(found, offsets, sample.instruction, special), bool),
+            }
             if labels:
-                learned = mark_tokens(ids, offsets, sample.answers, moves, {self.audio_token_id})
-                rows["labels"].append([token if mark else IGNORE for token, mark in zip(ids, learned, strict=True)])
+                learned = mark_tokens(found, offsets, sample.answers, (self.audio_token_id,))
+                own["labels"] = np.where(learned, ids, IGNORE)
             if options["return_mm_token_type_ids"]:
-                rows["mm_token_type_ids"].append([3 * (token == self.audio_token_id) for token in ids])
-        if options["padding"] not in (False, "do_not_pad"):
-            size = max(map(len, rows["input_ids"]))
-            size = max(size, options["max_length"]) if options["padding"] == "max_length" else size
-            fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE, "prompt_mask": False}
-            for name in rows:
-                rows[name] = [_padded(row, size, fill.get(name, 0), options["padding_side"]) for row in rows[name]]
-        data: dict[str, Any] = dict(rows)
+                own["mm_token_type_ids"] = 3 * (ids == self.audio_token_id)
+            for name, row in own.items():
+                rows[name].append(row.repeat(times))
+        data = self._padded(rows, options)
         if clips:
             data |= self.feature_extractor.padded(clips, options["return_tensors"])
         batch = BatchFeature(data, tensor_type=options["return_tensors"])
         if isinstance(batch["prompt_mask"], Tensor):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
         return batch
+
+    def _placeholders(self, clips: Sequence[Waveform]) -> list[int]:
+        if len(clips) < 2:
+            return [int(self.feature_extractor.placeholders(len(clip))) for clip in clips]
+        lengths = torch.tensor([len(clip) for clip in clips])  # whose arithmetic is that of ints
+        return cast(list[int], self.feature_extractor.placeholders(lengths).tolist())
+
+    def _padded(self, rows: Mapping[str, Sequence[NDArray[Any]]], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Rows as one array each, or as they are, in what `return_tensors` asks for."""
+        if options["padding"] in (False, "do_not_pad"):
+            return {name: [row.tolist() for row in own] for name, own in rows.items()}
+        size = max(map(len, rows["input_ids"]))
+        size = max(size, options["max_length"]) if options["padding"] == "max_length" else size
+        fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}
+        data: dict[str, Any] = {}
+        for name, own in rows.items():
+            data[name] = padded = np.full((len(own), size), fill.get(name, 0), own[0].dtype)
+            for i, row in enumerate(own):
+                padded[i, size - len(row) if options["padding_side"] == "left" else 0 :][: len(row)] = row
+        if options["return_tensors"] == "pt":  # transformers would look at each of them
+            return {name: torch.from_numpy(array) for name, array in data.items()}
+        return data if options["return_tensors"] else {name: array.tolist() for name, array in data.items()}
 
     def measure(self, sample: Rendered, names: Sequence[str] = ()) -> tuple[int, list[ClipLength]]:
         """Tokens of a rendered sample as the model reads it, and what each of its clips takes of them.
@@ -237,11 +263,11 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         """
         rate = self.feature_extractor.sampling_rate
         clips = [self.feature_extractor.fetch_audio(clip) for clip in sample.audio]
-        counts = [int(self.feature_extractor.placeholders(len(clip))) for clip in clips]
+        counts = self._placeholders(clips)
         names = names or [str(i + 1) for i in range(len(clips))]
-        text, moves = expand(sample.text, counts)
-        ids, _ = self._tokenize(text, sample.starts(moves))
-        return len(ids), [ClipLength(n, c, len(x) / rate) for n, c, x in zip(names, counts, clips, strict=True)]
+        ids, _ = self._tokenize(sample.text, sample.starts)
+        tokens = int(repeated(ids, self.audio_token_id, counts, sample.text).sum())
+        return tokens, [ClipLength(n, c, len(x) / rate) for n, c, x in zip(names, counts, clips, strict=True)]
 
     def _tokenize(self, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
         """Token ids and their places, with a token's edge at every start of an answer.
@@ -249,18 +275,29 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         A token across it, such as a blank line, or a space and the word after it, would be one that
         generation never sees: that begins after the prompt's own last token.
         """
+        return self._edged(text, starts, *self._tokens([text])[0])
 
-        def tokens(a: int, b: int) -> tuple[list[int], list[Span]]:
-            # The text is complete: its template, or we, wrote the first token.
-            found = self.tokenizer(text[a:b], add_special_tokens=False, return_offsets_mapping=True)
-            return found["input_ids"], [(a + c, a + d) for c, d in found["offset_mapping"]]
+    def _tokenized(self, samples: Sequence[Rendered]) -> list[tuple[list[int], list[Span]]]:
+        """`_tokenize` of several at once, which takes less time."""
+        texts = [sample.text for sample in samples]
+        found = self._tokens(texts) if texts else []
+        return [self._edged(sample.text, sample.starts, *own) for sample, own in zip(samples, found, strict=True)]
 
-        ids, offsets = tokens(0, len(text))
-        cuts = [start for start in starts if any(a < start < b for a, b in offsets)]
-        if cuts:
-            pieces = [tokens(a, b) for a, b in pairwise([0, *cuts, len(text)])]
-            ids, offsets = [i for piece, _ in pieces for i in piece], [span for _, piece in pieces for span in piece]
-        return ids, offsets
+    def _edged(
+        self, text: str, starts: Sequence[int], ids: list[int], offsets: list[Span]
+    ) -> tuple[list[int], list[Span]]:
+        cuts = [start for start in starts if [a for a, b in offsets if a < start < b]]
+        if not cuts:
+            return ids, offsets
+        places = list(pairwise([0, *cuts, len(text)]))
+        pieces = self._tokens([text[a:b] for a, b in places])
+        ids = [token for piece, _ in pieces for token in piece]
+        return ids, [(a + c, a + d) for (a, _), (_, own) in zip(places, pieces, strict=True) for c, d in own]
+
+    def _tokens(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+        # The texts are complete: their template, or we, wrote the first token.
+        found = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
 
     def apply_chat_template(
         self,
@@ -340,7 +377,10 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         )
 
     def _turns(
-        self, messages: Sequence[Mapping[str, Any]], chat_template: str | None, variables: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> Turns:
         flat = [flatten(message) for message in messages]
         turns = [{**m, "content": text} for m, (text, _) in zip(messages, flat, strict=True)]
@@ -361,9 +401,39 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         template = self._template(chat_template)
         given = {key: value for key, value in (variables or {}).items() if value is not None and key not in PASSED_ON}
         self._check_variables(template, given)
+        state: Any = self.template, self._bos(), self.tokenizer.eos_token
         if template is None:
-            return self._draw_plain
-        return partial(self._draw, template, {**self.template_options, **given})
+            return self._remembered(self._draw_plain, state)
+        draw = partial(self._draw, template, {**self.template_options, **given})
+        own = type(self.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+        if given or not own or UNSTEADY.search(template):
+            return draw
+        state = template, repr(self.template_options), repr(self.tokenizer.special_tokens_map)
+        return self._remembered(draw, state)
+
+    def _remembered(self, draw: Draw, state: Any) -> Draw:
+        """The same, which draws turns that are often drawn (the question of a task, without its answer) once.
+
+        Args:
+            draw: gives the same text for the same turns.
+            state: all else that its text depends on.
+        """
+        known = DRAWN.setdefault(self, {})
+
+        def drawn(turns: Sequence[Turn], generate: bool, follow: bool) -> str:
+            said = tuple([(turn["role"], turn["content"]) for turn in turns if len(turn) == 2])
+            if len(said) < len(turns):  # with more than words
+                return draw(turns, generate, follow)
+            key = state, said, generate, follow
+            text = known.pop(key, None)
+            if text is None:
+                text = draw(turns, generate, follow)
+                while len(known) >= REMEMBERED:
+                    known.pop(next(iter(known)), None)  # the one that has not been asked for the longest
+            known[key] = text
+            return text
+
+        return drawn
 
     def _template(self, chat_template: str | None = None) -> str | None:
         """The chat template of a call, else of the processor; of several by name, `default`."""
@@ -517,11 +587,6 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _loosely(text: str) -> str:
     """A pattern for a text, whatever white space tokenizers write between its characters."""
     return r"\s*" + r"\s*".join(re.escape(character) for character in "".join(text.split()))
-
-
-def _padded(row: list[Any], size: int, fill: Any, side: str) -> list[Any]:
-    padding = [fill] * (size - len(row))
-    return padding + row if side == "left" else row + padding
 
 
 def answers(processor: UsamProcessor, generated: Tensor, prompt_length: int) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from usam.config import AUDIO_TOKEN
@@ -47,7 +48,7 @@ class Turns:
         self, turns: Sequence[Turn], clips: Sequence[Any], draw: Draw, special: Iterable[str], eos: str
     ) -> None:
         self.turns, self.clips, self.draw, self.eos = turns, clips, draw, eos
-        self._end = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self._end = _any_of(tuple(special))
         self._known: dict[int, Answered] = {}
 
     def render(self, generate: bool = False, follow: bool = False, learn: bool = True) -> Rendered:
@@ -183,6 +184,11 @@ def wrapping(draw: Draw, special: Iterable[str], eos: str) -> tuple[str, str]:
     ((start, end),) = row.answers
     before, _, after = row.text[start:end].partition(mark)
     return before, next((after[: -len(token)] for token in (eos, *special) if after.endswith(token)), after)
+
+
+@lru_cache
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
 def _free(turns: Sequence[Turn]) -> Iterator[str]:
