@@ -22,7 +22,7 @@ def rows(source, count):
 def write(file, count, text=None):
     """A file of rows, each of which names it."""
     lines = "".join(json.dumps(row) + "\n" for row in rows(file.name[0], count)).encode()
-    file.write_bytes(gzip.compress(lines) if file.suffix == ".gz" else lines)
+    file.write_bytes(gzip.compress(lines, mtime=0) if file.suffix == ".gz" else lines)
     return str(file)
 
 

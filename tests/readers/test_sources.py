@@ -40,7 +40,7 @@ def wav(seconds):
 @pytest.fixture
 def table(tmp_path):
     def write(text, name="rows.csv"):
-        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+        (tmp_path / name).write_bytes(gzip.compress(text.encode(), mtime=0) if name.endswith(".gz") else text.encode())
         return tmp_path / name
 
     return write

@@ -46,7 +46,11 @@ def test_marks_line_ends_and_empty_lines_do_no_harm(name, data, tmp_path):
         ("rows.json", f'{{"u1": {ROW}}}', "rows.json:1: no reader knows .*if each value is a row"),
         ("rows.txt", "a.wav hello\n", "rows.txt:1: not JSON: .*one JSON map a line is expected"),
         ("rows.jsonl", b"RIFF....WAVE", "rows.jsonl:1: a WAV file; a manifest names such files"),
-        ("rows.jsonl.gz", gzip.compress(f"{ROW}\n".encode() * 999)[:40], "rows.jsonl.gz:1: gzip breaks off here"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(f"{ROW}\n".encode() * 999, mtime=0)[:40],
+            "rows.jsonl.gz:1: gzip breaks off here",
+        ),
         ("rows.tsv", "wav,txt\na.wav,x\n", "rows.tsv:1: has no tabs, but ',' between its cells: name it .csv"),
         ("rows.csv", "a.wav,hello\nb.wav,hi\n", "rows.csv:1: the first line names the columns, .*found 'a.wav'"),
         ("rows.csv", ",wav,txt\n0,a.wav,x\n", "rows.csv:1: .*pandas writes its index so"),
@@ -76,10 +80,10 @@ def archive():
     ("name", "whole"),
     [
         ("rows.json", f"[{ROW},\n{ROW}]".encode()),
-        ("rows.jsonl.gz", gzip.compress(f"{ROW}\n{ROW}\n".encode())),
-        ("rows.csv.gz", gzip.compress(b"wav,txt\na.wav,hello\n")),
+        ("rows.jsonl.gz", gzip.compress(f"{ROW}\n{ROW}\n".encode(), mtime=0)),
+        ("rows.csv.gz", gzip.compress(b"wav,txt\na.wav,hello\n", mtime=0)),
         ("rows.tar", archive()),
-        ("rows.tar.gz", gzip.compress(archive())),
+        ("rows.tar.gz", gzip.compress(archive(), mtime=0)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
