@@ -101,7 +101,7 @@ def test_where_nothing_can_be_written_the_index_is_in_memory(large, cache):
 
 
 def packed(folder, rows):
-    (folder / "rows.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (folder / "rows.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode(), mtime=0))
     return folder / "rows.jsonl.gz"
 
 

@@ -406,8 +406,8 @@ ROW = json.dumps({"prompt": "höre", "answer": "ja"}, ensure_ascii=False) + "\n"
     [
         ROW.encode(),
         ROW.encode("utf-8-sig"),
-        gzip.compress(ROW.encode(), mtime=0, mtime=0),
-        gzip.compress(ROW.encode("utf-8-sig"), mtime=0, mtime=0),
+        gzip.compress(ROW.encode(), mtime=0),
+        gzip.compress(ROW.encode("utf-8-sig"), mtime=0),
         ROW.replace("\n", "\r\n").encode(),
     ],
 )
@@ -428,8 +428,8 @@ def test_files_with_marks_may_be_joined(tmp_path):
         (b'{"prompt": "x"}\n' + ROW.encode("latin-1"), "rows.jsonl:2: not UTF-8: byte 0xf6 .*iconv -f WINDOWS-1252"),
         (ROW.encode("utf-16"), "rows.jsonl:1: UTF-16; write it as UTF-8: iconv"),
         (ROW.encode("utf-16-be"), "rows.jsonl:1: holds zero bytes, as UTF-16 and UTF-32 do"),
-        (gzip.compress(ROW.encode("utf-16"), mtime=0, mtime=0), "rows.jsonl:1: UTF-16"),
-        (gzip.compress(ROW.encode() * 2, mtime=0, mtime=0)[:-12], "rows.jsonl:[123]: gzip breaks off here"),
+        (gzip.compress(ROW.encode("utf-16"), mtime=0), "rows.jsonl:1: UTF-16"),
+        (gzip.compress(ROW.encode() * 2, mtime=0)[:-12], "rows.jsonl:[123]: gzip breaks off here"),
         (b"BZh91AY", "rows.jsonl:1: packed with bzip2; unpack it, or pack it with gzip"),
         (b"PAR1....", "rows.jsonl:1: a Parquet file"),
     ],

@@ -260,7 +260,7 @@ def test_a_format_may_be_named(name, row, messages, also, write, tmp_path):
 @pytest.mark.parametrize(("name", "row", "messages", "also"), ROWS, ids=IDS)
 def test_an_array_is_read_as_lines_are(name, row, messages, also, tmp_path):
     file = tmp_path / "rows.json.gz"
-    file.write_bytes(gzip.compress(json.dumps([row, row], indent=1).encode()))
+    file.write_bytes(gzip.compress(json.dumps([row, row], indent=1).encode(), mtime=0))
     first, second = Manifest(file, PROMPTS).samples
     check(first, tmp_path, messages, also)
     assert first.origin == f"{file}:2, row 1"
