@@ -27,7 +27,8 @@ def test_what_is_broken_is_named_with_status_1_and_can_be_removed(usam, run_file
     build(usam, run_file)
     folder = run_file.parent / "cache"
     (shard,) = folder.rglob("*.safetensors")
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    held = shard.read_bytes()
+    shard.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
     status, _, err = usam("cache", "verify", folder)
     assert (status, str(shard) in err) == (1, True)
     status, out, _ = usam("cache", "verify", folder, "--remove")

@@ -14,8 +14,8 @@ from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.training.run import read_run
 
-# One looks at what is installed, one trains a bundled spec, two look at a folder.
-WITHOUT = {"doctor", "demo", "cache stat", "cache verify"}
+# One looks at what is installed, one trains a bundled spec, two look at a folder, one makes sounds.
+WITHOUT = {"doctor", "demo", "cache stat", "cache verify", "data world"}
 
 
 @pytest.fixture

@@ -47,8 +47,7 @@ def test_a_task_is_a_mean_over_its_supervised_tokens(run_file):
     still = ["train.learning_rate=1e-30", "train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
     run = asked(run_file, "out", *still, "train.seed=3", "train.max_steps=2", "model.losses.cross_entropy.weight=1")
     (line,) = lines(train(run))
-    torch.manual_seed(3)
-    model = build_model(run.spec).eval()
+    model = build_model(run.spec, seed=3).eval()
     collate = Collator(UsamProcessor.from_spec(run.spec), tasks=True)
     sums = {}
     for sample in Manifest(run.data["train"], run.spec.prompts):
