@@ -140,8 +140,8 @@ def test_files_that_cannot_be_read_from_the_middle_are_indexed_too(kind, tmp_pat
 
 
 def test_rows_that_hold_sound_stay_in_memory(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'usam[datasets]'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'usam[datasets]'")
     rows = [{"audio": {"bytes": b"sound", "path": None}, "text": "x"}] * ROWS
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     assert not is_indexed(Manifest(tmp_path / "rows.parquet", PROMPTS))

@@ -128,7 +128,7 @@ def test_rows_of_a_function_are_of_any_format():
 
 
 def test_a_streamed_dataset():
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="pip install 'usam[datasets]'")
     streamed = datasets.IterableDataset.from_generator(lambda: iter(rows("d", 4)))
     assert sorted(first(Stream([streamed], {}), 4)) == ["d0", "d1", "d2", "d3"]
 

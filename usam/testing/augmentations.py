@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from usam.component import build
 from usam.processor.audio import Waveform
 from usam.spec.spec import Config
+from usam.testing.every import Named
 from usam.testing.promises import Claim, Promise, Report, check, promises, require
 
 RATES = (16000, 24000)
@@ -47,26 +46,10 @@ def augmentation_promises(
 
 
 @dataclass(frozen=True)
-class AugmentationCase:
+class AugmentationCase(Named):
     """An augmentation, and clips for it."""
 
-    component: str | Mapping[str, Any] | Config
-    options: Mapping[str, Any]
-
-    group: ClassVar[str] = "usam.augmentations"
-
-    @cached_property
-    def _named(self) -> tuple[Any, Any]:
-        cls, config = build(self.group, self.component, self.options)
-        return cls, config
-
-    @property
-    def config(self) -> Any:
-        """The component's checked config."""
-        return self._named[1]
-
-    def __str__(self) -> str:
-        return f"{self.group}:{self.config.type}"
+    group = "usam.augmentations"
 
     def build(self) -> Any:
         """The augmentation."""

@@ -29,8 +29,8 @@ BFLOAT16 = 0.1  # a bfloat16 output differs from float32's by at most this share
 
 
 @dataclass(frozen=True)
-class Case(ABC):
-    """A component as its user names it, with what is needed to build and to call it."""
+class Named:
+    """A component as its user names it."""
 
     component: str | Mapping[str, Any] | Config
     options: Mapping[str, Any]
@@ -49,6 +49,11 @@ class Case(ABC):
 
     def __str__(self) -> str:
         return f"{self.group}:{self.config.type}"
+
+
+@dataclass(frozen=True)
+class Case(Named, ABC):
+    """A component with what is needed to build and to call it."""
 
     @abstractmethod
     def construct(self, cls: Any, config: Any) -> Any:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
-from usam.component import build
 from usam.metrics import Metric
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Config, component_config
-from usam.testing.every import config_round_trips, refuses_unknown_options
+from usam.testing.every import Named, config_round_trips, refuses_unknown_options
 from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require
 
 Sample = tuple[str, Sequence[str]] | tuple[str, Sequence[str], Mapping[str, Any]]
@@ -68,27 +66,12 @@ def metric_promises(
 
 
 @dataclass(frozen=True)
-class MetricCase:
+class MetricCase(Named):
     """A metric as its user names it, and texts to try it with."""
 
-    component: str | Mapping[str, Any] | Config
-    options: Mapping[str, Any]
     samples: Samples
 
     group = "usam.metrics"
-
-    @cached_property
-    def _named(self) -> tuple[Any, Any]:
-        cls, config = build(self.group, self.component, self.options)
-        return cls, config
-
-    @property
-    def config(self) -> Any:
-        """The metric's checked config."""
-        return self._named[1]
-
-    def __str__(self) -> str:
-        return f"{self.group}:{self.config.type}"
 
     def structure(self, **changes: Any) -> Metric:
         """The metric, with changes of its options."""
