@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from usam.clock import ceil_div
+
 # Logits that stand in memory at once. A GPU wants large products.
 ENTRIES = {"cuda": 2**26}
-ENTRIES_ELSEWHERE = 2**23
+ENTRIES_ELSEWHERE = 2**24
 
 Valued = Callable[[Tensor, Tensor], Tensor]  # states (row, dim) and labels (row,) to the value of each row
 
@@ -34,7 +36,8 @@ def sum_in_chunks(valued: Valued, hidden: Tensor, labels: Tensor, head: Any) -> 
     if size is None or torch.compiler.is_compiling():
         values = valued(hidden, labels)
         return values.sum(), values.detach()
-    rows = max(1, ENTRIES.get(hidden.device.type, ENTRIES_ELSEWHERE) // size)
+    most = max(1, ENTRIES.get(hidden.device.type, ENTRIES_ELSEWHERE) // size)
+    rows = ceil_div(len(hidden), max(1, ceil_div(len(hidden), most)))  # chunks of one size, for few rows are slow
     # To such hooks, a backward pass inside of the forward would be the step's own.
     ahead = not head.trains and not getattr(head, "spread", False)
     if torch.is_grad_enabled() and hidden.requires_grad and ahead:
