@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from usam.clock import N
+from usam.encoders._saved import of_saved
 from usam.encoders import Encoder
 from usam.encoders._kaldi import FRAME, HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
@@ -46,7 +47,8 @@ class Beats(Encoder):
         """Options of the BEATs encoder."""
 
         path: str | None = None
-        """File, or folder with one file, as the authors publish it: `{cfg, model}`; or hub id."""
+        """File, or folder with one file, as the authors publish it: `{cfg, model}`; or hub id. A folder that usam saved
+        gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -93,6 +95,8 @@ class Beats(Encoder):
             """The same config with its architecture filled in."""
             if self.arch is not None:
                 return self
+            if (own := of_saved(self)) is not None:
+                return own
             if self.path is None:
                 raise SpecError("beats needs 'path' (weights) or 'arch' (a checkpoint's cfg)")
             return self.model_copy(update={"arch": read_arch(self.path, self.revision)})
