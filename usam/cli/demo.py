@@ -11,7 +11,9 @@ import typer
 def demo(
     folder: Annotated[Path, typer.Option(help="Where world, models and results go.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the world and of the model.")] = 0,
-    prepare: Annotated[bool, typer.Option("--prepare", help="Only write the world, and run.yaml to train on it.")] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Only write the world, and run.yaml to train on it.")
+    ] = False,
 ) -> None:
     """Train the paper's composition in miniature on speech, sounds and music, and test what it hears.
 

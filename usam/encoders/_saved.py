@@ -37,7 +37,9 @@ class Saved:
         found = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
         adapted = any(part in f".{key}" for key in found for part in ADAPTERS)
         if adapted or not found.keys() >= set(wanted):
-            why = "has adapters there" if adapted else "is not whole there, for what did not train is left to its source"
+            why = (
+                "has adapters there" if adapted else "is not whole there, for what did not train is left to its source"
+            )
             raise ComponentError(
                 f"{self.path}: encoders.{self.name} {why}; `usam export {self.path} FOLDER` writes all of it: "
                 "name that folder as 'path'"

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from usam.clock import N
-from usam.encoders._saved import of_saved
 from usam.encoders import Encoder
 from usam.encoders._kaldi import FRAME, HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
 from usam.registry import ComponentError
 from usam.spec.page import SpecError

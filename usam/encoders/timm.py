@@ -19,10 +19,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from usam.clock import N, ceil_div
-from usam.encoders._saved import of_saved
 from usam.encoders import Encoder
 from usam.encoders._kaldi import HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
 from usam.registry import ComponentError
 from usam.spec.page import SpecError

@@ -19,9 +19,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from usam.clock import N
 from usam.component import base_name
-from usam.encoders._saved import of_saved
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._transformers import kinds
 from usam.encoders._transformers.clap import FUSION
 from usam.encoders._transformers.network import Network, Span

@@ -19,10 +19,10 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from usam.clock import N, ceil_div
-from usam.encoders._saved import of_saved
 from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
 from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
