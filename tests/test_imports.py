@@ -34,6 +34,7 @@ ORDER = [
     ["usam.generate"],
     ["usam.training", "usam.training.*"],
     ["usam.evaluation", "usam.evaluation.*"],
+    ["usam.demo", "usam.demo.*"],
     ["usam.testing", "usam.testing.*"],
     ["usam.cli", "usam.cli.*"],
 ]

@@ -124,16 +124,20 @@ class Component(nn.Module):
         """The source's tensors under this component's own names; nothing when there is no source."""
         return {}
 
+    def stored(self) -> dict[str, Tensor]:
+        """What is loaded: `pretrained()`, unless a family has a source that is the same for all its components."""
+        return self.pretrained()
+
     def reset_parameters(self) -> None:
         """Fill the parameters and buffers that this very module owns (not those of its children)."""
 
     def load_weights(self) -> None:
-        """Load `pretrained()`.
+        """Load what is stored.
 
         Raises:
             ComponentError: a tensor is missing, unexpected or of another shape; all are listed.
         """
-        tensors = self.pretrained()
+        tensors = self.stored()
         if tensors:
             check_keys(self, tensors, repr(self.config.type or type(self).__name__), self.random)
             self.load_state_dict(tensors, assign=True, strict=not self.random)

@@ -24,11 +24,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from usam.registry import ComponentError
+from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 
 # In the order in which transformers prefers them, so that what is hashed is what it reads.
 INDEXES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+BUNDLED, WEIGHTS = "usam:", Path(__file__).parent / "specs" / "weights"
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
@@ -50,13 +51,19 @@ class Source:
         }
 
 
+def local_path(path: str) -> Path:
+    """Where a path would lie on this machine; `usam:NAME` is a folder of weights that this package carries."""
+    bundled = path.removeprefix(BUNDLED)
+    return WEIGHTS / bundled if bundled != path else Path(path).expanduser()
+
+
 def locate(
     path: str, revision: str | None = None, *, variant: str | None = None, subfolder: str = "", **hub: Any
 ) -> Source:
     """Find the weight files of a file, a folder or a hub id (downloaded when it is not in the cache).
 
     Args:
-        path: the file, folder or hub id.
+        path: the file, folder or hub id; `usam:NAME`, weights that this package carries.
         revision: of a hub id.
         variant: which of several sets of files, as `fp16` in `model.fp16.safetensors`.
         subfolder: where in the folder.
@@ -65,7 +72,10 @@ def locate(
     Raises:
         ComponentError: no such file or folder, no weights in it, or the hub cannot be reached.
     """
-    local = Path(path).expanduser()
+    local = local_path(path)
+    if path.startswith(BUNDLED) and not local.is_dir():
+        known = [folder.name for folder in WEIGHTS.iterdir() if folder.is_dir()]
+        raise ComponentError(f"{path}: usam carries no such weights; {did_you_mean(local.name, known)}")
     if local.is_file():
         return Source(path, None, local.parent, (local,))
     if local.is_dir():
@@ -83,7 +93,7 @@ def read_config(path: str, revision: str | None = None, name: str = "config.json
     Raises:
         ComponentError: there is none, or it is no JSON.
     """
-    local = Path(path).expanduser()
+    local = local_path(path)
     if not local.exists():
         local = _download(path, revision, [name])
     file = (local if local.is_dir() else local.parent) / name

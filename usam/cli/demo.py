@@ -9,10 +9,21 @@ import typer
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where corpus, model and results go.")] = Path("runs/demo"),
-    clips: Annotated[int, typer.Option(min=1, help="Training clips to speak.")] = 3000,
+    folder: Annotated[Path, typer.Option(help="Where world, models and results go.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the world and of the model.")] = 0,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Only write the world, and run.yaml to train on it.")
+    ] = False,
 ) -> None:
-    """Speak a corpus, train the embedded model on it, and test it on unseen sentences and voices."""
-    from usam.training.demo import run
+    """Train the paper's composition in miniature on speech, sounds and music, and test what it hears.
 
-    run(folder, clips)
+    What the folder holds of an earlier call is used again.
+    """
+    if prepare:
+        from usam.demo import recipe
+
+        print(recipe.prepare(folder, seed=seed).run_file)
+        return
+    from usam.demo.show import run
+
+    run(folder, seed=seed)

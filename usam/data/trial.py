@@ -24,6 +24,7 @@ from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.spec import Spec
 from usam.types import IGNORE
+from usam.weights import local_path
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 GIB = 2**30
@@ -79,7 +80,7 @@ def _absent(skeleton: UsamForConditionalGeneration) -> set[str]:
     found = set()
     for prefix, part in parts(skeleton):
         path = getattr(part.config, "path", None)
-        if path and not Path(path).expanduser().exists():
+        if path and not local_path(path).exists():
             if not HUB_ID.fullmatch(path):
                 with building(place_of(prefix), part.config):
                     part.source()  # says what is wrong

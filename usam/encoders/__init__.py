@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from usam.clock import N, rescale
 from usam.component import Component, ComponentConfig, build, finish
+from usam.encoders._saved import saved
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
 from usam.types import Frames
@@ -46,6 +48,13 @@ class Encoder(Component):
     frame_rate: ClassVar[float]
     dim: int
     """Width of the frames."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """`pretrained()`; where `path` is a folder that usam saved, the tensors of that model's encoder of this type."""
+        own = saved(getattr(self.config, "path", None), self.config.type)
+        if own is None:
+            return self.pretrained()
+        return own.tensors(key for key in self.state_dict() if not any(fnmatchcase(key, name) for name in self.random))
 
     def forward(self, audio: Tensor, mask: Tensor) -> Frames:
         """Encode clips.

@@ -18,6 +18,7 @@ from usam.clock import N
 from usam.encoders import Encoder
 from usam.encoders._kaldi import FRAME, HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -46,7 +47,8 @@ class Beats(Encoder):
         """Options of the BEATs encoder."""
 
         path: str | None = None
-        """File, or folder with one file, as the authors publish it: `{cfg, model}`; or hub id."""
+        """File, or folder with one file, as the authors publish it: `{cfg, model}`; or hub id. A folder that usam saved
+        gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -93,6 +95,8 @@ class Beats(Encoder):
             """The same config with its architecture filled in."""
             if self.arch is not None:
                 return self
+            if (own := of_saved(self)) is not None:
+                return own
             if self.path is None:
                 raise SpecError("beats needs 'path' (weights) or 'arch' (a checkpoint's cfg)")
             return self.model_copy(update={"arch": read_arch(self.path, self.revision)})

@@ -20,6 +20,7 @@ from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import encode_heard
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
@@ -77,7 +78,8 @@ class Ced(Encoder):
         """Options of the CED encoder."""
 
         path: str | None = None
-        """Hub id, folder or file of the weights: the original's `.pt`, the hub's layout, or U-SAM's."""
+        """Hub id, folder or file of the weights: the original's `.pt`, the hub's layout, or U-SAM's. A folder that usam
+        saved gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -128,6 +130,8 @@ class Ced(Encoder):
             """The same config with its architecture filled in."""
             if self.arch is not None:
                 return self
+            if (own := of_saved(self)) is not None:
+                return own
             if self.path is None:
                 raise SpecError("ced needs 'path' (weights) or 'arch' (embed_dim, depth, num_heads)")
             local = Path(self.path).expanduser()

@@ -20,6 +20,7 @@ from transformers.models.hubert.modeling_hubert import (
 from usam.clock import N
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, normalized, plain_name
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -45,7 +46,8 @@ class Mert(Encoder):
         """Options of the MERT encoder."""
 
         path: str | None = None
-        """Hub id, folder or file of the weights."""
+        """Hub id, folder or file of the weights. A folder that usam saved
+        gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -79,6 +81,8 @@ class Mert(Encoder):
             """The same config with its architecture and `do_normalize` filled in."""
             if self.arch is not None:
                 return self.model_copy(update={"arch": hubert_arch(self.arch)})
+            if (own := of_saved(self)) is not None:
+                return own
             if self.path is None:
                 raise SpecError("mert needs 'path' (weights) or 'arch' (options of HubertConfig)")
             found: dict[str, Any] = {"arch": hubert_arch(read_config(self.path, self.revision))}

@@ -22,6 +22,7 @@ from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._kaldi import HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -41,7 +42,8 @@ class Timm(Encoder):
         """Options of a timm encoder."""
 
         path: str | None = None
-        """Hub id or folder of a timm model (config.json and weights)."""
+        """Hub id or folder of a timm model (config.json and weights). A folder that usam saved
+        gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -67,6 +69,8 @@ class Timm(Encoder):
             """The same config with its architecture and the size of its pictures filled in."""
             if self.arch is not None and self.frames is not None and self.mels is not None:
                 return self
+            if (own := of_saved(self)) is not None:
+                return own
             if self.arch is not None:
                 arch = dict(self.arch)
                 if not isinstance(arch.get("architecture"), str):

@@ -21,6 +21,7 @@ from usam.clock import N
 from usam.component import base_name
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._transformers import kinds
 from usam.encoders._transformers.clap import FUSION
 from usam.encoders._transformers.network import Network, Span
@@ -59,7 +60,8 @@ class Transformers(Encoder):
         """Options of an encoder of transformers."""
 
         path: str | None = None
-        """Hub id or folder of the model: its config, weights and preprocessor_config.json."""
+        """Hub id or folder of the model: its config, weights and preprocessor_config.json. A folder that usam saved
+        gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -98,6 +100,8 @@ class Transformers(Encoder):
             """The same config with its architecture and feature extractor filled in."""
             if self.arch is not None:
                 return self
+            if (own := of_saved(self)) is not None:
+                return own
             if self.path is None:
                 raise SpecError("transformers needs 'path' (weights) or 'arch' (a config with its model_type)")
             arch, preprocessor = read_both(self.path, self.revision)

@@ -22,6 +22,7 @@ from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
+from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
 from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
@@ -44,7 +45,8 @@ class Whisper(Encoder):
         """Options of the Whisper encoder."""
 
         path: str | None = None
-        """Hub id, folder or file of the weights; only the encoder's are read."""
+        """Hub id, folder or file of the weights; only the encoder's are read. A folder that usam saved
+        gives its encoder of this type."""
         revision: str | None = None
         """Revision of the hub repository."""
         arch: dict[str, Any] | None = None
@@ -77,6 +79,8 @@ class Whisper(Encoder):
             """The same config with its architecture filled in."""
             if self.arch is not None:
                 return self
+            if (own := of_saved(self)) is not None:
+                return own
             if self.path is None:
                 raise SpecError("whisper needs 'path' (weights) or 'arch' (options of WhisperConfig)")
             arch = encoder_arch(read_config(self.path, self.revision))

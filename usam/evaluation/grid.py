@@ -26,6 +26,7 @@ from usam.spec.spec import Spec
 from usam.training import rows
 from usam.training.checkpoints import OUTWARD
 from usam.training.run import Run, cache_of, run_of, samples_of, sources_of
+from usam.weights import local_path
 
 KEYS = ("base", "run", "vary", "grid", "against", "seeds", "budget", "metrics", "output")
 BUDGETS = ("steps", "epochs", "audio_hours")
@@ -446,7 +447,7 @@ def _paths(node: Any) -> Iterator[str]:
     """Sources of weights that are on this machine."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key in ("path", "tokenizer") and isinstance(value, str) and Path(value).expanduser().exists():
+            if key in ("path", "tokenizer") and isinstance(value, str) and local_path(value).exists():
                 yield value
             else:
                 yield from _paths(value)
@@ -459,7 +460,7 @@ def _named(source: str | None) -> str | None:
     """A folder's content, or the hub's name."""
     if source is None:
         return None
-    return _content(str(Path(source).expanduser())) if Path(source).expanduser().exists() else source
+    return _content(str(local_path(source))) if local_path(source).exists() else source
 
 
 @cache

@@ -78,7 +78,7 @@ def sources(skeleton: UsamForConditionalGeneration) -> Base:
             origin = part.source()
             if origin is not None:
                 base.origins[prefix.rstrip(".")] = origin
-            found = part.pretrained()
+            found = part.stored() if isinstance(part, Component) else part.pretrained()
         if prefix == BACKBONE:
             halves = {"backbone.": (BACKBONE, skeleton.model.language_model), "head.": (HEAD, skeleton.lm_head)}
             for half, (target, module) in halves.items():
