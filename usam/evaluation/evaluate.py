@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from usam import __version__
 from usam.config import UsamConfig
-from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.manifest import Manifest, ManifestError, Sample, asking
 from usam.evaluation.journal import Journal, Processes
 from usam.evaluation.record import FORMAT, RECORD, Record, RecordError, check_ids
 from usam.generate import LONGEST, Answerer
@@ -30,7 +30,6 @@ from usam.metrics import Metric
 from usam.model.checkpoint import processor_beside, read_usam_config
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
-from usam.processor.chat import blocks
 from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
 from usam.providers import providers
@@ -212,7 +211,7 @@ def _rows(
     manifest = manifest.select(drawn(len(manifest), limit, seed))
     samples: Sequence[Sample] = manifest
     if prompt is not None:
-        samples = [_asking(sample, prompt) for sample in manifest]
+        samples = [asking(sample, prompt) for sample in manifest]
     ids, prompts, origins, without = [], [], [], []
     shortened = _shortened(manifest)
     for sample in samples:
@@ -231,17 +230,6 @@ def _rows(
         )
     check_ids(ids, origins)
     return _Rows(samples, ids, prompts)
-
-
-def _asking(sample: Sample, prompt: str) -> Sample:
-    """The sample with another question about the same clips."""
-    users = [place for place, message in enumerate(sample.question) if message["role"] == "user"]
-    if len(users) != 1:
-        raise ManifestError(f"{sample.origin}: asks {len(users)} times, so that one prompt cannot stand for its own")
-    messages = list(sample.messages)
-    clips = [block for block in blocks(messages[users[0]]) if block["type"] != "text"]
-    messages[users[0]] = {**messages[users[0]], "content": [*clips, {"type": "text", "text": prompt}]}
-    return replace(sample, messages=tuple(messages))
 
 
 def _names(manifest: Manifest) -> list[Path]:

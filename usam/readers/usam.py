@@ -115,12 +115,22 @@ def _asked(row: Mapping[str, Any], clips: list[Any], prompts: Mapping[str, str])
             raise ValueError(f"task '{task}' has no prompt in the spec's 'prompts'; {did_you_mean(task, prompts)}")
         prompt = prompts[task]
     prompt = "" if prompt is None else proper(prompt, "prompt")
-    if TAG.search(prompt):
-        content = list(_split(prompt, clips, "'prompt'"))
-        _all_taken(clips, "'prompt'")
-        return content
     if not clips and not prompt:
         raise ValueError(f"nothing is asked: no clip and no words; {_hint(row)}")
+    return asked(prompt, clips)
+
+
+def asked(prompt: str, clips: Sequence[Any]) -> list[dict[str, Any]]:
+    """A question as blocks: its clips where tags stand in the prompt, else before it.
+
+    Raises:
+        ValueError: there are not as many tags as clips.
+    """
+    if TAG.search(prompt):
+        left = list(clips)
+        content = list(_split(prompt, left, "'prompt'"))
+        _all_taken(left, "'prompt'")
+        return content
     said = [{"type": "text", "text": prompt}] if prompt else []
     return [{"type": "audio", "audio": clip} for clip in clips] + said
 
