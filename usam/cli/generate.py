@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -122,19 +123,13 @@ def generate(
         answerer = pipe.answerer
         patches = [f"llm.template_options.{option}" for option in template_option]
         answerer.processor = answerer.processor.with_spec(load_spec(answerer.model.config.parsed, *patches))
-    asker = Asker(
-        pipe.answerer,
-        prompt=prompt,
-        task=task,
-        reader=reader,
-        audio_root=audio_root,
-        note=lambda text: _tell("note", text),
-    )
+    said = {"prompt": prompt, "task": task, "reader": reader, "audio_root": audio_root}
+    asker = Asker(pipe.answerer, **said, note=partial(_tell, "note"))
     if FILES in kinds:
         asker.words()
     if stream is None:
-        one = together or (len(inputs) == 1 and ((kinds == [FILES] and not Path(inputs[0]).is_dir()) or _typed(kinds)))
-        stream = one and num_beams == 1 and sys.stdout.isatty() and not as_json and output is None
+        one = len(inputs) == 1 and ((kinds == [FILES] and not Path(inputs[0]).is_dir()) or _typed(kinds))
+        stream = (one or together) and num_beams == 1 and sys.stdout.isatty() and not as_json and output is None
     printed = _Printed(pipe, answers, as_json, stream, max_new_tokens)
     if _typed(kinds):
         _tell("note", "write the path of a file of sound, or a row as JSON, on a line of its own; Ctrl-D ends")
@@ -221,13 +216,8 @@ class _Printed:
     def __init__(
         self, pipe: Pipeline, answers: Answers | None, as_json: bool, stream: bool, max_new_tokens: int
     ) -> None:
-        self.pipe, self.answers, self.as_json, self.stream, self.longest = (
-            pipe,
-            answers,
-            as_json,
-            stream,
-            max_new_tokens,
-        )
+        self.pipe, self.answers, self.as_json = pipe, answers, as_json
+        self.stream, self.longest = stream, max_new_tokens
         self.count = 0 if answers is None else answers.count
         self.failed = 0 if answers is None else answers.failed
         self.what = "files"

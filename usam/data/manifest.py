@@ -232,7 +232,7 @@ class Rules:
     audio_root: str | None
 
     def sample(self, origin: str, row: Any, layout: Layout, folder: str, prompt: str | None = None) -> Sample:
-        """A row as a sample, asked `prompt` if there is one; ValueError or RecursionError tells what is wrong with it."""
+        """A row as a sample, asked `prompt` if there is one; ValueError or RecursionError tells what is wrong in it."""
         if isinstance(row, ValueError):
             raise row
         own = layout.own(row)

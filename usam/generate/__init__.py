@@ -68,7 +68,7 @@ class Answerer:
         return cls(model, processor_beside(path, model.config.parsed))
 
     def ask(self, audio: Any = None, prompt: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
-        """The messages of one question about one or several clips, which stand where `<audio>` does in it, else before it.
+        """The messages of one question about one or several clips, which stand where its `<audio>` tags do, else first.
 
         Raises:
             ValueError: neither or both of `prompt` and `task`, a task that the model does not know, or not as many tags

@@ -105,8 +105,8 @@ class Pipeline:
             options: of `generate`, such as max_new_tokens; they go before the pipeline's.
 
         Raises:
-            ValueError: the one thing cannot be answered, or nothing says what to ask. Of several things, one that cannot
-                is an answer with an `error`, and a warning.
+            ValueError: the one thing cannot be answered, or nothing says what to ask. Of several, one that cannot is an
+                answer with an `error`, and a warning.
         """
         asked = self.asked if task is None and prompt is None else {"task": task, "prompt": prompt}
         asker = Asker(self.answerer, **asked, reader=reader, audio_root=audio_root)

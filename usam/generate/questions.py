@@ -1,4 +1,4 @@
-"""Questions come of files, folders, manifests, lines, and of what Python holds: one after the other, the bad ones too."""
+"""Questions come of files, folders, manifests, lines and Python's objects, one after the other, the bad ones too."""
 
 from __future__ import annotations
 
@@ -20,30 +20,10 @@ from usam.readers import KINDS, opened_by
 from usam.readers.json import Json, is_chat
 from usam.readers.usam import ASKING, TAG
 
-SOUND = frozenset(
-    [
-        ".wav",
-        ".wave",
-        ".flac",
-        ".mp3",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".snd",
-        ".caf",
-        ".w64",
-        ".rf64",
-        ".sph",
-        ".nist",
-        ".voc",
-        ".avr",
-        ".htk",
-    ]
-)
+SOUND = (
+    ".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
+    ".rf64", ".sph", ".nist", ".voc", ".avr", ".htk",
+)  # fmt: skip
 """How the names of files of sound end; others are of sound where libsndfile says so."""
 LISTS = (*(kind.removeprefix("*") for kind in KINDS), ".ndjson", ".json.gz", ".csv.gz", ".tsv.gz", ".tar.gz", ".tgz")
 SHOWN = 5  # files that a note names
@@ -260,7 +240,7 @@ def is_manifest(path: str | Path, reader: str | None = None) -> bool:
         reader: name of a reader, which opens every file that is not called as files of sound are.
     """
     name = str(path).lower()
-    if name.endswith(tuple(SOUND)):
+    if name.endswith(SOUND):
         return False
     if name.endswith(LISTS) or is_config(name):
         return True
