@@ -106,6 +106,7 @@ def evaluate(
     files = [data] if isinstance(data, (str, Path)) else list(data)
     manifest = Manifest(files, processor.prompts, reader=reader, audio_root=audio_root)
     rows = _rows(manifest, processor, task, prompt, limit, seed)
+    _check_columns(rows.samples, measures)
     lengths = measured(rows.samples, processor, quiet=quiet or processes.rank > 0)
     check_room(rows.samples, lengths, context_length(config.text_config), max_new_tokens, "max_new_tokens")
     asked = {
@@ -249,6 +250,22 @@ def _shortened(manifest: Manifest) -> Any:
     return shortened
 
 
+def _check_columns(samples: Sequence[Sample], metrics: Mapping[str, Metric]) -> None:
+    """Refuse rows that a metric cannot measure, whatever is answered, before anything is.
+
+    Raises:
+        ManifestError: names the row, and the column that it lacks or what is wrong in it.
+    """
+    for metric in metrics.values():
+        if not metric.columns:
+            continue
+        extra, origins = [sample.extra for sample in samples], [sample.origin for sample in samples]
+        try:
+            metric.over([""] * len(samples), [sample.references for sample in samples], origins, extra)
+        except ValueError as error:
+            raise ManifestError(str(error)) from error
+
+
 # Answers
 
 
@@ -281,7 +298,17 @@ def _line(rows: _Rows, place: int, found: Mapping[str, Any]) -> dict[str, Any]:
         "prompt": rows.prompts[place],
         **{key: found[key] for key in ("prediction", "complete", "tokens")},
         "references": list(sample.references),
+        "extra": {key: value for key, value in sample.extra.items() if _is_plain(value)},
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds it: a record has no sound."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 # What the record says
