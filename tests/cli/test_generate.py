@@ -79,7 +79,7 @@ def test_a_file_that_is_no_sound_does_not_keep_the_others_from_their_answers(usa
     assert [line.split("\t")[0] for line in lines] == [str(files[0]), str(files[2])]
     assert err.count("error: ") == 1
     assert str(files[1]) in err.split("error: ")[1].splitlines()[0]
-    assert "1 of 3 files were not answered" in err
+    assert "1 of 3 questions were not answered" in err
     assert "Traceback" not in err
 
 

@@ -92,7 +92,7 @@ def test_a_broken_file_of_sound_in_a_folder_costs_one_line(ask_json, sounds):
     assert status == 1
     assert ["error" in row for row in found] == [False, True, False, False]
     assert found[1]["audio"] == [str(sounds / "broken.wav")]
-    assert "1 of 4 files were not answered" in err
+    assert "1 of 4 questions were not answered" in err
 
 
 def test_a_folder_without_sound_is_an_error(ask, tmp_path):
@@ -188,7 +188,7 @@ def test_a_manifest_that_cannot_be_read_costs_one_line(ask_json, rows, text, mes
     other = rows.parent / "other.jsonl"
     if text is not None:
         other.write_text(text)
-    status, found, err = ask_json(other, rows)
+    status, found, _ = ask_json(other, rows)
     assert (status, len(found)) == (1, 8)
     assert message in found[0]["error"]
     assert str(other) in found[0]["error"]

@@ -98,7 +98,7 @@ def test_objects_with_rows_are_manifests(pipe, rows):
                 raise IndexError
             return {"audio": noise(0.2, seed=i), "prompt": "What?"}
 
-    assert len(pipe(Rows())) == 2
+    assert [answer.error for answer in pipe(Rows())] == [None, None]
 
 
 def test_an_iterator_is_answered_as_it_gives(pipe):
@@ -175,7 +175,7 @@ def test_one_of_several_that_cannot_is_an_answer_without_text(pipe, clip, expect
         bad, good = pipe(["none.wav", clip[1]])
     assert (bad.text, good.text) == (None, expected)
     assert "no such file" in bad.to_dict()["error"]
-    with pytest.raises(ValueError, match="there is no answer to none.wav"):
+    with pytest.raises(ValueError, match=r"there is no answer to none\.wav"):
         str(bad)
 
 

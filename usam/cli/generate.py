@@ -144,7 +144,7 @@ def generate(
         raise typer.Exit(130) from None
     if printed.failed:
         if printed.count > 1:
-            print(f"{printed.failed:,} of {printed.count:,} {printed.what} were not answered", file=sys.stderr)
+            print(f"{printed.failed:,} of {printed.count:,} questions were not answered", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -220,7 +220,6 @@ class _Printed:
         self.stream, self.longest = stream, max_new_tokens
         self.count = 0 if answers is None else answers.count
         self.failed = 0 if answers is None else answers.failed
-        self.what = "files"
 
     def all(self, questions: Iterable[Question]) -> None:
         """Answer these questions."""
@@ -262,11 +261,9 @@ class _Printed:
     def _noted(self, answer: Answer) -> None:
         self.count += 1
         name = answer.question.name
-        self.what = "questions" if answer.question.row is not None else self.what
         if answer.error is not None:
             self.failed += 1
-            message = str(answer.error)
-            _tell("error", message if message.startswith(f"{name}:") else f"{name}: {message}")
+            _tell("error", answer.fault)
         elif not answer.complete:
             cut = f"the answer was cut off at {self.longest} tokens; --max-new-tokens allows more"
             _tell("note", f"{name}: {cut}")

@@ -40,8 +40,14 @@ class Answer:
 
     def __str__(self) -> str:
         if self.text is None:
-            raise ValueError(f"there is no answer to {self.question.name}: {self.error}") from self.error
+            raise ValueError(f"there is no answer to {self.fault}") from self.error
         return self.text
+
+    @property
+    def fault(self) -> str:
+        """Why there is no answer, with the question's name before it; empty where there is one."""
+        name, message = self.question.name, str(self.error or "")
+        return message if message.startswith(f"{name}:") or not message else f"{name}: {message}"
 
     def to_dict(self) -> dict[str, Any]:
         """As a line of JSON has it."""
@@ -158,7 +164,7 @@ class Pipeline:
         shown = tqdm(self.answers(questions, **options), "answering", total, unit="answer", disable=self.quiet)
         for answer in shown:
             if answer.error is not None:
-                warnings.warn(f"{answer.question.name}: {answer.error}", stacklevel=3)
+                warnings.warn(answer.fault, stacklevel=3)
             yield answer
 
 

@@ -97,9 +97,10 @@ def _clips(row: Mapping[str, Any]) -> list[Any]:
     if not named:
         return []
     given = row[named[0]]
-    if given == [] and "messages" in row:  # a chat without sound among others
+    none = isinstance(given, list) and not given  # an array may not be compared with a list
+    if none and "messages" in row:  # a chat without sound among others
         return []
-    if given is None or given == []:
+    if given is None or none:
         raise ValueError(
             f"'{named[0]}' is {json.dumps(given)}: name a clip, or leave the key out of a row without sound"
         )
