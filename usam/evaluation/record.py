@@ -87,7 +87,7 @@ class Record:
         for name, metric in metrics.items():
             score = metric(predictions, references, ids, extra)
             parts = {"": range(len(predictions)), **tasks}
-            found = {}
+            found: dict[str, dict[str, Any]] = {}
             for task, places in parts.items():
                 own = score.statistics[list(places)]
                 low, high = interval(metric, own, level=LEVEL, draws=draws, seed=seed)

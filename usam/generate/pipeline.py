@@ -79,7 +79,7 @@ class Pipeline:
         **options: Any,
     ) -> None:
         self.answerer, self.batch_size, self.quiet, self.options = answerer, batch_size, quiet, options
-        self.asked = {"task": task, "prompt": prompt}
+        self.task, self.prompt = task, prompt
         if task is not None or prompt is not None:
             answerer.words(prompt, task)
 
@@ -114,8 +114,9 @@ class Pipeline:
             ValueError: the one thing cannot be answered, or nothing says what to ask. Of several, one that cannot is an
                 answer with an `error`, and a warning.
         """
-        asked = self.asked if task is None and prompt is None else {"task": task, "prompt": prompt}
-        asker = Asker(self.answerer, **asked, reader=reader, audio_root=audio_root)
+        if task is None and prompt is None:
+            task, prompt = self.task, self.prompt
+        asker = Asker(self.answerer, task=task, prompt=prompt, reader=reader, audio_root=audio_root)
         question = asker.single(given)
         if question is not None:
             if question.fault is not None:

@@ -294,7 +294,7 @@ def _heard(sample: Sample) -> tuple[Any, ...]:
 
 def _named(clip: Any) -> Any:
     """A clip's path, with its range if it has one; None where it has no name."""
-    source, part = clip, {}
+    source, part = clip, dict[str, Any]()
     while isinstance(source, Mapping):
         part |= {key: source[key] for key in RANGE if source.get(key) is not None}
         source = next((source[key] for key in ("path", "audio", "url") if source.get(key) is not None), None)
