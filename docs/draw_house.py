@@ -25,7 +25,7 @@ FLOORS = [
     ),
     ("yellow", {"model/": "the composite: built, saved, generating"}),
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),
-    ("violet", {"generate": "chats in, answers out"}),
+    ("violet", {"generate/": "questions in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
     ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
     ("red", {"testing/": "what components promise", "cli/": "one file a command"}),

@@ -32,6 +32,7 @@ ORDER = [
     ["usam.model.model", "usam.model.*"],
     ["usam.data", "usam.data.*"],
     ["usam.generate"],
+    ["usam.generate.*"],
     ["usam.training", "usam.training.*"],
     ["usam.evaluation", "usam.evaluation.*"],
     ["usam.demo", "usam.demo.*"],

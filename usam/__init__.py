@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "build_model": "usam.model.build",
+    "pipeline": "usam.generate.pipeline",
     "UsamModel": "usam.model.checkpoint",
     "UsamForConditionalGeneration": "usam.model.checkpoint",
     "UsamConfig": "usam.model.checkpoint",

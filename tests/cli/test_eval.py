@@ -104,6 +104,12 @@ def test_a_record_is_scored_again_without_its_model(ask, model, rows, tmp_path):
     [
         (["MODEL", "ROWS", "--metrics", "were"], "did you mean 'wer'"),
         (["MODEL", "ROWS", "--metrics", "{type: wer, normaliser: basic}"], "did you mean 'normalizer'"),
+        (["MODEL", "ROWS", "--metrics", "{type: bleu, tokenize: zn}"], "tokenize: "),
+        (["--compare", "HERE", "HERE", "--metrics", "{type: bleu, tokenize: zn}"], "tokenize: "),
+        (
+            ["MODEL", "ROWS", "--metrics", "multiple_choice"],
+            "multiple_choice reads its column 'x_choices'",
+        ),
         (["MODEL", "ROWS", "--metrics", "wer,wer"], "'wer' stands here twice"),
         (["MODEL", "ROWS", "--metrics", "wer, {"], "--metrics"),
         (["MODEL", "ROWS", "--metrics", ""], "at least one"),

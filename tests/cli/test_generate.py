@@ -11,6 +11,7 @@ from conftest import CHATML, make_tokenizer, noise
 from usam import UsamProcessor, build_model
 from usam.generate import Answerer
 
+PROMPT = "Transcribe this audio."
 SMALL = ("llm.dim=32", "llm.heads=2", "encoders.whisper.freeze=all")
 
 
@@ -66,7 +67,8 @@ def test_an_answer_of_two_lines_is_printed_in_one(usam, saved, files):
 def test_json_gives_the_answer_as_it_is(usam, saved, files):
     _, lines, _ = usam(saved, files[0], files[2], "--json")
     assert [json.loads(line) for line in lines] == [
-        {"audio": [str(file)], "answer": "a\n\tb\\", "complete": True} for file in (files[0], files[2])
+        {"task": "asr", "prompt": PROMPT, "audio": [str(file)], "answer": "a\n\tb\\", "complete": True}
+        for file in (files[0], files[2])
     ]
 
 
@@ -77,7 +79,7 @@ def test_a_file_that_is_no_sound_does_not_keep_the_others_from_their_answers(usa
     assert [line.split("\t")[0] for line in lines] == [str(files[0]), str(files[2])]
     assert err.count("error: ") == 1
     assert str(files[1]) in err.split("error: ")[1].splitlines()[0]
-    assert "1 of 3 files were not answered" in err
+    assert "1 of 3 questions were not answered" in err
     assert "Traceback" not in err
 
 
@@ -264,6 +266,7 @@ def test_what_a_template_wraps_around_an_answer_is_learned_and_taken_off(qwen3, 
     answerer = Answerer.load(folder)
     question = answerer.ask(noise(0.4), task="asr")
     assert list(answerer.answer([question])) == ["seven three"]
+    assert "".join(answerer.stream(question)) == "seven three"
     batch = answerer.processor.apply_chat_template(question, tokenize=True, add_generation_prompt=True)
     generated = answerer.model.generate(**batch, max_new_tokens=20)
     assert ("<think>" in answerer.processor.batch_decode(generated[:, batch["input_ids"].shape[1] :])[0]) == (

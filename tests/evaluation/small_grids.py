@@ -35,8 +35,8 @@ def write_grid(folder, text=VARIED):
     return folder / "grid.yaml"
 
 
-def pretend(cell, answers, *, loss=1.0, steps=2, runtime=3.0, begun=0, **record):
-    """What a run leaves that is done: (prediction, reference) of each held-out row."""
+def pretend(cell, answers, *, loss=1.0, steps=2, runtime=3.0, begun=0, extra=None, **record):
+    """What a run leaves that is done: (prediction, reference) of each held-out row, all with these columns."""
     parts = made_of(cell)
     (cell.folder / "predictions").mkdir(parents=True)
     (cell.folder / "config.json").write_text("{}")
@@ -48,7 +48,7 @@ def pretend(cell, answers, *, loss=1.0, steps=2, runtime=3.0, begun=0, **record)
     ]
     (cell.folder / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": log}))
     lines = [
-        {"id": i, "task": task[0] if task else None, "prediction": said, "references": [right]}
+        {"id": i, "task": task[0] if task else None, "prediction": said, "references": [right], "extra": extra or {}}
         for i, (said, right, *task) in enumerate(answers)
     ]
     (cell.folder / "predictions" / f"step-{steps}.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -188,6 +189,7 @@ def test_an_id_that_two_rows_have(model, rows):
         ({"metrics": ["were"]}, ComponentError, "did you mean 'wer'"),
         ({"metrics": []}, ValueError, "at least one"),
         ({"metrics": ["wer", {"type": "wer", "normalizer": "basic"}]}, SpecError, "'wer' stands here twice"),
+        ({"metrics": [{"type": "bleu", "tokenize": "zn"}]}, SpecError, "tokenize: .*'13a', 'intl', 'zh'"),
         ({"options": {"num_beam": 2}}, SpecError, "did you mean 'num_beams'"),
         ({"options": {"num_return_sequences": 2}}, SpecError, "one answer"),
         ({"bad_audio": "ignore"}, ValueError, "neither stop nor skip"),
@@ -361,6 +363,111 @@ def test_other_metrics_of_the_same_answers(done):
     assert record.metrics["wer_basic"].id == metrics["wer_basic"].id
 
 
+# Columns and details
+
+
+CHOICES = ["a", "b a b a b", "c", "abcabc abc", "d", "d d", "ee", "f f f"]
+
+
+@pytest.fixture(scope="module")
+def chosen(model, tmp_path_factory):
+    """A record of rows with choices, some answers to which are right, one of these a letter."""
+    folder = tmp_path_factory.mktemp("chosen")
+    rows = write_rows(folder, x_choices=CHOICES, meta={"speaker": 3})
+    record = evaluate(model, rows, metrics=["multiple_choice"], output=folder / "out", **SHORT)
+    said = {0: "(A)", 2: "c", 3: "I do not know"}
+    answers = [{**answer, "prediction": said.get(i, answer["prediction"])} for i, answer in enumerate(record.answers)]
+    return Record.read(edited(record, folder / "edited", answers=answers))
+
+
+def test_rows_keep_their_columns_for_metrics(chosen):
+    assert chosen.answers[1]["extra"] == {"x_choices": CHOICES, "meta": {"speaker": 3}}
+    again = chosen.scored({"mc": build_metric("multiple_choice")}, draws=50)
+    predictions, references = ([answer[key] for answer in chosen.answers] for key in ("prediction", "references"))
+    expected = build_metric("multiple_choice", choices=CHOICES)(predictions, references)
+    assert again.about["metrics"]["mc"]["value"] == expected.value >= 2 / 7
+    assert again.about["metrics"]["mc"]["details"] == expected.details
+
+
+def test_what_a_metric_says_beside_its_value_is_in_the_record_by_task_and_by_answer(chosen):
+    record = chosen.scored({"mc": build_metric("multiple_choice")}, draws=50)
+    unparsed = [answer["details"]["mc"]["unparsed"] for answer in record.answers]
+    assert (unparsed[0], unparsed[2], unparsed[3]) == (0, 0, 1)
+    assert record.about["metrics"]["mc"]["details"]["unparsed"] == pytest.approx(np.mean(unparsed))
+    music = [share for share, task in zip(unparsed, TASKS, strict=True) if task == "aac"]
+    assert record.about["metrics"]["mc"]["tasks"]["aac"]["details"]["unparsed"] == pytest.approx(np.mean(music))
+    assert f"mc: {np.mean(unparsed):.4g} unparsed" in record.table()
+
+
+def test_records_with_columns_are_compared_with_their_details(chosen):
+    other = replace(chosen, answers=[{**answer, "prediction": "A"} for answer in chosen.answers])
+    found = compare(chosen, other, {"mc": build_metric("multiple_choice")}, draws=50)
+    assert found.rows[0].b == 1 / 7
+    assert found.details["mc"]["unparsed"][1] == 0
+    assert "mc: unparsed: A " in found.table()
+    assert found.to_dict()["details"] == {"mc": {"unparsed": found.details["mc"]["unparsed"]}}
+
+
+def test_a_row_without_the_column_is_named_before_anything_is_answered(model, tmp_path):
+    rows = write_rows(tmp_path, x_choices=CHOICES)
+    change(rows, 3, x_choices=["a", "b"])
+    with pytest.raises(ManifestError, match=r"test.jsonl:3': its reference 'c' is none of the choices"):
+        evaluate(model, rows, metrics="multiple_choice", output=tmp_path / "out", **SHORT)
+    rows.write_text(rows.read_text().replace('"x_choices": ["a", "b"]', '"x_other": 1'))
+    with pytest.raises(ManifestError, match=r"test.jsonl:3': multiple_choice reads its column 'x_choices'"):
+        evaluate(model, rows, metrics="multiple_choice", output=tmp_path / "out", **SHORT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nor_can_answers_without_it_be_scored_again(done):
+    with pytest.raises(ValueError, match=r"sample 'row 0': multiple_choice reads its column 'x_choices'"):
+        done.scored({"mc": build_metric("multiple_choice")})
+    with pytest.raises(ValueError, match=r"sample 'row 0': multiple_choice reads its column 'x_choices'"):
+        compare(done, done, {"mc": build_metric("multiple_choice")})
+
+
+# Where nothing is said
+
+
+def answering(record, predictions, references=None):
+    """The record with other answers, to other references."""
+    right = references or [answer["references"] for answer in record.answers]
+    pairs = zip(record.answers, predictions, right, strict=True)
+    answers = [{**answer, "prediction": said, "references": list(own)} for answer, said, own in pairs]
+    return replace(record, answers=answers)
+
+
+def test_an_empty_answer_is_wrong_and_an_empty_reference_has_no_words(done):
+    right = [answer["references"] for answer in done.answers]
+    found = answering(done, [""] * 6 + ["two words"], [*right[:5], [""], [""]]).scored(done.metrics, draws=50)
+    assert [answer["scores"]["wer"] for answer in found.answers] == [1, 1, 1, 1, 1, 0, 2]
+    words = sum(len(own[0].split()) for own in right[:4]) + 1
+    assert found.about["metrics"]["wer"]["value"] == (words + 2) / words
+
+
+def test_a_row_whose_answer_is_empty_is_evaluated(model, rows, tmp_path):
+    change(rows, 1, answer="")
+    record = evaluate(model, rows, metrics=["wer", "accuracy", "bleu"], output=tmp_path / "out", **SHORT)
+    assert record.answers[0]["references"] == [""]
+    assert record.about["metrics"]["wer"]["samples"] == 7
+
+
+def test_two_systems_that_are_right_of_as_many_rows_are_a_tie(done):
+    right = [answer["references"][0] for answer in done.answers]
+    one = answering(done, [*right[:2], "", "", *right[4:]])
+    other = answering(done, ["", "", *right[2:]])
+    found = compare(one, other, {"accuracy": build_metric("accuracy")}, draws=50).rows[0]
+    assert (found.a, found.b) == (5 / 7, 5 / 7)
+    assert (found.test.difference, found.test.p_permutation, found.test.exact) == (0, 1, True)
+    assert found.test.low <= 0 <= found.test.high
+
+
+def test_two_systems_that_say_nothing_are_a_tie(done):
+    silent = answering(done, [""] * 7)
+    found = compare(silent, silent, done.metrics, draws=50).rows
+    assert {(row.test.difference, row.test.p_bootstrap, row.test.p_permutation) for row in found} == {(0, 1, 1)}
+
+
 # Compared
 
 
@@ -459,6 +566,14 @@ def test_metrics_with_other_options_are_not_compared(done, tmp_path):
         ("eval.json", '{"format": 9}', "format 9 is not 1"),
         ("answers.jsonl", '{"id": 1}\n[1]\n', "answers.jsonl:2: expected a JSON map"),
         ("answers.jsonl", '{"id": 1}\n', "1 answers, and eval.json says 7"),
+        ("answers.jsonl", '{"task": "asr"}\n' * 7, "answers.jsonl:1: has no 'id'"),
+        ("answers.jsonl", '{"id": 1}\n' * 7, "answers.jsonl:1: has no 'task'"),
+        (
+            "answers.jsonl",
+            '{"id": [1], "task": null, "prediction": "", "references": [""]}\n' * 7,
+            r"answers.jsonl:1: its 'id' is \[1\]",
+        ),
+        ("eval.json", '{"format": 1}', "eval.json: has no 'asked'"),
         ("answers.jsonl", None, "answers.jsonl: is missing"),
         ("eval.json", None, "no eval.json in it"),
     ],

@@ -36,6 +36,14 @@ def test_a_value_is_the_mean_over_seeds(tmp_path):
     assert base.scores["wer"].low < 7 / 16 < base.scores["wer"].high
 
 
+def test_a_metric_reads_the_columns_of_rows(tmp_path):
+    found = ablation_of(tmp_path, VARIED.replace("[wer]", "[multiple_choice]"))
+    for cell, said in zip(found.cells, (["A", "rain"], ["B", "rain"]), strict=True):
+        pretend(cell, [(answer, "rain") for answer in said], extra={"x_choices": ["a dog", "rain"]})
+    base, mlp = table(found).rows
+    assert (base.scores["multiple_choice"].value, mlp.scores["multiple_choice"].value) == (1 / 2, 1)
+
+
 def test_a_difference_is_paired_over_samples_and_seeds(tmp_path):
     base, mlp = table(finished(tmp_path)).rows
     found = mlp.scores["wer"].difference

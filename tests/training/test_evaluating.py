@@ -264,6 +264,8 @@ def test_a_metric_sees_the_columns_of_each_row_and_what_it_cannot_read_is_logged
     (found,) = evaluations(folder)
     assert found["eval_multiple_choice"] == 0
     assert found["eval_unparsed_of_multiple_choice"] == 1  # an untrained model says none of them
+    (file,) = (folder / "predictions").glob("*.jsonl")
+    assert json.loads(file.read_text().splitlines()[0])["extra"] == {"x_choices": [*ANSWERS, "a a", "b"]}
 
 
 @pytest.mark.parametrize(

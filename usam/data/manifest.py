@@ -21,9 +21,22 @@ from tqdm import tqdm
 from usam.data.index import Index, build, code_of, content, known, place_of, said, stamp
 from usam.data.mixture import Entry, expanded
 from usam.data.nemo_config import is_config
-from usam.readers import Layout, ManifestError, Opened, Reader, Sample, Source, beside, read, registry, source_of
+from usam.processor.chat import blocks
+from usam.readers import (
+    Layout,
+    ManifestError,
+    Opened,
+    Reader,
+    Sample,
+    Source,
+    beside,
+    layout_of,
+    read,
+    registry,
+    source_of,
+)
 from usam.readers.json import Json
-from usam.readers.usam import sample
+from usam.readers.usam import asked, sample
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 
@@ -218,11 +231,16 @@ class Rules:
     reader: str | None
     audio_root: str | None
 
-    def sample(self, origin: str, row: Any, layout: Layout, folder: str) -> Sample:
-        """A row as a sample; ValueError or RecursionError tells what is wrong with it."""
+    def sample(self, origin: str, row: Any, layout: Layout, folder: str, prompt: str | None = None) -> Sample:
+        """A row as a sample, asked `prompt` if there is one; ValueError or RecursionError tells what is wrong in it."""
         if isinstance(row, ValueError):
             raise row
-        return sample(layout.own(row), origin, folder, self.prompts, self.need_answer, self.audio_root)
+        own = layout.own(row)
+        chat = isinstance(own, dict) and "messages" in own
+        if prompt is not None and isinstance(own, dict) and not chat:
+            own = {**own, "prompt": prompt}
+        found = sample(own, origin, folder, self.prompts, self.need_answer, self.audio_root)
+        return asking(found, prompt) if prompt is not None and chat else found
 
     def key(self, path: Path) -> str:
         """A hash of them, and of what else decides whether rows of a file are right."""
@@ -231,6 +249,93 @@ class Rules:
             file = path.parent / name
             said.append(content(file) if file.is_file() else None)
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def rows(
+    given: Any,
+    prompts: Mapping[str, str],
+    *,
+    prompt: str | None = None,
+    reader: str | None = None,
+    audio_root: str | Path | None = None,
+) -> Iterator[tuple[str, Sample | ManifestError]]:
+    """The rows of a file or an object one by one, each with its place: a sample, or what is wrong with it alone.
+
+    Nothing is held, and no row waits for the next.
+
+    Args:
+        given: as `Manifest.of` takes it, but for lists of files.
+        prompts: instruction of each task.
+        prompt: asked of every row, instead of what it asks itself.
+        reader, audio_root: as `Manifest` takes them.
+
+    Raises:
+        ManifestError: no reader knows it, it breaks off, or it holds nothing.
+    """
+    root = None if audio_root is None else os.path.expandvars(os.path.expanduser(audio_root))
+    rules = Rules(dict(prompts), False, reader, root)
+    found: list[tuple[Any, Rules, Entry | None]] = [(given, rules, None)]
+    if isinstance(given, (str, Path)):
+        path = Path(os.path.expandvars(os.path.expanduser(given)))
+        found = [*_listed(path, rules)] if is_config(path) else [(path, rules, None)]
+    for source, own, _ in found:
+        opened = read(source, own.prompts, own.reader)
+        origin = None
+        for origin, row in opened.rows:
+            try:
+                yield origin, own.sample(origin, row, opened.layout, opened.folder, prompt)
+            except (ValueError, RecursionError) as error:
+                yield origin, error if isinstance(error, ManifestError) else WrongRow(_told(origin, error, opened.name))
+        if origin is None:
+            name = source if isinstance(source, Path) else type(source).__name__
+            raise ManifestError(f"{name}: no rows; write one JSON map a line")
+
+
+def one(
+    origin: str,
+    row: Any,
+    prompts: Mapping[str, str],
+    *,
+    prompt: str | None = None,
+    reader: str | None = None,
+    audio_root: str | Path | None = None,
+) -> Sample:
+    """A row that stands in no file, of whatever layout; paths are relative to the working directory.
+
+    Raises:
+        ManifestError: what is wrong with it.
+    """
+    name = "usam"
+    try:
+        if isinstance(row, ValueError):
+            raise row
+        name, layout = layout_of(origin, row, prompts, reader)
+        return Rules(dict(prompts), False, reader, None if audio_root is None else str(audio_root)).sample(
+            origin, row, layout, "", prompt
+        )
+    except ManifestError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise WrongRow(_told(origin, error, name)) from error
+
+
+def asking(sample: Sample, prompt: str) -> Sample:
+    """The sample with another question about the same clips.
+
+    Raises:
+        ManifestError: it asks several times, or the prompt has tags for more or fewer clips.
+    """
+    users = [place for place, message in enumerate(sample.question) if message["role"] == "user"]
+    if len(users) != 1:
+        raise ManifestError(f"{sample.origin}: asks {len(users)} times, so that one prompt cannot stand for its own")
+    messages = list(sample.messages)
+    clips = [block for block in blocks(messages[users[0]]) if block["type"] != "text"]
+    try:
+        content = [part if part["type"] == "text" else part["audio"] for part in asked(prompt, clips)]
+    except ValueError as error:
+        raise ManifestError(f"{sample.origin}: {error}") from error
+    messages[users[0]] = {**messages[users[0]], "content": content}
+    return replace(sample, messages=tuple(messages))
 
 
 class Held:

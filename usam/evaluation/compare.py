@@ -38,11 +38,14 @@ class Comparison:
     differs: Mapping[str, tuple[Any, Any]]
     """What was asked otherwise beside the model: `decoding`, `prompts` ..."""
     rows: tuple[Compared, ...]
+    details: Mapping[str, Mapping[str, tuple[float, float]]]
+    """What else metrics say of all rows, of A and of B, by metric and name."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         rows = [{**{k: v for k, v in asdict(row).items() if k != "test"}, **asdict(row.test)} for row in self.rows]
-        return {"a": self.a, "b": self.b, "ids": dict(self.ids), "differs": dict(self.differs), "metrics": rows}
+        named = {"a": self.a, "b": self.b, "ids": dict(self.ids), "differs": dict(self.differs)}
+        return {**named, "metrics": rows, "details": {name: dict(found) for name, found in self.details.items()}}
 
     def table(self) -> str:
         """For people."""
@@ -59,8 +62,13 @@ class Comparison:
                 ]
             )  # fmt: skip
         notes = [f"note: A and B also differ in {', '.join(self.differs)}"] if self.differs else []
+        details = [
+            f"{name}: {key}: A {number(own)}, B {number(other)}"
+            for name, found in self.details.items()
+            for key, (own, other) in found.items()
+        ]
         ids = [f"{name}: {found}" for name, found in self.ids.items()]
-        return "\n".join([f"A: {self.a}", f"B: {self.b}", *notes, *aligned(rows), *ids])
+        return "\n".join([f"A: {self.a}", f"B: {self.b}", *notes, *aligned(rows), *details, *ids])
 
 
 def compare(
@@ -81,6 +89,7 @@ def compare(
 
     Raises:
         RecordError: the records are of other data or other rows, or share no metric.
+        ValueError: a metric reads a column that a row does not have, or cannot measure it; the row is named.
     """
     first, second = (one if isinstance(one, Record) else Record.read(one) for one in (a, b))
     names = _name(first), _name(second)
@@ -90,10 +99,17 @@ def compare(
     _check_rows({answer["id"]: answer for answer in first.answers}, theirs, names)
     answers = [(answer, theirs[answer["id"]]) for answer in first.answers]
     tasks = by_task([answer["task"] for answer, _ in answers])
-    rows = []
+    ids = [mine["id"] for mine, _ in answers]
+    references = [mine["references"] for mine, _ in answers]
+    extra = [mine.get("extra", {}) for mine, _ in answers]
+    rows: list[Compared] = []
+    details: dict[str, dict[str, tuple[float, float]]] = {}
     for name, metric in metrics.items():
-        references = [mine["references"] for mine, _ in answers]
-        one, other = (metric.over([pair[side]["prediction"] for pair in answers], references) for side in (0, 1))
+        one, other = (
+            metric.over([pair[side]["prediction"] for pair in answers], references, ids, extra) for side in (0, 1)
+        )
+        theirs_too = metric.details(other)
+        details[name] = {key: (value, theirs_too[key]) for key, value in metric.details(one).items()}
         for task, places in [(None, list(range(len(answers)))), *tasks.items()]:
             own = one[places], other[places]
             test = paired(metric, *own, level=LEVEL, draws=draws, seed=seed)
@@ -104,7 +120,8 @@ def compare(
         for key in dict.fromkeys([*asked[0], *asked[1]])
         if key not in ("model", "spec", "data") and asked[0].get(key) != asked[1].get(key)
     }
-    return Comparison(*names, {name: metric.id for name, metric in metrics.items()}, differs, tuple(rows))
+    found = {name: own for name, own in details.items() if own}
+    return Comparison(*names, {name: metric.id for name, metric in metrics.items()}, differs, tuple(rows), found)
 
 
 def _name(record: Record) -> str:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from usam import __version__
 from usam.config import UsamConfig
-from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.manifest import Manifest, ManifestError, Sample, asking
 from usam.evaluation.journal import Journal, Processes
 from usam.evaluation.record import FORMAT, RECORD, Record, RecordError, check_ids
 from usam.generate import LONGEST, Answerer
@@ -30,7 +30,6 @@ from usam.metrics import Metric
 from usam.model.checkpoint import processor_beside, read_usam_config
 from usam.model.model import UsamForConditionalGeneration
 from usam.processor.audio import AudioError
-from usam.processor.chat import blocks
 from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
 from usam.providers import providers
@@ -107,6 +106,7 @@ def evaluate(
     files = [data] if isinstance(data, (str, Path)) else list(data)
     manifest = Manifest(files, processor.prompts, reader=reader, audio_root=audio_root)
     rows = _rows(manifest, processor, task, prompt, limit, seed)
+    _check_columns(rows.samples, measures)
     lengths = measured(rows.samples, processor, quiet=quiet or processes.rank > 0)
     check_room(rows.samples, lengths, context_length(config.text_config), max_new_tokens, "max_new_tokens")
     asked = {
@@ -212,7 +212,7 @@ def _rows(
     manifest = manifest.select(drawn(len(manifest), limit, seed))
     samples: Sequence[Sample] = manifest
     if prompt is not None:
-        samples = [_asking(sample, prompt) for sample in manifest]
+        samples = [asking(sample, prompt) for sample in manifest]
     ids, prompts, origins, without = [], [], [], []
     shortened = _shortened(manifest)
     for sample in samples:
@@ -233,17 +233,6 @@ def _rows(
     return _Rows(samples, ids, prompts)
 
 
-def _asking(sample: Sample, prompt: str) -> Sample:
-    """The sample with another question about the same clips."""
-    users = [place for place, message in enumerate(sample.question) if message["role"] == "user"]
-    if len(users) != 1:
-        raise ManifestError(f"{sample.origin}: asks {len(users)} times, so that one prompt cannot stand for its own")
-    messages = list(sample.messages)
-    clips = [block for block in blocks(messages[users[0]]) if block["type"] != "text"]
-    messages[users[0]] = {**messages[users[0]], "content": [*clips, {"type": "text", "text": prompt}]}
-    return replace(sample, messages=tuple(messages))
-
-
 def _names(manifest: Manifest) -> list[Path]:
     return [Path(part.path) for part in manifest.parts if part.path is not None]
 
@@ -259,6 +248,22 @@ def _shortened(manifest: Manifest) -> Any:
         return origin if long is None else short[long] + origin.removeprefix(long)
 
     return shortened
+
+
+def _check_columns(samples: Sequence[Sample], metrics: Mapping[str, Metric]) -> None:
+    """Refuse rows that a metric cannot measure, whatever is answered, before anything is.
+
+    Raises:
+        ManifestError: names the row, and the column that it lacks or what is wrong in it.
+    """
+    for metric in metrics.values():
+        if not metric.columns:
+            continue
+        extra, origins = [sample.extra for sample in samples], [sample.origin for sample in samples]
+        try:
+            metric.over([""] * len(samples), [sample.references for sample in samples], origins, extra)
+        except ValueError as error:
+            raise ManifestError(str(error)) from error
 
 
 # Answers
@@ -293,7 +298,17 @@ def _line(rows: _Rows, place: int, found: Mapping[str, Any]) -> dict[str, Any]:
         "prompt": rows.prompts[place],
         **{key: found[key] for key in ("prediction", "complete", "tokens")},
         "references": list(sample.references),
+        "extra": {key: value for key, value in sample.extra.items() if _is_plain(value)},
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds it: a record has no sound."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 # What the record says

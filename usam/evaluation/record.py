@@ -16,6 +16,8 @@ from usam.training.held_out import by_task, named
 RECORD, ANSWERS, UNFINISHED, JOURNAL = "eval.json", "answers.jsonl", "asked.json", "journal-*.jsonl"
 FORMAT = 1
 LEVEL = 0.95
+KEYS = ("asked", "data", "metrics", "bootstrap", "answered", "cut_off", "skipped")  # of a record, beside others
+ANSWER = ("id", "task", "prediction", "references")  # of an answer
 
 
 class RecordError(ValueError):
@@ -30,7 +32,7 @@ class Record:
     """All but the answers; `docs/evaluation.md` has the keys."""
     answers: Sequence[Mapping[str, Any]]
     """In the order of the data: `id`, `row` (file:line), `task`, `prompt` (as rendered), `prediction`, `complete` (not
-    cut off), `tokens`, `references`, `scores`."""
+    cut off), `tokens`, `references`, `extra` (the row's `meta` and `x_` columns), `scores`, `details`."""
     folder: Path | None = None
     """Where it lies."""
 
@@ -49,10 +51,18 @@ class Record:
         about = _parsed((folder / RECORD).read_text(encoding="utf-8"), str(folder / RECORD))
         if (found := about.get("format")) != FORMAT:
             raise RecordError(f"{folder / RECORD}: format {found!r} is not {FORMAT}, which this usam reads")
+        if lacking := [key for key in KEYS if key not in about]:
+            raise RecordError(f"{folder / RECORD}: has no '{lacking[0]}'; evaluate again, into another folder")
         answers = read_lines(folder / ANSWERS)
         if len(answers) != about["answered"]:
             raise RecordError(f"{folder / ANSWERS}: {len(answers)} answers, and {RECORD} says {about['answered']}")
-        check_ids([answer["id"] for answer in answers], [f"{folder / ANSWERS}:{i + 1}" for i in range(len(answers))])
+        places = [f"{folder / ANSWERS}:{i + 1}" for i in range(len(answers))]
+        for answer, place in zip(answers, places, strict=True):
+            if lacking := [key for key in ANSWER if key not in answer]:
+                raise RecordError(f"{place}: has no '{lacking[0]}'; evaluate again, into another folder")
+            if not isinstance(answer["id"], (str, int)):
+                raise RecordError(f"{place}: its 'id' is {answer['id']!r:.60}, and no text or whole number")
+        check_ids([answer["id"] for answer in answers], places)
         return cls(about, answers, folder)
 
     @property
@@ -61,20 +71,28 @@ class Record:
         return named({name: found["component"] for name, found in self.about["metrics"].items()})
 
     def scored(self, metrics: Mapping[str, Metric], *, draws: int = 1000, seed: int = 0) -> Record:
-        """The same answers, scored by these metrics as well; the model is not needed."""
+        """The same answers, scored by these metrics as well; the model is not needed.
+
+        Raises:
+            ValueError: a metric reads a column that a row does not have, or cannot measure it; the row is named.
+        """
         predictions = [answer["prediction"] for answer in self.answers]
         references = [answer["references"] for answer in self.answers]
         ids = [answer["id"] for answer in self.answers]
+        extra = [answer.get("extra", {}) for answer in self.answers]
         tasks = by_task([answer["task"] for answer in self.answers])
-        values, each = {}, {}
+        values: dict[str, Any] = {}
+        each: dict[str, Sequence[float]] = {}
+        details: dict[str, list[dict[str, float]]] = {}
         for name, metric in metrics.items():
-            score = metric(predictions, references, ids)
+            score = metric(predictions, references, ids, extra)
             parts = {"": range(len(predictions)), **tasks}
-            found = {}
+            found: dict[str, dict[str, Any]] = {}
             for task, places in parts.items():
                 own = score.statistics[list(places)]
                 low, high = interval(metric, own, level=LEVEL, draws=draws, seed=seed)
                 found[task] = {"value": metric.value(own), "low": low, "high": high, "samples": len(own)}
+                found[task]["details"] = metric.details(own)
             values[name] = {
                 "id": metric.id,
                 "component": metric.config.to_dict(),
@@ -84,8 +102,13 @@ class Record:
                 "tasks": found,
             }
             each[name] = score.each
+            details[name] = [metric.details(score.statistics[i : i + 1]) for i in range(len(ids))]
         answers = [
-            {**answer, "scores": {**answer.get("scores", {}), **{name: each[name][i] for name in each}}}
+            {
+                **answer,
+                "scores": {**answer.get("scores", {}), **{name: each[name][i] for name in each}},
+                "details": {**answer.get("details", {}), **{name: own[i] for name, own in details.items() if own[i]}},
+            }
             for i, answer in enumerate(self.answers)
         ]
         bootstrap = {"level": LEVEL, "draws": draws, "seed": seed, "method": "percentile"}
@@ -113,8 +136,13 @@ class Record:
             for task, one in {"all": found, **found["tasks"]}.items():
                 low, high = number(one["low"]), number(one["high"])
                 rows.append([name, task, number(one["value"]), f"{low} to {high}", f"{one['samples']:,}"])
+        details = [
+            f"{name}: {number(value)} {key}"
+            for name, found in about["metrics"].items()
+            for key, value in found.get("details", {}).items()
+        ]
         ids = [f"{name}: {found['id']}" for name, found in about["metrics"].items()]
-        return "\n".join([", ".join(notes), *aligned(rows), *ids])
+        return "\n".join([", ".join(notes), *aligned(rows), *details, *ids])
 
 
 def line_of(answer: Mapping[str, Any]) -> str:

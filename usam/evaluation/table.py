@@ -183,7 +183,8 @@ class Result:
     def statistics(self, metric: Metric, task: str | None) -> Statistics:
         """What a metric counts in each answer, or in those of a task."""
         lines = [line for line in self.answers if task is None or (line["task"] or UNNAMED) == task]
-        return metric.over([line["prediction"] for line in lines], [line["references"] for line in lines])
+        extra = [line.get("extra", {}) for line in lines]
+        return metric.over([line["prediction"] for line in lines], [line["references"] for line in lines], extra=extra)
 
 
 def table(ablation: Ablation) -> Table:

@@ -501,6 +501,21 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             text = re.sub(_loosely(after) + r"\s*\Z", "", text)
         return text.strip()
 
+    def lasting_text(self, generated: Sequence[int] | Tensor) -> str:
+        """What of an answer whose tokens are still coming stays as it is: what `answer_text` will begin with.
+
+        Held back is half a character, white space at the end, and what may turn out to be the template's own.
+        """
+        before, after = ("".join(piece.split()) for piece in self._wrapping())
+        raw = "".join(self.tokenizer.decode(generated, skip_special_tokens=False).split())
+        if before and before.startswith(raw):
+            return ""
+        text = self.answer_text(generated).rstrip("\ufffd").rstrip()
+        for size in range(len(after), 0, -1):
+            if found := re.search(_loosely(after[:size]) + r"\Z", text):
+                return text[: found.start()].rstrip()
+        return text
+
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> Any:

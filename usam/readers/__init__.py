@@ -219,10 +219,26 @@ def read(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> O
     return Opened(layout, name, chain(seen, rows), source.folder)
 
 
+def layout_of(origin: str, row: Any, prompts: Mapping[str, str], reader: str | None = None) -> tuple[str, Layout]:
+    """The layout of a row that lies in no file, and its name; arguments and errors as `read` has them."""
+    named = registry.get(reader) if reader else None
+    if named is not None and issubclass(named, Layout):
+        return str(reader), named(None, prompts)
+    return _recognised(origin, row, None, prompts)
+
+
 def source_of(given: Any, prompts: Mapping[str, str], reader: str | None = None) -> Source:
     """What opens a file or an object, before anything is read; see `read`."""
     named = registry.get(reader) if reader else None
     return named(given, prompts) if named is not None and issubclass(named, Source) else _source(given, prompts)
+
+
+def opened_by(given: Any) -> bool:
+    """Whether a reader of usam's knows a path or an object for its own, by its name or its type: no file of JSON."""
+    own = _readers(own=True)[0]
+    return any(
+        cls.opens(given) for name, cls in own.items() if issubclass(cls, Source) and name not in ("json", "iterables")
+    )
 
 
 def beside() -> list[str]:

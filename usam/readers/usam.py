@@ -97,9 +97,10 @@ def _clips(row: Mapping[str, Any]) -> list[Any]:
     if not named:
         return []
     given = row[named[0]]
-    if given == [] and "messages" in row:  # a chat without sound among others
+    none = isinstance(given, list) and not given  # an array may not be compared with a list
+    if none and "messages" in row:  # a chat without sound among others
         return []
-    if given is None or given == []:
+    if given is None or none:
         raise ValueError(
             f"'{named[0]}' is {json.dumps(given)}: name a clip, or leave the key out of a row without sound"
         )
@@ -115,12 +116,22 @@ def _asked(row: Mapping[str, Any], clips: list[Any], prompts: Mapping[str, str])
             raise ValueError(f"task '{task}' has no prompt in the spec's 'prompts'; {did_you_mean(task, prompts)}")
         prompt = prompts[task]
     prompt = "" if prompt is None else proper(prompt, "prompt")
-    if TAG.search(prompt):
-        content = list(_split(prompt, clips, "'prompt'"))
-        _all_taken(clips, "'prompt'")
-        return content
     if not clips and not prompt:
         raise ValueError(f"nothing is asked: no clip and no words; {_hint(row)}")
+    return asked(prompt, clips)
+
+
+def asked(prompt: str, clips: Sequence[Any]) -> list[dict[str, Any]]:
+    """A question as blocks: its clips where tags stand in the prompt, else before it.
+
+    Raises:
+        ValueError: there are not as many tags as clips.
+    """
+    if TAG.search(prompt):
+        left = list(clips)
+        content = list(_split(prompt, left, "'prompt'"))
+        _all_taken(left, "'prompt'")
+        return content
     said = [{"type": "text", "text": prompt}] if prompt else []
     return [{"type": "audio", "audio": clip} for clip in clips] + said
 

@@ -225,6 +225,7 @@ class EvaluatingTrainer(GuardedTrainer):
         answers, references = [text for text, _ in replies], [sample.references for sample in samples]
         extra = [sample.extra for sample in samples]
         scores = {name: metric(answers, references, extra=extra) for name, metric in self.metrics.items()}
+        columns = {column for metric in self.metrics.values() for column in metric.columns}
         tasks = held_out.by_task([sample.task for sample in samples]) if generate.by_task else {}
         found = {}
         for name, score in scores.items():
@@ -239,6 +240,7 @@ class EvaluatingTrainer(GuardedTrainer):
                 "prediction": text,
                 "complete": complete,
                 "references": list(sample.references),
+                **({"extra": {column: sample.extra[column] for column in sorted(columns)}} if columns else {}),
                 "scores": {name: score.each[i] for name, score in scores.items()},
             }
             for i, (sample, (text, complete)) in enumerate(zip(samples, replies, strict=True))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from usam.data.collate import with_sound
 from usam.model.checkpoint import processor_beside
@@ -16,6 +21,7 @@ from usam.processor.chat import Rendered
 from usam.processor.feature_extractor import clips_of
 from usam.processor.lengths import context_length, too_long
 from usam.processor.processor import UsamProcessor
+from usam.readers.usam import asked
 from usam.registry import did_you_mean
 
 Chat = Sequence[Mapping[str, Any]]
@@ -62,11 +68,18 @@ class Answerer:
         return cls(model, processor_beside(path, model.config.parsed))
 
     def ask(self, audio: Any = None, prompt: str | None = None, task: str | None = None) -> list[dict[str, Any]]:
-        """The messages of one question about one or several clips.
+        """The messages of one question about one or several clips, which stand where its `<audio>` tags do, else first.
 
         Raises:
-            ValueError: neither or both of `prompt` and `task`, or a task that the model does not know.
+            ValueError: neither or both of `prompt` and `task`, a task that the model does not know, or not as many tags
+                in the prompt as clips.
         """
+        words = self.words(prompt, task)
+        clips = [] if audio is None else clips_of(audio)
+        return [{"role": "user", "content": asked(words, clips)}]
+
+    def words(self, prompt: str | None = None, task: str | None = None) -> str:
+        """What is asked, in words; errors as `ask` has them."""
         if (prompt is None) == (task is None):
             raise ValueError(f"give either a prompt or a task; {self._tasks()}")
         if task is not None:
@@ -74,9 +87,7 @@ class Answerer:
                 close = did_you_mean(task, self.processor.prompts)
                 raise ValueError(f"this model has no prompt for task '{task}'; {close}")
             prompt = self.processor.prompts[task]
-        clips = [] if audio is None else clips_of(audio)
-        content = [{"type": "audio", "audio": clip} for clip in clips] + [{"type": "text", "text": prompt}]
-        return [{"role": "user", "content": content}]
+        return str(prompt)
 
     def _tasks(self) -> str:
         return f"tasks that this model knows: {', '.join(sorted(self.processor.prompts)) or 'none'}"
@@ -94,7 +105,7 @@ class Answerer:
 
     def replies(
         self,
-        chats: Iterable[Chat],
+        chats: Iterable[Chat | Exception],
         *,
         batch_size: int = 8,
         expected: Iterable[int] | None = None,
@@ -107,7 +118,7 @@ class Answerer:
         is padding, and fewer wait for the others' last word. Answers are those that each chat has alone.
 
         Args:
-            chats: messages, each chat to be answered once.
+            chats: messages, each chat to be answered once; or in the place of one the reason why there is none.
             batch_size: chats that are answered together.
             expected: about how many tokens the answer to each chat will have, where that is known.
             ahead: batches whose chats are read, and sorted, before they are answered; 1 answers them as they come.
@@ -119,18 +130,60 @@ class Answerer:
         for name, count in (("batch_size", batch_size), ("ahead", ahead)):
             if count < 1:
                 raise ValueError(f"{name} is at least 1, found {count}")
-        if "max_length" in kwargs:
-            raise ValueError("max_length would count the audio too; say max_new_tokens, the longest answer")
-        if kwargs.get("num_return_sequences", 1) != 1:
-            raise ValueError("a chat has one answer here; for num_return_sequences call model.generate")
-        options = {"do_sample": False, "max_new_tokens": LONGEST, **kwargs}
+        options = _options(kwargs)
         if expected is None:
-            pairs: Iterator[tuple[Chat, int]] = ((chat, 0) for chat in chats)
+            pairs: Iterator[tuple[Chat | Exception, int]] = ((chat, 0) for chat in chats)
         else:
             pairs = zip(chats, expected, strict=True)
         read = (self._read(chat, int(options["max_new_tokens"]), answer) for chat, answer in pairs)
         while some := list(_next(read, batch_size, ahead)):
             yield from self._sorted(some, batch_size, options)
+
+    def stream(self, chat: Chat, **kwargs: Any) -> Generator[str, None, Reply]:
+        """The answer to one chat in pieces, each as soon as it is generated; returns the reply.
+
+        Pieces add up to the answer that `replies` gives; a chat that cannot be read, or is too long, has none. Who
+        leaves off ends the generation with its next token.
+
+        Args:
+            chat: messages.
+            kwargs: as `replies` takes them.
+
+        Raises:
+            ValueError: options under which a chat has no single answer to follow, such as beams.
+        """
+        options = _options(kwargs)
+        if options.get("num_beams", 1) != 1:
+            raise ValueError("which beam wins is known at the end alone: stream with num_beams=1")
+        read = self._read(chat, int(options["max_new_tokens"]), 0)
+        if isinstance(read, Reply):
+            return read
+        come: Queue[list[int] | Reply | BaseException] = Queue()
+        left = Event()
+        options |= {"streamer": _Tokens(come), "stopping_criteria": StoppingCriteriaList([_Left(left)])}
+        worker = Thread(target=self._generate, args=(read.chat, options, come), daemon=True)
+        tokens, said = list[int](), ""
+        worker.start()
+        try:
+            while isinstance(found := come.get(), list):
+                tokens += found
+                if (text := self.processor.lasting_text(tokens)).startswith(said) and text != said:
+                    yield text[len(said) :]
+                    said = text
+        finally:
+            left.set()
+            worker.join()
+        if isinstance(found, BaseException):
+            raise found
+        if rest := found.text[len(said) :]:
+            yield rest
+        return found
+
+    def _generate(self, chat: Rendered, options: Mapping[str, Any], come: Queue[Any]) -> None:
+        try:
+            come.put(self._answer([chat], options)[0])
+        except BaseException as error:  # raised where the pieces are read
+            come.put(error)
 
     def _sorted(self, some: Sequence[_Read | Reply], size: int, options: Mapping[str, Any]) -> Iterator[Reply]:
         """The replies in order, each given as soon as all before it are there."""
@@ -145,8 +198,10 @@ class Answerer:
                 yield replies.pop(given)
                 given += 1
 
-    def _read(self, chat: Chat, room: int, expected: int) -> _Read | Reply:
+    def _read(self, chat: Chat | Exception, room: int, expected: int) -> _Read | Reply:
         """The chat as text and waveforms, or what is wrong with it: all of it before any work is done."""
+        if isinstance(chat, Exception):
+            return Reply(fault=chat)
         try:
             heard = with_sound(chat, self.processor.feature_extractor)
             rendered = self.processor.render(heard, add_generation_prompt=True)
@@ -175,6 +230,42 @@ class Answerer:
             tokens = int(stops[0]) + 1 if len(stops) else len(row)
             replies.append(Reply(self.processor.answer_text(row), complete, tokens=tokens))
         return replies
+
+
+class _Tokens(BaseStreamer):
+    """Hands the tokens of one answer on as they come."""
+
+    def __init__(self, come: Queue[Any]) -> None:
+        self._come = come
+        self._begun = False
+
+    def put(self, value: Tensor) -> None:
+        """The prompt first, then what is generated."""
+        if self._begun:
+            self._come.put(value.reshape(-1).tolist())
+        self._begun = True
+
+    def end(self) -> None:
+        """The reply follows."""
+
+
+class _Left(StoppingCriteria):
+    """Ends a generation to which nobody listens any more."""
+
+    def __init__(self, left: Event) -> None:
+        self._left = left
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self._left.is_set(), device=input_ids.device)
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `generate` under which a chat has one answer."""
+    if "max_length" in given:
+        raise ValueError("max_length would count the audio too; say max_new_tokens, the longest answer")
+    if given.get("num_return_sequences", 1) != 1:
+        raise ValueError("a chat has one answer here; for num_return_sequences call model.generate")
+    return {"do_sample": False, "max_new_tokens": LONGEST, **given}
 
 
 def _next(read: Iterator[_Read | Reply], size: int, ahead: int) -> Iterator[_Read | Reply]:
