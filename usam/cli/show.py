@@ -82,7 +82,9 @@ def _split(asked: str) -> tuple[list[str], str]:
     """The families that `encoders.whisper` or `usam.encoders:whisper` may be of, and its name there."""
     from usam.registry import FAMILIES
 
-    short = [family.removeprefix("usam.") for family in (*FAMILIES, "usam.metrics")]  # readers have no options
+    short = [
+        family.removeprefix("usam.") for family in (*FAMILIES, "usam.metrics", "usam.suites")
+    ]  # readers have no options
     known = {**{name: name for name in short}, "fusion": "fusions", "projector": "projectors"}
     bare = asked.removeprefix("usam.")
     for family, canonical in known.items():

@@ -93,7 +93,9 @@ def compare(
     rows = []
     for name, metric in metrics.items():
         references = [mine["references"] for mine, _ in answers]
-        one, other = (metric.over([pair[side]["prediction"] for pair in answers], references) for side in (0, 1))
+        extra = [mine.get("extra", {}) for mine, _ in answers]
+        said = ([pair[side]["prediction"] for pair in answers] for side in (0, 1))
+        one, other = (metric.over(texts, references, extra=extra) for texts in said)
         for task, places in [(None, list(range(len(answers)))), *tasks.items()]:
             own = one[places], other[places]
             test = paired(metric, *own, level=LEVEL, draws=draws, seed=seed)

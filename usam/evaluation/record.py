@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usam.evaluation.statistics import interval
-from usam.metrics import Metric
+from usam.metrics import Metric, Score
 from usam.saving import whole
 from usam.training.held_out import by_task, named
 
@@ -30,7 +30,7 @@ class Record:
     """All but the answers; `docs/evaluation.md` has the keys."""
     answers: Sequence[Mapping[str, Any]]
     """In the order of the data: `id`, `row` (file:line), `task`, `prompt` (as rendered), `prediction`, `complete` (not
-    cut off), `tokens`, `references`, `scores`."""
+    cut off), `tokens`, `references`, `extra` (columns of the user's own, where there are any), `scores`."""
     folder: Path | None = None
     """Where it lies."""
 
@@ -65,23 +65,27 @@ class Record:
         predictions = [answer["prediction"] for answer in self.answers]
         references = [answer["references"] for answer in self.answers]
         ids = [answer["id"] for answer in self.answers]
+        extra = [answer.get("extra", {}) for answer in self.answers]
         tasks = by_task([answer["task"] for answer in self.answers])
+        columns = {column: by_column(extra, column) for column in self.about.get("by", ())}
         values, each = {}, {}
         for name, metric in metrics.items():
-            score = metric(predictions, references, ids)
-            parts = {"": range(len(predictions)), **tasks}
-            found = {}
-            for task, places in parts.items():
+            score = metric(predictions, references, ids, extra)
+
+            def part(places: Sequence[int], metric: Metric = metric, score: Score = score) -> dict[str, Any]:
                 own = score.statistics[list(places)]
                 low, high = interval(metric, own, level=LEVEL, draws=draws, seed=seed)
-                found[task] = {"value": metric.value(own), "low": low, "high": high, "samples": len(own)}
+                return {"value": metric.value(own), "low": low, "high": high, "samples": len(own)}
+
             values[name] = {
                 "id": metric.id,
                 "component": metric.config.to_dict(),
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
-                **found.pop(""),
-                "tasks": found,
+                **part(range(len(predictions))),
+                "tasks": {task: part(places) for task, places in tasks.items()},
+                **({"details": dict(score.details)} if score.details else {}),
+                "by": {column: {key: part(own) for key, own in parts.items()} for column, parts in columns.items()},
             }
             each[name] = score.each
         answers = [
@@ -110,11 +114,25 @@ class Record:
         notes += [f"{len(about['skipped']):,} rows skipped"] if about["skipped"] else []
         rows = [["metric", "task", "value", f"{about['bootstrap']['level']:.0%} interval", "samples"]]
         for name, found in about["metrics"].items():
-            for task, one in {"all": found, **found["tasks"]}.items():
+            groups = found.get("by", {})
+            parts = {f"{c.removeprefix('x_')}={key}": one for c, own in groups.items() for key, one in own.items()}
+            for task, one in {"all": found, **found["tasks"], **parts}.items():
                 low, high = number(one["low"]), number(one["high"])
                 rows.append([name, task, number(one["value"]), f"{low} to {high}", f"{one['samples']:,}"])
         ids = [f"{name}: {found['id']}" for name, found in about["metrics"].items()]
-        return "\n".join([", ".join(notes), *aligned(rows), *ids])
+        rows = rows if about["metrics"] else []
+        told = [f"note: {note}" for note in about.get("notes", ())]
+        return "\n".join([", ".join(notes), *aligned(rows), *ids, *told])
+
+
+def by_column(extra: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[int]]:
+    """Places of the answers that have each value of a column, sorted; a list counts for each of its values."""
+    found: dict[str, list[int]] = {}
+    for place, own in enumerate(extra):
+        value = own.get(column)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            found.setdefault(str(one), []).append(place)
+    return dict(sorted(found.items()))
 
 
 def line_of(answer: Mapping[str, Any]) -> str:
