@@ -307,6 +307,14 @@ def test_air_bench_lists_four_choices_as_its_authors_do(tmp_path):
     assert music["id"] == "Music_AQA_MusicQA/1"
 
 
+def test_an_answer_of_air_bench_that_is_no_choice(tmp_path):
+    benchmark_files.air_bench(tmp_path)
+    file = tmp_path / "Foundation" / "Foundation_meta.json"
+    file.write_text(file.read_text().replace('"answer_gt": "choice b"', '"answer_gt": "B"'))
+    with pytest.raises(ManifestError, match=r"Foundation_meta\.json.*'answer_gt' is none of the choices: 'B'"):
+        build_suite("air_bench").load(tmp_path)
+
+
 def test_air_bench_chat_asks_the_question_alone_and_keeps_what_a_judge_reads(tmp_path):
     row = load("air_bench", tmp_path, split="chat").rows[0]
     assert (row["prompt"], row["answer"]) == ("What is 0?", ["wally"])

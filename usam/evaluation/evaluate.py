@@ -308,8 +308,17 @@ def _line(rows: _Rows, place: int, found: Mapping[str, Any]) -> dict[str, Any]:
         "prompt": rows.prompts[place],
         **{key: found[key] for key in ("prediction", "complete", "tokens")},
         "references": list(sample.references),
-        **({"extra": json.loads(json.dumps(dict(sample.extra), default=str))} if sample.extra else {}),
+        "extra": {key: value for key, value in sample.extra.items() if _is_plain(value)},
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds it: a record has no sound."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 # What the record says

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usam.evaluation.statistics import interval
-from usam.metrics import Metric, Score
+from usam.metrics import Metric
 from usam.saving import whole
 from usam.training.held_out import by_task, named
 
@@ -30,7 +30,7 @@ class Record:
     """All but the answers; `docs/evaluation.md` has the keys."""
     answers: Sequence[Mapping[str, Any]]
     """In the order of the data: `id`, `row` (file:line), `task`, `prompt` (as rendered), `prediction`, `complete` (not
-    cut off), `tokens`, `references`, `extra` (columns of the user's own, where there are any), `scores`."""
+    cut off), `tokens`, `references`, `extra` (the row's `meta` and `x_` columns), `scores`."""
     folder: Path | None = None
     """Where it lies."""
 
@@ -68,24 +68,25 @@ class Record:
         extra = [answer.get("extra", {}) for answer in self.answers]
         tasks = by_task([answer["task"] for answer in self.answers])
         columns = {column: by_column(extra, column) for column in self.about.get("by", ())}
+        groups = {(column, value): places for column, own in columns.items() for value, places in own.items()}
         values, each = {}, {}
         for name, metric in metrics.items():
             score = metric(predictions, references, ids, extra)
-
-            def part(places: Sequence[int], metric: Metric = metric, score: Score = score) -> dict[str, Any]:
+            parts: dict[Any, Sequence[int]] = {"": range(len(predictions)), **tasks, **groups}
+            found: dict[Any, dict[str, Any]] = {}
+            for task, places in parts.items():
                 own = score.statistics[list(places)]
                 low, high = interval(metric, own, level=LEVEL, draws=draws, seed=seed)
-                return {"value": metric.value(own), "low": low, "high": high, "samples": len(own)}
-
+                found[task] = {"value": metric.value(own), "low": low, "high": high, "samples": len(own)}
+                found[task]["details"] = metric.details(own)
             values[name] = {
                 "id": metric.id,
                 "component": metric.config.to_dict(),
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
-                **part(range(len(predictions))),
-                "tasks": {task: part(places) for task, places in tasks.items()},
-                **({"details": dict(score.details)} if score.details else {}),
-                "by": {column: {key: part(own) for key, own in parts.items()} for column, parts in columns.items()},
+                **found.pop(""),
+                "by": {column: {value: found.pop((column, value)) for value in own} for column, own in columns.items()},
+                "tasks": found,
             }
             each[name] = score.each
         answers = [
@@ -114,15 +115,22 @@ class Record:
         notes += [f"{len(about['skipped']):,} rows skipped"] if about["skipped"] else []
         rows = [["metric", "task", "value", f"{about['bootstrap']['level']:.0%} interval", "samples"]]
         for name, found in about["metrics"].items():
-            groups = found.get("by", {})
-            parts = {f"{c.removeprefix('x_')}={key}": one for c, own in groups.items() for key, one in own.items()}
-            for task, one in {"all": found, **found["tasks"], **parts}.items():
+            groups = {
+                f"{column.removeprefix('x_')}={value}": one
+                for column, own in found.get("by", {}).items()
+                for value, one in own.items()
+            }
+            for task, one in {"all": found, **found["tasks"], **groups}.items():
                 low, high = number(one["low"]), number(one["high"])
                 rows.append([name, task, number(one["value"]), f"{low} to {high}", f"{one['samples']:,}"])
+        details = [
+            f"{name}: {number(value)} {key}"
+            for name, found in about["metrics"].items()
+            for key, value in found.get("details", {}).items()
+        ]
         ids = [f"{name}: {found['id']}" for name, found in about["metrics"].items()]
-        rows = rows if about["metrics"] else []
         told = [f"note: {note}" for note in about.get("notes", ())]
-        return "\n".join([", ".join(notes), *aligned(rows), *ids, *told])
+        return "\n".join([", ".join(notes), *aligned(rows if about["metrics"] else []), *details, *ids, *told])
 
 
 def by_column(extra: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[int]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from usam.component import build, own_config
-from usam.readers import ManifestError, Row
+from usam.readers import ManifestError, Row, source_of
 from usam.readers.usam import ROOT
 from usam.registry import Registry, did_you_mean
 from usam.spec.page import SpecError
@@ -118,6 +118,17 @@ class Suite(ABC):
             ManifestError: a file is missing, or a row is wrong; names the file, the line and the key.
         """
 
+    def found(self, root: Path, *names: str) -> Path:
+        """The first of these files or folders below the root that there is.
+
+        Raises:
+            ManifestError: there is none of them; says where they come from.
+        """
+        for name in names:
+            if (root / name).exists():
+                return root / name
+        raise ManifestError(f"{root}: holds no {' and no '.join(names)}; {self.name} comes from {self.home}")
+
     def listed(self, choices: Sequence[str]) -> str:
         """Choices as the official prompt has them."""
         return "\n".join(choices)
@@ -163,6 +174,27 @@ class Suite(ABC):
         if item.choices:
             row["x_choices"] = list(item.choices)
         return row | {f"x_{name}": value for name, value in item.columns.items() if value is not None}
+
+
+def rows(file: Path, needs: Iterable[str] = ()) -> Iterator[tuple[str, Row]]:
+    """(place, row) of a file of JSON, lines of JSON, CSV or Parquet, each with the keys that are needed.
+
+    Raises:
+        ManifestError: it cannot be read, or a row lacks a key; names the file and the line.
+    """
+    for place, row in source_of(file, {}).rows():
+        if isinstance(row, ValueError):
+            raise ManifestError(f"{place}: {row}") from row
+        if not isinstance(row, dict):
+            raise ManifestError(f"{place}: expected a map, found {row!r:.80}")
+        check_keys(place, row, needs)
+        yield place, row
+
+
+def check_keys(place: str, row: Mapping[str, Any], needs: Iterable[str]) -> None:
+    """ManifestError where a row lacks a key that is needed."""
+    if lacks := [key for key in needs if key not in row]:
+        raise ManifestError(f"{place}: has no '{lacks[0]}'; it has {', '.join(map(str, row))}")
 
 
 registry: Registry[Suite] = Registry(Suite, "usam.suites")  # type: ignore[type-abstract]

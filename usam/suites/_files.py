@@ -1,38 +1,20 @@
-"""What suites need to read: files below a root, their rows, and values of the kind that is expected."""
+"""What suites need to read: tables without quotes, values of the kind that is expected, and how clips are called."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usam.readers import ManifestError, Row, source_of
+from usam.readers import ManifestError, Row
 from usam.readers.json import text_lines
 from usam.spec.page import SpecError
+from usam.suites import check_keys
 
 SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
-
-
-def found(root: Path, names: Sequence[str], home: str) -> Path:
-    """The first of these files or folders that there is; ManifestError says where they come from."""
-    for name in names:
-        if (root / name).exists():
-            return root / name
-    raise ManifestError(f"{root}: holds no {' and no '.join(names)}; {home}")
-
-
-def rows(file: Path, needs: Iterable[str] = ()) -> Iterator[tuple[str, Row]]:
-    """(place, row) of a file of JSON, CSV or Parquet, each with the keys that are needed."""
-    for place, row in source_of(file, {}).rows():
-        if isinstance(row, ValueError):
-            raise ManifestError(f"{place}: {row}") from row
-        if not isinstance(row, dict):
-            raise ManifestError(f"{place}: expected a map, found {row!r:.80}")
-        _check(place, row, needs)
-        yield place, row
 
 
 def plain_tsv(file: Path, needs: Sequence[str]) -> Iterator[tuple[str, Row]]:
@@ -42,16 +24,11 @@ def plain_tsv(file: Path, needs: Sequence[str]) -> Iterator[tuple[str, Row]]:
         cells = [re.sub(r"\\(.)", r"\1", cell) for cell in re.split(r"(?<!\\)\t", line.rstrip("\r\n"))]
         if not names:
             names = cells
-            _check(f"{file}:1", dict.fromkeys(names), needs)
+            check_keys(f"{file}:1", dict.fromkeys(names), needs)
         elif len(cells) != len(names):
             raise ManifestError(f"{file}:{number}: {len(cells)} cells, and {len(names)} columns: {', '.join(names)}")
         else:
             yield f"{file}:{number}", dict(zip(names, cells, strict=True))
-
-
-def _check(place: str, row: Mapping[str, Any], needs: Iterable[str]) -> None:
-    if lacks := [key for key in needs if key not in row]:
-        raise ManifestError(f"{place}: has no '{lacks[0]}'; it has {', '.join(map(str, row))}")
 
 
 def text(place: str, row: Mapping[str, Any], key: str) -> str:

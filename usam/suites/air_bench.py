@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usam.suites import Item, Suite
-from usam.suites._files import found, rows, text
+from usam.readers import ManifestError
+from usam.suites import Item, Suite, rows
+from usam.suites._files import text
 
 LETTERS = "ABCD"
 NEEDS = ("path", "question", "answer_gt", "task_name", "dataset_name", "uniq_id")
@@ -73,13 +74,15 @@ class AirBench(Suite):
     def items(self, root: Path) -> Iterator[Item]:
         """An item a question."""
         part = self.split.capitalize()
-        file = found(root, [f"{part}/{part}_meta.json"], f"{self.name} comes from {self.home}")
+        file = self.found(root, f"{part}/{part}_meta.json")
         choosing = self.split == "foundation"
         for place, row in rows(file, (*NEEDS, *(["choice_a", "choice_b"] if choosing else ["meta_info"]))):
             task, dataset, path = (text(place, row, key) for key in ("task_name", "dataset_name", "path"))
             if choosing and task == "Audio_Grounding":
                 path = f"{path[:-3]}flac"
             given = [row.get(f"choice_{letter.lower()}") for letter in LETTERS] if choosing else []
+            if choosing and row["answer_gt"] not in given:
+                raise ManifestError(f"{place}: 'answer_gt' is none of the choices: {row['answer_gt']!r:.80}")
             about = {"part": f"{task}_{dataset}"}
             about |= {} if choosing else {"domain": DOMAINS.get(task, task), "meta_info": row["meta_info"]}
             yield Item(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from usam.suites import Item, SuiteConfig
+from usam.suites import Item, SuiteConfig, rows
 from usam.suites._captions import Captions
-from usam.suites._files import filled, found, naming, rows, text, whole
+from usam.suites._files import filled, naming, text, whole
 
 PATTERNS = ("{youtube_id}_{start_time}", "{youtube_id}", "Y{youtube_id}", "{audiocap_id}")
 
@@ -35,8 +35,7 @@ class AudioCaps(Captions):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a clip, with all its captions."""
-        home = f"{self.name} comes from {self.home}"
-        file = found(root, [f"{self.split}.csv", f"dataset/{self.split}.csv"], home)
+        file = self.found(root, f"{self.split}.csv", f"dataset/{self.split}.csv")
         clips: dict[tuple[str, int], dict[str, Any]] = {}
         captions: dict[tuple[str, int], list[str]] = {}
         places: dict[tuple[str, int], str] = {}
@@ -49,7 +48,7 @@ class AudioCaps(Captions):
         if not clips:
             return
         folders = [self.split, f"audio/{self.split}", f"wavs/{self.split}", "audio", "wavs", "."]
-        called = self.config.clips or naming(root, folders, PATTERNS, list(clips.values()), home)
+        called = self.config.clips or naming(root, folders, PATTERNS, list(clips.values()), self.home)
         for key, clip in clips.items():
             name = f"{clip['youtube_id']}_{clip['start_time']}"
             yield Item(places[key], name, (filled(called, clip),), tuple(captions[key]))

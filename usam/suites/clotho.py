@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from usam.suites import Item
+from usam.suites import Item, rows
 from usam.suites._captions import Captions
-from usam.suites._files import found, rows, text
+from usam.suites._files import text
 
 CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 
@@ -23,9 +23,9 @@ class Clotho(Captions):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a file."""
-        file = found(root, [f"clotho_captions_{self.split}.csv"], f"{self.name} comes from {self.home}")
+        file = self.found(root, f"clotho_captions_{self.split}.csv")
         places = [self.split, f"clotho_audio_{self.split}", f"clotho_audio_{self.split}/{self.split}"]
-        folder = found(root, places, f"{self.name} comes from {self.home}").relative_to(root).as_posix()
+        folder = self.found(root, *places).relative_to(root).as_posix()
         for place, row in rows(file, ("file_name", *CAPTIONS)):
             name = text(place, row, "file_name")
             yield Item(place, name, (f"{folder}/{name}",), tuple(text(place, row, key) for key in CAPTIONS))

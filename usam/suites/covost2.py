@@ -9,7 +9,7 @@ from typing import Any
 from usam.registry import did_you_mean
 from usam.spec.page import SpecError
 from usam.suites import Item, Suite, SuiteConfig
-from usam.suites._files import found, plain_tsv
+from usam.suites._files import plain_tsv
 
 BOTH_WAYS = ["ar", "ca", "cy", "de", "et", "fa", "id", "ja", "lv", "mn", "sl", "sv-SE", "ta", "tr", "zh-CN"]
 INTO_ENGLISH = [*BOTH_WAYS, "es", "fr", "it", "nl", "pt", "ru"]
@@ -51,10 +51,10 @@ class CoVoST2(Suite):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a sentence."""
-        pair, home = self.config.pair, f"{self.name} comes from {self.home}"
-        file = found(root, [f"covost_v2.{pair}.{self.split}.tsv", f"covost_v2.{pair}.tsv"], home)
+        pair = self.config.pair
+        file = self.found(root, f"covost_v2.{pair}.{self.split}.tsv", f"covost_v2.{pair}.tsv")
         places = ["clips", f"{pair.partition('_')[0]}/clips"]
-        folder = found(root, places, home).relative_to(root).as_posix()
+        folder = self.found(root, *places).relative_to(root).as_posix()
         whole = file.name == f"covost_v2.{pair}.tsv"
         for place, row in plain_tsv(file, ("path", "translation", "split") if whole else ("path", "translation")):
             # The training split has two names; dev and test have one.

@@ -9,7 +9,6 @@ from typing import Any
 from usam.readers import ManifestError
 from usam.readers.json import text_lines
 from usam.suites import Item, Suite
-from usam.suites._files import found
 
 
 class LibriSpeech(Suite):
@@ -33,7 +32,7 @@ class LibriSpeech(Suite):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a line of the transcripts."""
-        folder = found(root, [self.split, f"LibriSpeech/{self.split}"], f"{self.name} comes from {self.home}")
+        folder = self.found(root, self.split, f"LibriSpeech/{self.split}")
         for file in sorted(folder.glob("*/*/*.trans.txt")):
             for number, line in text_lines(file):
                 name, _, words = line.strip().partition(" ")

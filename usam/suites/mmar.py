@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usam.suites import Item, Suite
-from usam.suites._files import below, choices, found, rows, text
+from usam.suites import Item, Suite, rows
+from usam.suites._files import below, choices, text
 
 COLUMNS = ("modality", "category", "sub-category", "language")
 
@@ -44,7 +44,7 @@ class MMAR(Suite):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a question."""
-        file = found(root, ["MMAR-meta.json", "MMAR-meta.jsonl"], f"{self.name} comes from {self.home}")
+        file = self.found(root, "MMAR-meta.json", "MMAR-meta.jsonl")
         for place, row in rows(file, ("id", "audio_path", "question", "choices", "answer")):
             yield Item(
                 place,

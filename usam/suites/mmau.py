@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from usam.suites import Item, Suite
-from usam.suites._files import below, choices, found, rows, text
+from usam.suites import Item, Suite, rows
+from usam.suites._files import below, choices, text
 
 
 class MMAU(Suite):
@@ -40,7 +40,7 @@ class MMAU(Suite):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a question."""
-        file = found(root, [f"mmau-{self.split}.json"], f"{self.name} comes from {self.home}")
+        file = self.found(root, f"mmau-{self.split}.json")
         for place, row in rows(file, ("id", "audio_id", "question", "choices", "answer")):
             columns = {name: row.get(name.replace("_", "-")) for name in ("task", "difficulty", "category")}
             yield Item(

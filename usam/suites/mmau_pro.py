@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from usam.readers import ManifestError
-from usam.suites import Item, Suite
-from usam.suites._files import below, found, rows, text, texts
+from usam.suites import Item, Suite, rows
+from usam.suites._files import below, text, texts
 
 KINDS = {"open": "open", "instruction following": "instruction_following"}
 COLUMNS = ("category", "sub-cat", "length_type", "perceptual_skills", "reasoning_skills", "task_identifier", "kwargs")
@@ -60,7 +60,7 @@ class MMAUPro(Suite):
     def items(self, root: Path) -> Iterator[Item]:
         """An item a question of the split's kind."""
         names = ["test.parquet", "test.jsonl", "test.json"]
-        for place, row in rows(found(root, names, f"{self.name} comes from {self.home}"), ("id", "category")):
+        for place, row in rows(self.found(root, *names), ("id", "category")):
             choices = texts(place, row, "choices")
             kind = KINDS.get(text(place, row, "category"), "closed")
             if kind != self.split or (kind == "closed" and len(choices) < 2):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from usam.readers import ManifestError
-from usam.suites import Item, Suite, SuiteConfig
-from usam.suites._files import below, found, rows, text, texts, whole
+from usam.suites import Item, Suite, SuiteConfig, rows
+from usam.suites._files import below, text, texts, whole
 
 LETTERS = "ABCD"
 ANSWERS = ("correct_answer", *(f"distractor_{number}_answer" for number in (1, 2, 3)))
@@ -62,12 +62,11 @@ class MuChoMusic(Suite):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a question."""
-        home = f"{self.name} comes from {self.home}"
         if self.config.prepared is not None:
-            yield from _prepared(found(root, [self.config.prepared], home))
+            yield from _prepared(self.found(root, self.config.prepared))
             return
-        file = found(root, ["muchomusic.csv"], home)
-        clips = _Clips(root, home)
+        file = self.found(root, "muchomusic.csv")
+        clips = _Clips(root, self)
         for number, (place, row) in enumerate(rows(file, ("question", "dataset", "dataset_identifier", *ANSWERS))):
             answers = [text(place, row, key) for key in ANSWERS]
             shuffled = random.Random(f"{self.config.seed} {number}").sample(answers, len(answers))
@@ -108,8 +107,8 @@ def _prepared(file: Path) -> Iterator[Item]:
 class _Clips:
     """Where the clips of its two sources lie, by their tables, each read when it is first asked for."""
 
-    def __init__(self, root: Path, home: str) -> None:
-        self.root, self.home = root, home
+    def __init__(self, root: Path, suite: Suite) -> None:
+        self.root, self.suite = root, suite
         self._tables: dict[str, dict[str, str]] = {}
 
     def of(self, place: str, dataset: str, name: str) -> str:
@@ -124,7 +123,7 @@ class _Clips:
         return self._tables[dataset][key]
 
     def _sdd(self) -> dict[str, str]:
-        file = found(self.root, ["sdd/song_describer.csv"], self.home)
+        file = self.suite.found(self.root, "sdd/song_describer.csv")
         return {
             text(place, row, "track_id"): f"sdd/audio/{text(place, row, 'path').replace('.mp3', '.2min.mp3')}"
             for place, row in rows(file, ("track_id", "path"))
@@ -132,7 +131,7 @@ class _Clips:
 
     def _musiccaps(self) -> dict[str, str]:
         clips = {}
-        file = found(self.root, ["musiccaps/musiccaps-public.csv"], self.home)
+        file = self.suite.found(self.root, "musiccaps/musiccaps-public.csv")
         for place, row in rows(file, ("ytid", "start_s", "end_s")):
             name, start, end = text(place, row, "ytid"), whole(place, row, "start_s"), whole(place, row, "end_s")
             clips[name] = f"musiccaps/audio/[{name}]-[{start}-{end}].wav"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from usam.suites import Item, SuiteConfig
+from usam.suites import Item, SuiteConfig, rows
 from usam.suites._captions import Captions
-from usam.suites._files import filled, found, naming, rows, text, whole
+from usam.suites._files import filled, naming, text, whole
 
 PATTERNS = ("[{ytid}]-[{start_s}-{end_s}]", "{ytid}", "{ytid}_{start_s}_{end_s}", "{ytid}_{start_s}")
 
@@ -35,8 +35,7 @@ class MusicCaps(Captions):
 
     def items(self, root: Path) -> Iterator[Item]:
         """An item a clip."""
-        home = f"{self.name} comes from {self.home}"
-        file = found(root, ["musiccaps-public.csv"], home)
+        file = self.found(root, "musiccaps-public.csv")
         items = []
         for place, row in rows(file, ("ytid", "start_s", "end_s", "caption", "is_audioset_eval")):
             if self.split == "all" or (str(row["is_audioset_eval"]).lower() == "true") == (self.split == "eval"):
@@ -46,6 +45,6 @@ class MusicCaps(Captions):
         if not items:
             return
         folders = ["audio", "audios", "wavs", "wav", "music_data", "."]
-        called = self.config.clips or naming(root, folders, PATTERNS, [clip for _, clip, _ in items], home)
+        called = self.config.clips or naming(root, folders, PATTERNS, [clip for _, clip, _ in items], self.home)
         for place, clip, caption in items:
             yield Item(place, str(clip["ytid"]), (filled(called, clip),), (caption,))
