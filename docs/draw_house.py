@@ -29,7 +29,10 @@ FLOORS = [
     ("violet", {"generate": "chats in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
     ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
-    ("red", {"testing/": "what components promise", "cli/": "one file a command", "harnesses/": "of others"}),
+    (
+        "red",
+        {"harnesses/": "for others' boards", "testing/": "what components promise", "cli/": "one file a command"},
+    ),
 ]
 BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 14: "whoever uses it"}
 WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20

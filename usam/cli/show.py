@@ -121,6 +121,8 @@ def _component(family: str, name: str) -> Iterator[str]:
     for said in dict.fromkeys(_prose(text) for text in (entry.describe(), cls.__doc__ or "")):
         if said:
             yield f"\n{said}"
+    if family == "suites":
+        yield f"\nsplits: {', '.join(cls.splits)}\nprompt and scoring: {cls.source}\nfiles: {cls.home}"
     own, shared = own_and_shared(cls.Config, registry.base.Config)
     yield "\noptions" if own else "\nno options of its own"
     yield from map(str, own)
