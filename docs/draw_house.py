@@ -23,14 +23,18 @@ FLOORS = [
             "metrics/": "how good answers are",
         },
     ),
+    ("violet", {"suites/": "benchmarks: their files, what they ask, how they score"}),
     ("yellow", {"model/": "the composite: built, saved, generating"}),
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),
     ("violet", {"generate/": "questions in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
     ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
-    ("red", {"testing/": "what components promise", "cli/": "one file a command"}),
+    (
+        "red",
+        {"harnesses/": "for others' boards", "testing/": "what components promise", "cli/": "one file a command"},
+    ),
 ]
-BESIDE = {1: "the ground", 4: "families: a file, a component", 8: "a transformers model", 13: "whoever uses it"}
+BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 14: "whoever uses it"}
 WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20
 
 

@@ -29,6 +29,8 @@ ORDER = [
     ["usam.processor.processor", "usam.processor.*"],
     ["usam.readers", "usam.augmentations", "usam.metrics"],
     ["usam.readers.*", "usam.augmentations.*", "usam.metrics.*"],
+    ["usam.suites"],
+    ["usam.suites.*"],
     ["usam.model.model", "usam.model.*"],
     ["usam.data", "usam.data.*"],
     ["usam.generate"],
@@ -36,6 +38,7 @@ ORDER = [
     ["usam.training", "usam.training.*"],
     ["usam.evaluation", "usam.evaluation.*"],
     ["usam.demo", "usam.demo.*"],
+    ["usam.harnesses", "usam.harnesses.*"],
     ["usam.testing", "usam.testing.*"],
     ["usam.cli", "usam.cli.*"],
 ]

@@ -55,6 +55,15 @@ def test_list_check_loads_each(usam):
     assert "FAILS" not in out
 
 
+def test_show_knows_a_benchmark_its_splits_and_where_it_comes_from(usam):
+    status, out, _ = usam("show", "mmau")
+    assert status == 0
+    assert "\nsplits: test-mini\n" in out
+    assert "issues/3" in out
+    assert "\nfiles: https://github.com/Sakshi113/MMAU" in out
+    assert "missing: stop" in out
+
+
 def test_show_knows_a_metric_and_its_options(usam):
     status, out, _ = usam("show", "wer")
     assert status == 0

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from benchmark_files import librispeech
 from held_out_rows import save_model, write_rows
 
 from usam.evaluation.record import Record
@@ -114,6 +115,14 @@ def test_a_record_is_scored_again_without_its_model(ask, model, rows, tmp_path):
         (["MODEL", "ROWS", "--metrics", "wer, {"], "--metrics"),
         (["MODEL", "ROWS", "--metrics", ""], "at least one"),
         (["MODEL"], "usam eval MODEL test.jsonl"),
+        (["MODEL", "librispeech"], "a benchmark: say where it lies with --root"),
+        (["MODEL", "librispeach", "--root", "HERE"], "did you mean 'librispeech'"),
+        (["MODEL", "librispeech", "--root", "HERE", "--split", "test"], "librispeech has no 'test'"),
+        (["MODEL", "librispeech", "--root", "HERE"], "openslr.org/12"),
+        (["MODEL", "librispeech", "--root", "HERE", "--reader", "json"], "leave out --reader"),
+        (["MODEL", "mmau", "mmar", "--root", "HERE"], "ask for each by itself"),
+        (["MODEL", "{type: covost2, pear: en_de}", "--root", "HERE"], "did you mean 'pair'"),
+        (["MODEL", "ROWS", "--split", "test"], "leave out --split"),
         ([], "usam eval MODEL test.jsonl"),
         (["HERE", "ROWS"], "HERE"),
         (["MODEL", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -131,3 +140,13 @@ def test_what_is_refused(ask, model, rows, tmp_path, arguments, message):
     status, _, err = ask(*(given.get(word, word) for word in arguments))
     assert status == 2
     assert str(tmp_path) in err if message == "HERE" else message in err
+
+
+def test_a_benchmark_is_named_and_said_where_it_lies(ask, model, tmp_path):
+    root = librispeech(tmp_path)
+    (root / "test-clean/121/9/121-9-0000.flac").unlink()
+    asked = [model, "{type: librispeech, split: dev-clean}", "--root", root, "--split", "test-clean"]
+    status, out, err = ask(*asked, "--missing", "skip", *SHORT, "--output", tmp_path / "out")
+    assert status == 0, err
+    assert "note: 1 of 3 items left out" in out
+    assert Record.read(tmp_path / "out").about["metrics"]["wer"]["samples"] == 2

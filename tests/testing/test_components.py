@@ -41,6 +41,7 @@ ONE_REFERENCE = [(said, right[:1]) for said, right in ENGLISH]  # so that a perf
 WORDS = (("dog", ["dog"]), ("rain", ["dog", "cat"]), ("Cat", ["cat"]), ("a wolf", ["rain"]))
 CHOICES = (("b", ["dog"]), ("A", ["rain", "A"]), ("who knows", ["dog"]), ("(a) rain", ["rain"]), ("dog", ["rain"]))
 LETTERS = (("the answer is B", ["B"]), ("A", ["A"]), ("who knows", ["B"]), ("(A) rain", ["A"]), ("dog", ["A"]))
+BY_TEXT = (("B", ["dog"]), ("A dog", ["dog"]), ("A. rain", ["rain"]), ("who knows", ["rain", "dog"]), ("rain", ["dog"]))
 CLOSED = {"takes_empty_texts": "a reference that is none of the labels, or choices, is an error"}
 
 PROMISES = {
@@ -105,6 +106,19 @@ PROMISES = {
         samples=[(*sample, {"x_choices": ["rain", "dog"]}) for sample in CHOICES],
         expected_failures=CLOSED,
     ),
+    **{
+        f"benchmark_choice as {rule}": metric_promises(
+            "benchmark_choice",
+            rule=rule,
+            samples=[(said, right, {"x_choices": ["rain", "dog"]}) for said, right in BY_TEXT],
+            expected_failures=failures,
+        )
+        for rule, failures in {
+            "mmau": {},
+            "air_bench": {**CLOSED, "a_perfect_answer_is_best": "its script reads letters, and no texts"},
+            "muchomusic": CLOSED,
+        }.items()
+    },
     "tiny": llm_promises("tiny", dim=32),
     "tiny tied": llm_promises("tiny", dim=32, tie_word_embeddings=True),
     **{name: llm_promises("transformers", arch={"model_type": name, **arch}) for name, arch in LLMS.items()},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -15,7 +17,7 @@ from usam.cli._options import PluginOption
 # What means something only where a model answers.
 ASKING = (
     "model", "data", "task", "prompt", "limit", "batch_size", "max_new_tokens", "num_beams", "output", "reader",
-    "audio_root", "bad_audio", "device",
+    "audio_root", "bad_audio", "device", "root", "split", "missing",
 )  # fmt: skip
 
 
@@ -24,13 +26,30 @@ def eval(
     model: Annotated[Optional[str], typer.Argument(metavar="[MODEL]", help="A saved folder or hub id.")] = None,  # noqa: UP045
     data: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[DATA]...", help="Manifests of any format that is read, whose rows have answers."),
+        typer.Argument(
+            metavar="[DATA]...",
+            help="Manifests of any format that is read, whose rows have answers; or with --root one benchmark.",
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where the benchmark lies, as downloaded: DATA is its name (`usam list`)."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the benchmark; default: the one that is usually reported.")
+    ] = None,
+    missing: Annotated[
+        Optional[Literal["stop", "skip"]],  # noqa: UP045
+        typer.Option(
+            help="What an item of a benchmark does whose clip is not there: skip leaves it out. Default: stop."
+        ),
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Such as wer,bleu; with options in YAML: 'wer, {type: bleu, tokenize: zh}'. Default: wer.",
+            help="Such as wer,bleu; with options in YAML: 'wer, {type: bleu, tokenize: zh}'. Default: wer, or the "
+            "benchmark's own.",
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Rows of this task alone.")] = None,
@@ -98,14 +117,21 @@ def eval(
         raise ValueError("name a model and at least one manifest: usam eval MODEL test.jsonl --metrics wer")
 
     from usam.cli.generate import _device
+    from usam.evaluation.benchmark import benchmark, check_is_data
     from usam.evaluation.evaluate import evaluate
 
     asked: dict[str, Any] = {"task": task, "prompt": prompt, "limit": limit, "batch_size": batch_size}
-    asked |= {"max_new_tokens": max_new_tokens, "output": output, "reader": reader, "audio_root": audio_root}
-    record = evaluate(
-        model,
-        data,
-        metrics=_nodes("wer" if metrics is None else metrics),
+    asked |= {"max_new_tokens": max_new_tokens, "output": output}
+    if root is not None:
+        _refuse("--root", context, ("reader", "audio_root"), "reads a benchmark's own files")
+        own = None if metrics is None else _nodes(metrics)
+        answer = partial(benchmark, model, _benchmark(data), root, split=split, missing=missing, metrics=own)
+    else:
+        _refuse("a manifest", context, ("split", "missing"), "is no benchmark, of which --root says where it lies")
+        check_is_data(data)
+        asked |= {"reader": reader, "audio_root": audio_root}
+        answer = partial(evaluate, model, data, metrics=_nodes("wer" if metrics is None else metrics))
+    record = answer(
         options={"num_beams": num_beams} if num_beams > 1 else {},
         bad_audio=bad_audio,
         seed=seed,
@@ -120,12 +146,24 @@ def eval(
         _tell(record, as_json)
 
 
-def _refuse(other: str, context: typer.Context) -> None:
+def _refuse(
+    other: str, context: typer.Context, names: Sequence[str] = ASKING, why: str = "reads answers that are there"
+) -> None:
     """Nothing that is given is ignored."""
-    said = [name for name in ASKING if context.params[name] is not None and _is_said(context, name)]
+    said = [name for name in names if context.params[name] is not None and _is_said(context, name)]
     if said:
         told = ", ".join(name.upper() if name in ("model", "data") else f"--{name.replace('_', '-')}" for name in said)
-        raise ValueError(f"{other} reads answers that are there; leave out {told}")
+        raise ValueError(f"{other} {why}; leave out {told}")
+
+
+def _benchmark(data: Sequence[str]) -> Any:
+    """The one benchmark that is named, `mmau`, or `{type: covost2, pair: en_zh-CN}`."""
+    from usam.spec.page import Places, parse_yaml
+
+    (node, *others) = parse_yaml(f"[{','.join(data)}]", "DATA", Places())
+    if others:
+        raise ValueError(f"--root is where one benchmark lies, and {len(others) + 1} are named; ask for each by itself")
+    return node
 
 
 def _is_said(context: typer.Context, name: str) -> bool:

@@ -82,7 +82,9 @@ def _split(asked: str) -> tuple[list[str], str]:
     """The families that `encoders.whisper` or `usam.encoders:whisper` may be of, and its name there."""
     from usam.registry import FAMILIES
 
-    short = [family.removeprefix("usam.") for family in (*FAMILIES, "usam.metrics")]  # readers have no options
+    short = [
+        family.removeprefix("usam.") for family in (*FAMILIES, "usam.metrics", "usam.suites")
+    ]  # readers have no options
     known = {**{name: name for name in short}, "fusion": "fusions", "projector": "projectors"}
     bare = asked.removeprefix("usam.")
     for family, canonical in known.items():
@@ -119,6 +121,8 @@ def _component(family: str, name: str) -> Iterator[str]:
     for said in dict.fromkeys(_prose(text) for text in (entry.describe(), cls.__doc__ or "")):
         if said:
             yield f"\n{said}"
+    if family == "suites":
+        yield f"\nsplits: {', '.join(cls.splits)}\nprompt and scoring: {cls.source}\nfiles: {cls.home}"
     own, shared = own_and_shared(cls.Config, registry.base.Config)
     yield "\noptions" if own else "\nno options of its own"
     yield from map(str, own)

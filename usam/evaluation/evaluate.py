@@ -46,7 +46,7 @@ def evaluate(
     model: str | Path,
     data: str | Path | Sequence[str | Path],
     *,
-    metrics: str | Sequence[Any] | Mapping[str, Any] = "wer",
+    metrics: str | Sequence[Any] | Mapping[str, Any] | None = "wer",
     task: str | None = None,
     prompt: str | None = None,
     limit: int | None = None,
@@ -59,6 +59,8 @@ def evaluate(
     audio_root: str | Path | None = None,
     bad_audio: str = "stop",
     draws: int = 1000,
+    by: Sequence[str] = (),
+    beside: Mapping[str, Any] | None = None,
     device: str | None = None,
     quiet: bool = True,
 ) -> Record:
@@ -71,7 +73,8 @@ def evaluate(
     Args:
         model: a saved folder or hub id.
         data: manifests of any format that is read, whose rows have answers.
-        metrics: a name, a list of names and of `{type: name, option: value}`, or a map that names each itself.
+        metrics: a name, a list of names and of `{type: name, option: value}`, or a map that names each itself; None
+            scores nothing, and then rows need no answers.
         task: rows of this task alone.
         prompt: asked of every row, instead of what it asks itself.
         limit: the most rows, drawn by `seed`.
@@ -83,6 +86,9 @@ def evaluate(
         reader, audio_root: as `Manifest` takes them.
         bad_audio: `stop` ends it where a clip cannot be read, `skip` leaves such rows out and says so.
         draws: resamples of the intervals.
+        by: columns (`x_...`) by whose values each metric is taken too; one that holds a list counts for each of its
+            values.
+        beside: what else the record says, by key; `notes` are printed below its table.
         device: where the model runs; by default a GPU if there is one.
         quiet: without a progress bar.
 
@@ -96,8 +102,8 @@ def evaluate(
     for name, count in (("limit", limit), ("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if count is not None and count < 1:
             raise ValueError(f"{name}: at least 1, found {count}")
-    measures = named([metrics] if isinstance(metrics, str) else metrics)
-    if not measures:
+    measures = {} if metrics is None else named([metrics] if isinstance(metrics, str) else metrics)
+    if not measures and metrics is not None:
         raise ValueError("metrics: name at least one, such as wer")
     decoding = {"max_new_tokens": max_new_tokens, "do_sample": False, **(options or {})}
     check_options(options or {})
@@ -105,7 +111,7 @@ def evaluate(
     source, config, processor = _opened(model)
     files = [data] if isinstance(data, (str, Path)) else list(data)
     manifest = Manifest(files, processor.prompts, reader=reader, audio_root=audio_root)
-    rows = _rows(manifest, processor, task, prompt, limit, seed)
+    rows = _rows(manifest, processor, task, prompt, limit, seed, scored=metrics is not None)
     _check_columns(rows.samples, measures)
     lengths = measured(rows.samples, processor, quiet=quiet or processes.rank > 0)
     check_room(rows.samples, lengths, context_length(config.text_config), max_new_tokens, "max_new_tokens")
@@ -158,6 +164,8 @@ def evaluate(
             "versions": _versions(config),
             "machine": _machine(device, processes.count),
             "time": _time(done, batch_size),
+            "by": list(by),
+            **(beside or {}),
         }
         answers = [_line(rows, place, done[place]) for place in range(len(rows.ids)) if "fault" not in done[place]]
         if not answers:
@@ -202,7 +210,14 @@ class _Rows:
 
 
 def _rows(
-    manifest: Manifest, processor: UsamProcessor, task: str | None, prompt: str | None, limit: int | None, seed: int
+    manifest: Manifest,
+    processor: UsamProcessor,
+    task: str | None,
+    prompt: str | None,
+    limit: int | None,
+    seed: int,
+    *,
+    scored: bool,
 ) -> _Rows:
     if task is not None:
         tasks = [sample.task or UNNAMED for sample in manifest]
@@ -222,7 +237,7 @@ def _rows(
             prompts.append(processor.render(sample.question, add_generation_prompt=True).text)
         except ValueError as error:
             raise ManifestError(f"{sample.origin}: {error}") from error
-        if not sample.references:
+        if scored and not sample.references:
             without.append(sample.origin)
     if without:
         raise ManifestError(

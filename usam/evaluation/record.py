@@ -81,13 +81,15 @@ class Record:
         ids = [answer["id"] for answer in self.answers]
         extra = [answer.get("extra", {}) for answer in self.answers]
         tasks = by_task([answer["task"] for answer in self.answers])
+        columns = {column: by_column(extra, column) for column in self.about.get("by", ())}
+        groups = {(column, value): places for column, own in columns.items() for value, places in own.items()}
         values: dict[str, Any] = {}
         each: dict[str, Sequence[float]] = {}
         details: dict[str, list[dict[str, float]]] = {}
         for name, metric in metrics.items():
             score = metric(predictions, references, ids, extra)
-            parts = {"": range(len(predictions)), **tasks}
-            found: dict[str, dict[str, Any]] = {}
+            parts: dict[Any, Sequence[int]] = {"": range(len(predictions)), **tasks, **groups}
+            found: dict[Any, dict[str, Any]] = {}
             for task, places in parts.items():
                 own = score.statistics[list(places)]
                 low, high = interval(metric, own, level=LEVEL, draws=draws, seed=seed)
@@ -99,6 +101,7 @@ class Record:
                 "unit": metric.unit,
                 "higher_is_better": metric.higher_is_better,
                 **found.pop(""),
+                "by": {column: {value: found.pop((column, value)) for value in own} for column, own in columns.items()},
                 "tasks": found,
             }
             each[name] = score.each
@@ -133,7 +136,12 @@ class Record:
         notes += [f"{len(about['skipped']):,} rows skipped"] if about["skipped"] else []
         rows = [["metric", "task", "value", f"{about['bootstrap']['level']:.0%} interval", "samples"]]
         for name, found in about["metrics"].items():
-            for task, one in {"all": found, **found["tasks"]}.items():
+            groups = {
+                f"{column.removeprefix('x_')}={value}": one
+                for column, own in found.get("by", {}).items()
+                for value, one in own.items()
+            }
+            for task, one in {"all": found, **found["tasks"], **groups}.items():
                 low, high = number(one["low"]), number(one["high"])
                 rows.append([name, task, number(one["value"]), f"{low} to {high}", f"{one['samples']:,}"])
         details = [
@@ -142,7 +150,18 @@ class Record:
             for key, value in found.get("details", {}).items()
         ]
         ids = [f"{name}: {found['id']}" for name, found in about["metrics"].items()]
-        return "\n".join([", ".join(notes), *aligned(rows), *details, *ids])
+        told = [f"note: {note}" for note in about.get("notes", ())]
+        return "\n".join([", ".join(notes), *aligned(rows if about["metrics"] else []), *details, *ids, *told])
+
+
+def by_column(extra: Sequence[Mapping[str, Any]], column: str) -> dict[str, list[int]]:
+    """Places of the answers that have each value of a column, sorted; a list counts for each of its values."""
+    found: dict[str, list[int]] = {}
+    for place, own in enumerate(extra):
+        value = own.get(column)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            found.setdefault(str(one), []).append(place)
+    return dict(sorted(found.items()))
 
 
 def line_of(answer: Mapping[str, Any]) -> str:

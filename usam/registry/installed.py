@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 FAMILIES = ("usam.encoders", "usam.fusions", "usam.projectors", "usam.losses", "usam.llm")  # what specs are made of
-GROUPS = (*FAMILIES, "usam.readers", "usam.augmentations", "usam.metrics")  # all that packages may offer
+GROUPS = (*FAMILIES, "usam.readers", "usam.augmentations", "usam.metrics", "usam.suites")  # all that packages may offer
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TARGET = re.compile(r"[\w.]+(\s*:\s*[\w.]+)?(\s*\[.*\])?")
 

@@ -26,6 +26,7 @@ from usam.testing.losses import check_loss, loss_promises
 from usam.testing.metrics import check_metric, metric_promises
 from usam.testing.projectors import check_projector, projector_promises
 from usam.testing.promises import BrokenPromises, Promise, Report
+from usam.testing.suites import check_suite, suite_promises
 
 __all__ = [
     "BrokenPromises",
@@ -39,10 +40,12 @@ __all__ = [
     "check_loss",
     "check_metric",
     "check_projector",
+    "check_suite",
     "encoder_promises",
     "fusion_promises",
     "llm_promises",
     "loss_promises",
     "metric_promises",
     "projector_promises",
+    "suite_promises",
 ]
