@@ -34,6 +34,7 @@ ORDER = [
     ["usam.generate"],
     ["usam.training", "usam.training.*"],
     ["usam.evaluation", "usam.evaluation.*"],
+    ["usam.report", "usam.report.*"],
     ["usam.testing", "usam.testing.*"],
     ["usam.cli", "usam.cli.*"],
 ]
