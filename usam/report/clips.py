@@ -282,8 +282,8 @@ def _moving(routed: Routed) -> str:
     best = int(mean.argmax())
     span = routed.weights[:, best]
     return (
-        f"expert {best} weighs most, {mean[best]:.2f} on average and between {span.min():.2f} and {span.max():.2f}; the "
-        f"first place changes {changes} times in {len(span)} frames"
+        f"expert {best} weighs most, {mean[best]:.2f} on average and between {span.min():.2f} and {span.max():.2f}; "
+        f"the first place changes {changes} times in {len(span)} frames"
     )
 
 
@@ -348,8 +348,8 @@ def selection(found: Mapping[str, Looked]) -> Figure:
                 )
                 says.append(told)
     how = (
-        "Above: when the known events of a clip sound, and the frames that are kept. Middle: its spectrogram, pale where "
-        "frames are dropped. Below: how much each frame matters to the answer, from 0 to 1."
+        "Above: when the known events of a clip sound, and the frames that are kept. Middle: its spectrogram, pale "
+        "where frames are dropped. Below: how much each frame matters to the answer, from 0 to 1."
     )
     return Figure("selection", "Frames that matter to the answer", how, panels, says, (), missing)
 

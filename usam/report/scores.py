@@ -142,6 +142,8 @@ def _ablation(place: str, name: str, table: Table) -> Figure:
         panels.append(Panel(svg(draw, width=BROAD, height=1.2 + 0.34 * len(rows)), label))
         says += list(_found(table, column))
     for row in table.rows:
+        absent = [column.name for column in table.columns if row.seeds and column.name not in row.scores]
+        missing += [f"{row.name}: {', '.join(absent)} is no finite number, and has no bar."] if absent else []
         missing += [f"{row.name}, seed {seed}: {why}" for seed, why in row.faults.items()]
         if not row.seeds and not row.faults:
             missing.append(f"{row.name}: no seed of it is done.")
