@@ -149,8 +149,8 @@ def test_kept_frames_are_compared_with_what_sounds():
     one = Look(
         "clip", "aac", "a dog", False, noise(1.0), 16000, [{"name": "dog", "onset": 0.0, "offset": 0.25}], (), [scored]
     )
-    (said,) = selection({"run": Looked([one])}).says
-    assert said == (
+    (panel,) = selection({"run": Looked([one])}).panels
+    assert panel.says == (
         "aac, clip: answer “a dog”; scores lie between 0.10 and 0.90, and 2 of 4 frames are kept (50%); something "
         "sounds in 50% of these, and in 25% of all; 100% of those in which something sounds are kept."
     )
@@ -158,8 +158,8 @@ def test_kept_frames_are_compared_with_what_sounds():
 
 def test_frames_that_are_weighed_are_not_called_kept():
     scored = Scored("sc", 4.0, np.array([0.9, 0.2]), np.array([0.9, 0.2]))
-    (said,) = selection({"run": Looked([Look("c", "aac", "a", False, noise(0.5), 16000, (), (), [scored])])}).says
-    assert "nothing is dropped, frames are weighed by their scores" in said
+    (panel,) = selection({"run": Looked([Look("c", "aac", "a", False, noise(0.5), 16000, (), (), [scored])])}).panels
+    assert "nothing is dropped, frames are weighed by their scores" in panel.says
 
 
 def test_frames_that_follow_no_time_stand_under_no_spectrogram():
@@ -176,15 +176,16 @@ def test_a_router_of_instructions_is_one_bar_a_clip():
     ]
     found = routers({"run": Looked(looks)})
     assert len(found.panels) == 1
-    assert "task asr has expert 0 first, with 0.90; task aac has expert 1 first, with 0.80" in found.says[0]
+    assert "task asr has expert 0 first, with 0.90; task aac has expert 1 first, with 0.80" in found.panels[0].says
 
 
 def test_a_router_of_frames_is_followed_through_the_clip():
     weights = np.array([[0.9, 0.1], [0.3, 0.7], [0.9, 0.1]])
     one = Look("a", "asr", "", False, noise(0.5), 16000, (), [Routed("1", 10.0, weights, False)])
-    (said,) = routers({"run": Looked([one])}).says
+    (panel,) = routers({"run": Looked([one])}).panels
     assert (
-        "expert 0 weighs most, 0.70 on average and between 0.30 and 0.90; the first place changes 2 times in 3" in said
+        "expert 0 weighs most, 0.70 on average and between 0.30 and 0.90; the first place changes 2 times in 3"
+        in panel.says
     )
 
 

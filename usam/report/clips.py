@@ -29,7 +29,6 @@ from usam.training.run import Run, read_run, samples_of
 BROAD = 5.4  # inches of a spectrogram
 COLUMNS, BANDS, WINDOW = 500, 96, 512  # of a spectrogram
 QUIET = -60  # dB below the loudest, drawn white
-LANES = 6  # events by name above a spectrogram
 LONGEST = 64  # tokens of an answer that the model gives itself
 OUTSIDE = ("input_ids", "input_values", "input_values_mask", "attention_mask", "prompt_mask", "labels", "batch")
 
@@ -240,7 +239,7 @@ def _scored(aux: Mapping[str, Any], heard: Heard, row: int) -> Iterator[Scored]:
 
 def routers(found: Mapping[str, Looked]) -> Figure:
     """Weights of experts over a clip's time."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     for name, looked in found.items():
         before = f"{name}: " if len(found) > 1 else ""
         missing += [f"{name}: {note}." for note in looked.notes]
@@ -253,21 +252,21 @@ def routers(found: Mapping[str, Looked]) -> Figure:
             whole = [(one, routed) for one, routed in own if routed.whole]
             if whole:
                 title = f"{before}weights of experts{where}, at every moment"
-                panels.append(Panel(_stacked(title, whole), f"{title}, of {len(whole)} clips"))
-                says.append(
+                said = (
                     f"{name}: the router{where} reads the instruction alone, so that a clip has the same weights from "
                     f"its beginning to its end: {'; '.join(_first(whole))}."
                 )
+                panels.append(Panel(_stacked(title, whole), f"{title}, of {len(whole)} clips", said))
             for one, routed in own:
                 if not routed.whole:
                     title = f"{before}{one.task}, {one.name}{where}"
-                    panels.append(Panel(_over_time(title, routed), f"Weights of experts over the clip's time: {title}"))
-                    says.append(f"{title}: {_moving(routed)}.")
+                    label = f"Weights of experts over the clip's time: {title}"
+                    panels.append(Panel(_over_time(title, routed), label, f"{title}: {_moving(routed)}."))
     how = (
         "Where the router reads the instruction alone a clip is one bar, shared out among the experts; else a line is "
         "an expert's weight at each moment, dotted where all are alike."
     )
-    return Figure("routers", "Router weights within a clip", how, panels, says, (), missing)
+    return Figure("routers", "Router weights within a clip", how, panels, missing=missing)
 
 
 def _first(whole: Sequence[tuple[Look, Routed]]) -> Iterator[str]:
@@ -331,7 +330,7 @@ def _over_time(title: str, routed: Routed) -> str:
 
 def selection(found: Mapping[str, Looked]) -> Figure:
     """Scores of frames, and those that are kept, under the spectrogram and what is known of it."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     for name, looked in found.items():
         missing += [f"{name}: {note}." for note in looked.notes]
         if not any(one.scored for one in looked.looks) and not looked.notes:
@@ -344,14 +343,13 @@ def selection(found: Mapping[str, Looked]) -> Figure:
                     missing.append(f"{title}: its frames follow no time, so that they stand under no spectrogram.")
                     continue
                 panels.append(
-                    Panel(_spectrogram(title, one, scored), f"Spectrogram with scores and kept frames: {told}")
+                    Panel(_spectrogram(title, one, scored), f"Spectrogram, scores, kept frames: {title}", told)
                 )
-                says.append(told)
     how = (
         "Above: when the known events of a clip sound, and the frames that are kept. Middle: its spectrogram, pale "
         "where frames are dropped. Below: how much each frame matters to the answer, from 0 to 1."
     )
-    return Figure("selection", "Frames that matter to the answer", how, panels, says, (), missing)
+    return Figure("selection", "Frames that matter to the answer", how, panels, missing=missing)
 
 
 def hard(scored: Scored) -> bool:
@@ -377,7 +375,7 @@ def _kept(one: Look, scored: Scored) -> str:
 def _spectrogram(title: str, one: Look, scored: Scored) -> str:
     seconds = len(one.wave) / one.sample_rate
     edges = np.arange(len(scored.scores) + 1) / scored.rate
-    names = list(dict.fromkeys(str(event["name"]) for event in one.events))[:LANES]
+    names = list(dict.fromkeys(str(event["name"]) for event in one.events))
     lanes = [*names, *(["kept"] if hard(scored) else [])]
 
     def draw(figure: Any) -> None:

@@ -64,7 +64,7 @@ def _without_losses(runs: Sequence[Trained]) -> Iterator[str]:
 
 def tasks(runs: Sequence[Trained]) -> Figure:
     """Losses of each task."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     for run in runs:
         found = {}
         for part in run.parts:
@@ -81,14 +81,14 @@ def tasks(runs: Sequence[Trained]) -> Figure:
                 for place, task in enumerate(order)
             ]
             title = what if len(runs) == 1 else f"{run.name}: {what}"
-            panels.append(Panel(lines(title, drawn), f"Loss by task, {title}: {', '.join(order)}"))
-            says.append(f"{run.name}, {what}, at the end: {_ranked({task: s.last for task, s in series.items()})}.")
+            said = f"{run.name}, {what}, at the end: {_ranked({task: s.last for task, s in series.items()})}."
+            panels.append(Panel(lines(title, drawn), f"Loss by task, {title}: {', '.join(order)}", said))
         if not any(own for what, own in found.items() if what.startswith("training")):
             missing.append(f"{run.name}: the log has no training loss by task: its rows have none, or no loss tells.")
         if not found["held out, whole objective"]:
             missing.append(f"{run.name}: the log has no held-out loss by task.")
     how = f"{HOW} A line is a task; hollow marks are held-out data."
-    return Figure("tasks", "Losses by task", how, panels, says, (), missing)
+    return Figure("tasks", "Losses by task", how, panels, missing=missing)
 
 
 def held_out_tasks(run: Trained) -> dict[str, Series]:
@@ -100,7 +100,7 @@ def held_out_tasks(run: Trained) -> dict[str, Series]:
 
 def listening(runs: Sequence[Trained]) -> Figure:
     """The held-out loss with each sample's own audio, and with another's."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     for place, run in enumerate(runs):
         own, other = run.series("eval_loss"), run.series(f"eval_loss_{SHUFFLED}")
         if not other:
@@ -111,20 +111,20 @@ def listening(runs: Sequence[Trained]) -> Figure:
             Line("own audio", own, place, {"linestyle": "-"}),
             Line("another's audio", other, place, HOLLOW),
         ]
-        panels.append(Panel(lines(title, drawn), f"{title}, with its own and with another's audio"))
         gap = other.last - own.last
-        says.append(
+        said = (
             f"{run.name}: at step {other.steps[-1]:,} the loss is {number(own.last)} with the right audio and "
             f"{number(other.last)} with another's: the right audio is worth {number(gap)}, "
             f"{gap / abs(own.last) if own.last else math.inf:.0%} of the loss."
         )
+        panels.append(Panel(lines(title, drawn), f"{title}, with its own and with another's audio", said))
     how = f"{HOW} A model that listens loses much with another's audio; lines that meet belong to one that does not."
-    return Figure("listening", "Does it listen?", how, panels, says, (), missing)
+    return Figure("listening", "Does it listen?", how, panels, missing=missing)
 
 
 def metrics(runs: Sequence[Trained]) -> Figure:
     """What answers to held-out rows scored while it trained (`eval.generate`)."""
-    panels, says, table = [], [], [["run", "metric", "task", "at the end", "best", "at step", "id"]]
+    panels, table = [], [["run", "metric", "task", "at the end", "lowest (step)", "highest (step)", "id"]]
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
     for name in names:
         values = {run.name: _by_task(run, name) for run in runs if name in run.metrics}
@@ -135,21 +135,17 @@ def metrics(runs: Sequence[Trained]) -> Figure:
                 if task in values.get(run.name, {})
             ]
             title = f"{name}, {task or 'all tasks'}"
-            panels.append(Panel(lines(title, drawn), f"{title} over training: {', '.join(d.name for d in drawn)}"))
+            label = f"{title} over training: {', '.join(line.name for line in drawn)}"
+            said = "; ".join(f"{line.name} goes {_way(line.series)}" for line in drawn)
+            panels.append(Panel(lines(title, drawn), label, f"{title}: {said}."))
             for line in drawn:
-                first, last = line.series.values[0], line.series.last
-                run = next(run for run in runs if run.name == line.name)
-                table.append([line.name, name, task or "all", number(last), *_extremes(line.series), run.metrics[name]])
-                if len(line.series.steps) > 1:
-                    says.append(f"{line.name}: {title}, goes from {number(first)} to {number(last)}.")
-                else:
-                    says.append(f"{line.name}: {title}, was measured once: {number(last)}.")
+                id_ = runs[line.place].metrics[name]
+                table.append([line.name, name, task or "all", _end(line.series), *_extremes(line.series), id_])
     missing = [
         f"{run.name}: no answers were measured while it trained (eval.generate)." for run in runs if not run.metrics
     ]
-    table[0][4:6] = ["lowest (step)", "highest (step)"]
     how = f"{HOW} A line is a run. The interval of a value is that of `usam eval`, further below."
-    return Figure("metrics", "Metrics over training", how, panels, says, table if len(table) > 1 else (), missing)
+    return Figure("metrics", "Metrics over training", how, panels, (), table if len(table) > 1 else (), missing)
 
 
 def _by_task(run: Trained, name: str) -> dict[str, Series]:
@@ -158,7 +154,7 @@ def _by_task(run: Trained, name: str) -> dict[str, Series]:
     found = {}
     for key in run.keys:
         bare = key.removeprefix("eval_")
-        if bare == name:
+        if key == f"eval_{name}":
             found[""] = run.series(key)
         elif key.startswith(f"eval_{name}_") and not any(bare == o or bare.startswith(f"{o}_") for o in longer):
             found[bare.removeprefix(f"{name}_")] = run.series(key)
@@ -189,12 +185,13 @@ def experts(runs: Sequence[Trained]) -> Figure:
                 drawn = [Line(f"expert {e}", own, e) for e, own in sorted(series.items())]
                 title = f"{task}: {what}{where}" if len(runs) == 1 else f"{run.name}, {task}: {what}{where}"
                 label = f"Mean {what} of each of {len(series)} experts over training, {title}"
-                panels.append(Panel(lines(title, drawn, share=True, level=1 / len(series)), label))
-                best = max(series, key=lambda e: series[e].last)
-                says.append(
+                best = max(sorted(series), key=lambda e: series[e].last)
+                said = (
                     f"{run.name}: the largest {what} of task {task}{where} is that of expert {best}, with "
-                    f"{series[best].last:.2f} at the end{_entropy(run, stage, task, len(series), kind)}."
+                    f"{series[best].last:.2f} at the end, step {series[best].steps[-1]:,}; all alike would be "
+                    f"{1 / len(series):.2f}{_entropy(run, stage, task, len(series), kind)}."
                 )
+                panels.append(Panel(lines(title, drawn, share=True, level=1 / len(series)), label, said))
             says += _apart(
                 run.name, what + where, {t: {e: s.last for e, s in own.items()} for t, own in by_task.items()}
             )
@@ -206,7 +203,7 @@ def _entropy(run: Trained, stage: str, task: str, count: int, kind: str) -> str:
     series = run.series(f"{stage}/{task}/entropy")
     if not series or kind != "expert" or count < 2:
         return ""
-    return f"; the gates' entropy is {series.last:.2f} of at most {math.log(count):.2f} nats"
+    return f", and the gates' entropy is {series.last:.2f} of at most {math.log(count):.2f} nats"
 
 
 def _apart(name: str, what: str, ends: dict[str, dict[int, float]]) -> Iterator[str]:
@@ -234,7 +231,7 @@ def _no_routing(run: Trained) -> str:
 
 def _way(series: Series) -> str:
     if len(series.steps) == 1:
-        return f"no way: it was logged once, {number(series.last)} at step {series.steps[0]:,}"
+        return f"nowhere, logged once: {number(series.last)} at step {series.steps[0]:,}"
     first, last = series.steps[0], series.steps[-1]
     return f"from {number(series.values[0])} at step {first:,} to {number(series.last)} at step {last:,}"
 

@@ -100,12 +100,12 @@ def durations(found: Mapping[str, Data | str]) -> Figure:
             if not any(len(split.lengths) for split in data.splits.values()):
                 continue
             label = f"{name}: {what}, by task" if len(found) > 1 else f"{what}, by task"
-            panels.append(Panel(_histograms(label, data.splits, field, unit), f"Histograms: {label}"))
-            says += [
+            said = [
                 f"{name}, {CALLED[split]}: {_told(own, field, unit)}"
                 for split, own in data.splits.items()
                 if len(own.lengths)
             ]
+            panels.append(Panel(_histograms(label, data.splits, field, unit), f"Histograms: {label}", " ".join(said)))
     how = (
         "Each strip is a task: hatched the training rows, the thick line those held out, as shares of the task's rows. "
         "A row of tokens is what the language model reads: text, audio and answer."
@@ -174,7 +174,7 @@ def _told(split: Split, field: str, unit: str) -> str:
 
 def padding(found: Mapping[str, Data | str]) -> Figure:
     """How much of each training batch of an epoch is padding."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     for name, data in found.items():
         if isinstance(data, str):
             missing.append(f"{name}: {data}.")
@@ -190,12 +190,13 @@ def padding(found: Mapping[str, Data | str]) -> Figure:
             continue
         shares = {field: padded(split.lengths, batches, field) for field in ("seconds", "tokens")}
         title = f"{name}: padding of batches" if len(found) > 1 else "padding of batches"
-        panels.append(Panel(_shares(title, {f: each for f, (each, _) in shares.items()}), f"Histogram: {title}"))
         told = " and ".join(f"{whole:.1%} of the {field}" for field, (_, whole) in shares.items())
         more = f"; made of {len(split.lengths):,} of {split.rows:,} rows" if split.rows > len(split.lengths) else ""
-        says.append(f"{name}: {told} of an epoch's {len(batches):,} batches are padding ({how}{more}).")
+        said = f"{name}: {told} of an epoch's {len(batches):,} batches are padding ({how}{more})."
+        drawing = _shares(title, {field: each for field, (each, _) in shares.items()})
+        panels.append(Panel(drawing, f"Histogram: {title}", said))
     how = "How many batches have how much padding: hatched of their tokens, the thick line of their seconds of audio."
-    return Figure("padding", "Padding of batches", how, panels, says, (), missing)
+    return Figure("padding", "Padding of batches", how, panels, missing=missing)
 
 
 def batches_of(run: Run, split: Split) -> tuple[list[list[int]], str]:

@@ -19,7 +19,8 @@ nav ul { columns: 18rem; padding-left: 1.2rem; margin: .5rem 0; }
 p { max-width: 46rem; margin: .4rem 0; }
 .how { color: #444; }
 figure { margin: .6rem 0; }
-.panels { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: flex-start; }
+.panels { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: flex-start; }
+.panels figcaption { font-size: .9rem; line-height: 1.4; padding-left: .3rem; }
 .panels svg { display: block; max-width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
 figcaption ul, .missing { max-width: 46rem; margin: .6rem 0; padding-left: 1.2rem; }
 .missing { padding: .4rem .8rem .4rem 2rem; border-left: .25rem double #555; background: #f4f4f4; }
@@ -27,7 +28,7 @@ figcaption ul, .missing { max-width: 46rem; margin: .6rem 0; padding-left: 1.2re
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #bbb; }
 thead th { border-bottom: 2px solid #111; }
-@media print { body { max-width: none; } nav { display: none; } figure svg, tr { break-inside: avoid; } }
+@media print { body { max-width: none; } nav { display: none; } .panels figure, tr { break-inside: avoid; } }
 """
 
 
@@ -37,6 +38,8 @@ class Panel:
 
     svg: str
     label: str
+    says: str = ""
+    """What is to be seen in it: sentences, with numbers of the data."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Figure:
     """How it is read."""
     panels: Sequence[Panel] = ()
     says: Sequence[str] = ()
-    """What is to be seen in it: sentences, with numbers of the data."""
+    """What is to be seen in all of them."""
     table: Sequence[Sequence[str]] = ()
     """A row of heads, and rows."""
     missing: Sequence[str] = ()
@@ -98,7 +101,8 @@ def _section(figure: Figure) -> Iterator[str]:
             yield '<div class="panels">'
             yield from (_element(panel, f"{figure.name}-{i}") for i, panel in enumerate(figure.panels))
             yield "</div>"
-        yield f"<figcaption><ul>{''.join(f'<li>{escape(one)}</li>' for one in figure.says)}</ul></figcaption>"
+        if figure.says:
+            yield f"<figcaption><ul>{''.join(f'<li>{escape(one)}</li>' for one in figure.says)}</ul></figcaption>"
         yield "</figure>"
     if figure.table:
         yield from _table(figure.table, figure.title)
@@ -108,10 +112,14 @@ def _section(figure: Figure) -> Iterator[str]:
 
 
 def _element(panel: Panel, name: str) -> str:
-    """The drawing under its label; its ids are its own in the page."""
+    """The drawing and what it shows, no wider than it is; its ids are its own in the page."""
     text = re.sub(r'\bid="', f'id="{name}-', panel.svg)
     text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.label)}"', 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.label)}"', 1)
+    found = re.search(r'width="([\d.]+)pt"', text)
+    wide = f' style="max-width: {found[1]}pt"' if found else ""
+    says = f"<figcaption>{escape(panel.says)}</figcaption>" if panel.says else ""
+    return f"<figure{wide}>{text}{says}</figure>"
 
 
 def _table(rows: Sequence[Sequence[str]], title: str) -> Iterator[str]:

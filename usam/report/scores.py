@@ -36,7 +36,7 @@ class _Point:
 
 def evaluations(records: Mapping[str, Record]) -> Figure:
     """The values of records, metric by metric; values of other options or versions are other metrics."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     table = [["record", "metric", "task", "value", "interval", "samples", "id"]]
     found: dict[tuple[str, str], list[_Point]] = {}
     better: dict[tuple[str, str], bool] = {}
@@ -57,8 +57,8 @@ def evaluations(records: Mapping[str, Record]) -> Figure:
     for (metric, id_), points in found.items():
         way = "higher" if better[metric, id_] else "lower"
         title = f"{metric}: {id_}" if metric in several else metric
-        panels.append(Panel(_intervals(title, points, way), f"{title} of {len(points)} evaluations, with intervals"))
-        says += list(_best(title, points, better[metric, id_]))
+        said = " ".join(_best(title, points, better[metric, id_]))
+        panels.append(Panel(_intervals(title, points, way), f"{title}: {len(points)} values with intervals", said))
     for metric in sorted(several):
         missing.append(f"{metric}: records have it with different options or versions (ids); they are not compared.")
     if not records:
@@ -67,7 +67,7 @@ def evaluations(records: Mapping[str, Record]) -> Figure:
     levels = {record.about["bootstrap"]["level"] for record in records.values()}
     if levels and levels != {0.95}:
         how = how.replace("95 %", " or ".join(f"{level:.0%}" for level in sorted(levels)))
-    return Figure("evaluations", "Evaluations", how, panels, says, table if len(table) > 1 else (), missing)
+    return Figure("evaluations", "Evaluations", how, panels, (), table if len(table) > 1 else (), missing)
 
 
 def _parts(about: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -128,7 +128,7 @@ def ablations(tables: Mapping[str, Table]) -> list[Figure]:
 
 
 def _ablation(place: str, name: str, table: Table) -> Figure:
-    panels, says, missing = [], [], []
+    panels, missing = [], []
     for column in table.columns:
         rows = [(row, row.scores[column.name]) for row in table.rows if column.name in row.scores]
         if not rows:
@@ -139,8 +139,8 @@ def _ablation(place: str, name: str, table: Table) -> Figure:
             bars(figure.subplots(), table, column, rows)
 
         label = f"{column.name} of {len(rows)} variations, with intervals; {table.against} is hatched"
-        panels.append(Panel(svg(draw, width=BROAD, height=1.2 + 0.34 * len(rows)), label))
-        says += list(_found(table, column))
+        drawing = svg(draw, width=BROAD, height=1.2 + 0.34 * len(rows))
+        panels.append(Panel(drawing, label, " ".join(_found(table, column))))
     for row in table.rows:
         absent = [column.name for column in table.columns if row.seeds and column.name not in row.scores]
         missing += [f"{row.name}: {', '.join(absent)} is no finite number, and has no bar."] if absent else []
@@ -152,7 +152,7 @@ def _ablation(place: str, name: str, table: Table) -> Figure:
         "with; dots are seeds, lines 95 % intervals over samples. p is of a paired permutation test, uncorrected. "
         f"Budget of every run: {table.budget}."
     )
-    return Figure(place, f"Ablation: {name}", how, panels, says, cells(table), missing)
+    return Figure(place, f"Ablation: {name}", how, panels, (), cells(table), missing)
 
 
 def _found(table: Table, column: Column) -> Iterator[str]:
