@@ -27,7 +27,7 @@ from usam.training.routing import UNNAMED
 from usam.training.run import Run, read_run, samples_of
 
 BROAD = 5.4  # inches of a spectrogram
-COLUMNS, BANDS, WINDOW = 500, 96, 512  # of a spectrogram
+COLUMNS, BANDS, WINDOW = 400, 128, 512  # of a spectrogram; bands have as many frequencies each
 QUIET = -60  # dB below the loudest, drawn white
 LONGEST = 64  # tokens of an answer that the model gives itself
 OUTSIDE = ("input_ids", "input_values", "input_values_mask", "attention_mask", "prompt_mask", "labels", "batch")
@@ -426,7 +426,7 @@ def spectrogram(wave: NDArray[Any]) -> NDArray[np.uint8]:
     hop = max(WINDOW // 4, -(-len(wave) // COLUMNS))
     padded = np.pad(wave.astype(np.float64), WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::hop] * np.hanning(WINDOW)
-    power = np.abs(np.fft.rfft(frames))[:, 1:].T ** 2
-    bands = np.stack([part.mean(0) for part in np.array_split(power, BANDS)])
+    power = np.abs(np.fft.rfft(frames))[:, :-1].T ** 2
+    bands = power.reshape(BANDS, -1, power.shape[1]).mean(1)
     decibels = 10 * np.log10(bands / max(bands.max(), 1e-12) + 1e-12)
     return np.asarray(np.clip((decibels - QUIET) / -QUIET * 31, 0, 31).round(), np.uint8)

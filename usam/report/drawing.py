@@ -55,6 +55,7 @@ def svg(draw: Callable[[Any], None], *, width: float = WIDE, height: float = HIG
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", text[text.index("<svg") :])
+    text = re.sub(r'\b(?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)  # points
     return re.sub(r"\n\s*", "\n", text).strip()
 
 
