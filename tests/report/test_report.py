@@ -64,7 +64,7 @@ def test_each_part_has_its_drawing(page, section, parts):
         "first, at the end, each part unweighted: cross_entropy 2 (3 held out), semantic_contrastive 1.",
         "first, training, cross_entropy, at the end: asr is lowest with 1, aac highest with 3.",
         "first, held out, whole objective, at the end: asr is lowest with 1.5, aac highest with 2.5.",
-        "at step 20 the loss is 2 with the right audio and 3 with another's: the right audio is worth 1, 50% of the "
+        "at step 20 the loss is 2 with the right audio and 3 with another's: the right audio is worth 1, 50.0% of the "
         "loss.",
         "wer, asr: first goes from 0.9 at step 10 to 0.2 at step 20.",
         "the largest gate of task aac is that of expert 1, with 0.91 at the end, step 20; all alike would be 0.50, "
@@ -152,8 +152,8 @@ def test_a_run_without_a_line_of_its_loss_says_so(tmp_path):
 
 
 def test_a_run_that_is_not_done_is_drawn_from_its_newest_checkpoint(tmp_path):
-    write_log(tmp_path / "a" / "checkpoint-10", LOG[:1], steps=10)
-    write_log(tmp_path / "a" / "checkpoint-20", LOG[:1], steps=20, planned=30)
+    for step in (10, 20):
+        write_log(tmp_path / "a" / f"checkpoint-{step}", [{"step": 1, "loss": 1.0}], step, planned=30)
     page = drawn(tmp_path, tmp_path / "a")
     assert "a: it is not done; what is drawn is its newest checkpoint, checkpoint-20." in page.text
     assert "20 of 30" in page.text

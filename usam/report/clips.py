@@ -26,7 +26,7 @@ from usam.training.held_out import drawn
 from usam.training.routing import UNNAMED
 from usam.training.run import Run, read_run, samples_of
 
-BROAD = 5.4  # inches of a spectrogram
+BROAD = 4.6  # inches of a spectrogram
 COLUMNS, BANDS, WINDOW = 400, 128, 512  # of a spectrogram; bands have as many frequencies each
 QUIET = -60  # dB below the loudest, drawn white
 LONGEST = 64  # tokens of an answer that the model gives itself
@@ -399,8 +399,8 @@ def _spectrogram(title: str, one: Look, scored: Scored) -> str:
         )
         if hard(scored):
             for start, width in _spans(scored.kept <= 0.5, edges):
-                middle.axvspan(start, min(start + width, seconds), facecolor="white", alpha=0.6, linewidth=0)
-        middle.set_ylabel("kHz")
+                middle.axvspan(start, min(start + width, seconds), facecolor="white", alpha=0.5, linewidth=0)
+        middle.set(ylabel="kHz", ylim=(0, one.sample_rate / 2000))
         middle.grid(False)
         values = np.append(scored.scores, scored.scores[-1:])
         below.plot(edges, values, color="black", drawstyle="steps-post", linewidth=1.3)

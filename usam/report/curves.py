@@ -115,7 +115,7 @@ def listening(runs: Sequence[Trained]) -> Figure:
         said = (
             f"{run.name}: at step {other.steps[-1]:,} the loss is {number(own.last)} with the right audio and "
             f"{number(other.last)} with another's: the right audio is worth {number(gap)}, "
-            f"{gap / abs(own.last) if own.last else math.inf:.0%} of the loss."
+            f"{gap / abs(own.last) if own.last else math.inf:.1%} of the loss."
         )
         panels.append(Panel(lines(title, drawn), f"{title}, with its own and with another's audio", said))
     how = f"{HOW} A model that listens loses much with another's audio; lines that meet belong to one that does not."
@@ -144,7 +144,7 @@ def metrics(runs: Sequence[Trained]) -> Figure:
     missing = [
         f"{run.name}: no answers were measured while it trained (eval.generate)." for run in runs if not run.metrics
     ]
-    how = f"{HOW} A line is a run. The interval of a value is that of `usam eval`, further below."
+    how = f"{HOW} A line is a run. The interval of a value is that of usam eval, further below."
     return Figure("metrics", "Metrics over training", how, panels, (), table if len(table) > 1 else (), missing)
 
 

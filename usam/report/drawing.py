@@ -108,7 +108,7 @@ class Line:
     other: Mapping[str, Any] = field(default_factory=dict)
 
 
-def lines(title: str, drawn: Sequence[Line], *, y: str = "", share: bool = False, level: float | None = None) -> str:
+def lines(title: str, drawn: Sequence[Line], *, share: bool = False, level: float | None = None) -> str:
     """Lines over steps; `share`: from 0 to 1, `level`: a thin line at this height."""
     labels = [line.name for line in drawn]
 
@@ -123,7 +123,8 @@ def lines(title: str, drawn: Sequence[Line], *, y: str = "", share: bool = False
             axes.axhline(level, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         if share:
             axes.set_ylim(-0.03, 1.03)
-        axes.set(title=title, xlabel="step", ylabel=y)
+        axes.set(title=title, xlabel="step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         legend(figure, handles, labels)
 
     return svg(draw, height=HIGH + room(labels))

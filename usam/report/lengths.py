@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from usam.data.mixture import Mixture, MixtureSampler
 from usam.data.sampling import BudgetSampler
+from usam.evaluation.ablate import duration
 from usam.model.checkpoint import processor_beside
 from usam.report.drawing import COLOURS, HIGH, WIDE, fill, svg
 from usam.report.page import Figure, Panel
@@ -159,7 +160,7 @@ def _told(split: Split, field: str, unit: str) -> str:
     longest = max(medians, key=lambda task: medians[task])
     whole = ""
     if field == "seconds" and split.rows <= MOST:
-        whole = f", {(values * split.lengths['clips']).sum() / 3600:.2f} h together"
+        whole = f", {duration((values * split.lengths['clips']).sum())} together"
     text = f"{len(values):,} rows of {values.min():.3g} to {values.max():.4g}{unit}{whole}; half have at most "
     text += f"{np.median(values):.3g}"
     if len(medians) > 1:

@@ -26,7 +26,8 @@ figcaption ul, .missing { max-width: 46rem; margin: .6rem 0; padding-left: 1.2re
 .missing { padding: .4rem .8rem .4rem 2rem; border-left: .25rem double #555; background: #f4f4f4; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #bbb; }
+th, td { padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
+tbody th, td { border-bottom: 1px solid #bbb; }
 thead th { border-bottom: 2px solid #111; }
 @media print { body { max-width: none; } nav { display: none; } .panels figure, tr { break-inside: avoid; } }
 """

@@ -12,7 +12,7 @@ from usam.evaluation.writing import bars, cells
 from usam.report.drawing import MARKERS, svg
 from usam.report.page import Figure, Panel
 
-BROAD = 5.4  # inches, where names stand beside bars
+BROAD = 4.6  # inches, where names stand beside bars
 SURE = 0.05  # a p value below it is told as a difference
 
 
@@ -27,7 +27,7 @@ class _Point:
 
     @property
     def name(self) -> str:
-        return f"{self.record}, {self.task}" if self.task else self.record
+        return f"{self.task}, {self.record}" if self.task else self.record
 
     @property
     def told(self) -> str:
@@ -36,7 +36,7 @@ class _Point:
 
 def evaluations(records: Mapping[str, Record]) -> Figure:
     """The values of records, metric by metric; values of other options or versions are other metrics."""
-    panels, missing = [], []
+    panels, says, missing = [], [], []
     table = [["record", "metric", "task", "value", "interval", "samples", "id"]]
     found: dict[tuple[str, str], list[_Point]] = {}
     better: dict[tuple[str, str], bool] = {}
@@ -54,11 +54,12 @@ def evaluations(records: Mapping[str, Record]) -> Figure:
         cut = record.about["cut_off"]
         missing += [f"{name}: {cut:,} of {record.about['answered']:,} answers were cut off."] if cut else []
     several = {metric for metric, _ in found if sum(other == metric for other, _ in found) > 1}
-    for (metric, id_), points in found.items():
+    for (metric, id_), listed in found.items():
+        points = sorted(listed, key=lambda point: point.task)  # those of one task beside each other
         way = "higher" if better[metric, id_] else "lower"
         title = f"{metric}: {id_}" if metric in several else metric
-        said = " ".join(_best(title, points, better[metric, id_]))
-        panels.append(Panel(_intervals(title, points, way), f"{title}: {len(points)} values with intervals", said))
+        panels.append(Panel(_intervals(title, points, way), f"{title}: {len(points)} values with intervals"))
+        says += list(_best(title, points, better[metric, id_]))
     for metric in sorted(several):
         missing.append(f"{metric}: records have it with different options or versions (ids); they are not compared.")
     if not records:
@@ -67,7 +68,7 @@ def evaluations(records: Mapping[str, Record]) -> Figure:
     levels = {record.about["bootstrap"]["level"] for record in records.values()}
     if levels and levels != {0.95}:
         how = how.replace("95 %", " or ".join(f"{level:.0%}" for level in sorted(levels)))
-    return Figure("evaluations", "Evaluations", how, panels, (), table if len(table) > 1 else (), missing)
+    return Figure("evaluations", "Evaluations", how, panels, says, table if len(table) > 1 else (), missing)
 
 
 def _parts(about: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -136,7 +137,9 @@ def _ablation(place: str, name: str, table: Table) -> Figure:
             continue
 
         def draw(figure: Any, column: Column = column, rows: Any = rows) -> None:
-            bars(figure.subplots(), table, column, rows)
+            axes = figure.subplots()
+            bars(axes, table, column, rows)
+            axes.set_title(column.name)
 
         label = f"{column.name} of {len(rows)} variations, with intervals; {table.against} is hatched"
         drawing = svg(draw, width=BROAD, height=1.2 + 0.34 * len(rows))
