@@ -55,5 +55,5 @@ def report(
     from usam.report.write import write_report
 
     where = _device(device) or ("cuda" if torch.cuda.is_available() else None)
-    file = write_report(folders, output, title=title, files=clip or [], rows=rows, model=not no_model, device=where)
-    print(file)
+    page = write_report(folders, output, title=title, files=clip or [], rows=rows, model=not no_model, device=where)
+    print(page)

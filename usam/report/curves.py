@@ -168,7 +168,8 @@ def _extremes(series: Series) -> Iterator[str]:
 
 def experts(runs: Sequence[Trained]) -> Figure:
     """What routers did with each task."""
-    panels, says, missing = [], [], []
+    panels, missing = [], []
+    says: list[str] = []
     for run in runs:
         found: dict[tuple[str, str], dict[str, dict[int, Series]]] = {}
         for key in run.keys:

@@ -136,7 +136,7 @@ def _histograms(title: str, splits: Mapping[str, Split], field: str, unit: str) 
         for axes, task in zip(strips, tasks, strict=True):
             for split, look in (("train", None), ("eval", {"color": "black", "linewidth": 1.6})):
                 own = splits.get(split)
-                values = [] if own is None else own.lengths[field][[t == task for t in own.tasks]]
+                values: Any = [] if own is None else own.lengths[field][[t == task for t in own.tasks]]
                 if len(values) == 0:
                     continue
                 shares = np.histogram(values, edges)[0] / len(values)

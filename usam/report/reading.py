@@ -201,7 +201,7 @@ def _trained(folder: Path, name: str) -> Trained:
     log = state.get("log_history")
     if not isinstance(log, list) or not all(isinstance(line, dict) for line in log):
         raise ReportError(f"{file}: 'log_history' is no list of maps; was it written by usam train?")
-    steps = [state.get(key) for key in ("global_step", "max_steps")]
+    steps: list[Any] = [state.get(key) for key in ("global_step", "max_steps")]
     step, planned = (int(value) if _is_number(value) else 0 for value in steps)
     return Trained(name, file.parent, tuple(log), step, planned, file.parent == folder)
 

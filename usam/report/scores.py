@@ -163,7 +163,9 @@ def _found(table: Table, column: Column) -> Iterator[str]:
     pick = max if column.higher_is_better else min
     best = pick(scores, key=lambda name: scores[name].value)
     yield f"{column.name}: {best} is best of {len(scores)} with {number(scores[best].value)}."
-    better, worse, untested = [], [], 0
+    better: list[str] = []
+    worse: list[str] = []
+    untested = 0
     for name, score in scores.items():
         apart = score.difference
         if apart is None:
