@@ -29,12 +29,14 @@ FLOORS = [
     ("violet", {"generate/": "questions in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
     ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
+    ("violet", {"report/": "runs as one page of pictures"}),
+    ("violet", {"demo/": "the main job in miniature"}),
     (
         "red",
         {"harnesses/": "for others' boards", "testing/": "what components promise", "cli/": "one file a command"},
     ),
 ]
-BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 14: "whoever uses it"}
+BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 16: "whoever uses it"}
 WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20
 
 

@@ -37,6 +37,7 @@ ORDER = [
     ["usam.generate.*"],
     ["usam.training", "usam.training.*"],
     ["usam.evaluation", "usam.evaluation.*"],
+    ["usam.report", "usam.report.*"],
     ["usam.demo", "usam.demo.*"],
     ["usam.harnesses", "usam.harnesses.*"],
     ["usam.testing", "usam.testing.*"],

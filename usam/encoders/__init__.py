@@ -50,7 +50,7 @@ class Encoder(Component):
     """Width of the frames."""
 
     def stored(self) -> dict[str, Tensor]:
-        """`pretrained()`; where `path` is a folder that usam saved, the tensors of that model's encoder of this type."""
+        """`pretrained()`; where `path` is a folder that usam saved, the tensors of its encoder of this type."""
         own = saved(getattr(self.config, "path", None), self.config.type)
         if own is None:
             return self.pretrained()

@@ -171,7 +171,7 @@ def draw(table: Table, folder: Path) -> list[Path]:
             continue
         with matplotlib.rc_context({"svg.hashsalt": "usam", "svg.fonttype": "none"}):
             figure = Figure(figsize=(7, 1.4 + 0.42 * len(rows)), layout="constrained")
-            _bars(figure.subplots(), table, column, rows)
+            bars(figure.subplots(), table, column, rows)
             out = io.BytesIO()
             figure.savefig(out, format="svg", metadata={"Date": None})
         files.append(folder / f"{re.sub(r'[^0-9A-Za-z_-]+', '-', column.name)}.svg")
@@ -179,7 +179,8 @@ def draw(table: Table, folder: Path) -> list[Path]:
     return files
 
 
-def _bars(axes: Any, table: Table, column: Column, rows: Sequence[tuple[Row, Score]]) -> None:
+def bars(axes: Any, table: Table, column: Column, rows: Sequence[tuple[Row, Score]]) -> None:
+    """A column as bars with their intervals and seeds, one a row, on axes of matplotlib."""
     for place, (row, score) in enumerate(rows):
         own = row.name == table.against
         axes.barh(place, score.value, color="0.75" if own else "white", edgecolor="black", hatch="//" if own else None)
