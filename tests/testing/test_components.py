@@ -57,6 +57,14 @@ PROMISES = {
     "concat at 25": fusion_promises("concat", rate=25),
     "concat with norms": fusion_promises("concat", layer_norm=True),
     "sum": fusion_promises("sum"),
+    "pam": fusion_promises("pam"),
+    "pam of experts that read all": fusion_promises("pam", experts=2, hidden=5, router_hidden=0, rate=25),
+    "pam with fixed gates": fusion_promises("pam", experts=3, gates=[0.2, 0.3, 0.5], layer_norm=False),
+    "mowe": fusion_promises("mowe", rate=25),
+    "mowe of a named strong one": fusion_promises("mowe", strong="a", dim=3, router_hidden=4, layer_norm=False),
+    "mowe that chooses": fusion_promises(
+        "mowe", top_k=1, expected_failures={"aligns_time": "a weak encoder that is not chosen is not heard"}
+    ),
     "sum at 25": fusion_promises("sum", rate=25, dim=7, layer_norm=True),
     "linear": projector_promises("linear"),
     "linear stack 5": projector_promises("linear", stack=5),
