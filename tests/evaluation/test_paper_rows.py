@@ -37,7 +37,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cells(prepared):
-    return read_ablation(prepared / "ablation.yaml", records=prepared / "kept").cells
+    return read_ablation(prepared / "ablation.yaml").cells
 
 
 def of(cells, name):

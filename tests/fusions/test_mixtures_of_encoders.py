@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_fusions import clips, stream
 
-from usam import build_fusion
+from usam import SpecError, build_fusion
 from usam.types import Prompt, prefix_mask
 
 DIMS = {"a": 1, "b": 1, "c": 1}
@@ -68,7 +68,7 @@ def test_without_a_prompt_it_says_what_to_do():
 
 
 def test_gates_are_one_an_expert():
-    with pytest.raises(ValueError, match=r"2 gates for 3 encoders \(a, b, c\): write one for each"):
+    with pytest.raises(SpecError, match=r"2 gates for 3 encoders \(a, b, c\): write one for each"):
         build_fusion("pam", dims=DIMS, gates=[1.0, 1.0])
 
 
@@ -118,12 +118,12 @@ def test_all_weak_encoders_may_be_mixed():
 def test_the_strong_encoder_is_the_widest_or_the_named_one():
     assert mowe().strong == "a"
     assert build_fusion("mowe", dims={"a": 2, "b": 1}, strong="b").strong == "b"
-    with pytest.raises(ValueError, match="strong: there is no encoder 'd'; write one of a, b, c"):
+    with pytest.raises(SpecError, match="strong: there is no encoder 'd'; write one of a, b, c"):
         build_fusion("mowe", dims=DIMS, strong="d")
 
 
 def test_more_cannot_be_chosen_than_there_are():
-    with pytest.raises(ValueError, match="top_k=3 of 2 weak encoders: write fewer, or leave it out for all"):
+    with pytest.raises(SpecError, match="top_k=3 of 2 weak encoders: write fewer, or leave it out for all"):
         build_fusion("mowe", dims=DIMS, top_k=3)
 
 

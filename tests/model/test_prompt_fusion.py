@@ -139,7 +139,7 @@ def test_an_export_of_a_fusion_that_cannot_be_fixed_says_so(tmp_path):
 
 
 def test_a_wrong_option_is_an_error_at_its_place():
-    with pytest.raises(Exception, match=r"^fusion: 3 gates for 2 encoders \(other, toy\): write one for each"):
+    with pytest.raises(SpecError, match=r"^fusion: 3 gates for 2 encoders \(other, toy\): write one for each"):
         build_model(SPEC, "fusion.gates=[1, 1, 1]")
 
 

@@ -134,7 +134,10 @@ class _Reader:
         return SpecError(f"{self.places.at(path)}{why}")
 
     def read(self) -> Ablation:
-        self.base = self._base()
+        tree, path, places = self._base()
+        if self.tree.get("metrics") is not None:  # these replace the base's, a map also a list
+            tree = _without(tree, ("eval", "generate", "metrics"))
+        self.base = tree, path, places
         variations, against = self._variations()
         seeds = self._seeds()
         output = self._output()
@@ -288,6 +291,8 @@ class _Reader:
         if (metrics := self.tree.get("metrics")) is not None:
             if not isinstance(metrics, (list, dict)) or not metrics:
                 raise self.wrong(("metrics",), f"expected a list of metrics, such as [wer]; found {metrics!r}")
+            if isinstance(metrics, dict):  # in an override null would remove what is not there
+                metrics = {name: {} if node is None else node for name, node in metrics.items()}
             given.append(f"eval={json.dumps({'generate': {'metrics': metrics}})}")
         base = self._resolved(given, "")
         if base.data.get("eval") is None:
@@ -357,6 +362,15 @@ class _Reader:
                     f"makes other tokens of them than '{first.variation.name}': their batches would differ; write "
                     "train.per_device_train_batch_size instead, so that all see the same rows in the same order"
                 )
+
+
+def _without(node: Any, path: KeyPath) -> Any:
+    """A tree without one of its leaves, if it has it."""
+    if not isinstance(node, dict) or path[0] not in node:
+        return node
+    if len(path) == 1:
+        return {key: value for key, value in node.items() if key != path[0]}
+    return {**node, path[0]: _without(node[path[0]], path[1:])}
 
 
 def _leaves(node: Any, path: KeyPath) -> Iterator[KeyPath]:

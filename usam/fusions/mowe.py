@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from usam.component import Parts
 from usam.fusions import Fusion
 from usam.fusions._router import ClipRouter, said
+from usam.spec.page import SpecError
 from usam.spec.sizes import WIDTH
 from usam.types import Audio, Frames
 
@@ -46,10 +47,12 @@ class MoWE(Fusion):
         widest = max(self.names, key=lambda name: dims[name])
         self.strong = config.strong or widest
         if self.strong not in dims:
-            raise ValueError(f"strong: there is no encoder '{self.strong}'; write one of {', '.join(self.names)}")
+            raise SpecError(f"strong: there is no encoder '{self.strong}'; write one of {', '.join(self.names)}")
         self.weak = [name for name in self.names if name != self.strong]
         if config.top_k is not None and config.top_k > max(len(self.weak), 1):
-            raise ValueError(f"top_k={config.top_k} of {len(self.weak)} weak encoders: write fewer, or leave it out for all")
+            raise SpecError(
+                f"top_k={config.top_k} of {len(self.weak)} weak encoders: write fewer, or leave it out for all"
+            )
         # All of them chosen is none left out.
         self.top_k = None if config.top_k is None or config.top_k >= len(self.weak) else config.top_k
         self.norms = Parts({n: nn.LayerNorm(dims[n]) for n in self.names} if config.layer_norm else {})

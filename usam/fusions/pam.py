@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from usam.component import Parts, base_name, is_adapter
 from usam.fusions import Fusion
 from usam.fusions._router import ClipRouter, said
+from usam.spec.page import SpecError
 from usam.spec.sizes import TOKENS, WIDTH
 from usam.types import Audio, Frames, Prompt
 
@@ -59,7 +60,7 @@ class PaM(Fusion):
         widths = {n: dims[n] for n in self.names} if self.alone else {str(i): every for i in range(config.experts or 0)}
         if config.gates is not None and len(config.gates) != len(widths):
             what = f"encoders ({', '.join(self.names)})" if self.alone else "experts"
-            raise ValueError(f"{len(config.gates)} gates for {len(widths)} {what}: write one for each")
+            raise SpecError(f"{len(config.gates)} gates for {len(widths)} {what}: write one for each")
         self.experts = Parts({name: self._expert(width) for name, width in widths.items()})
         self.reads_prompt = config.gates is None and len(widths) > 1
         self.gates: Tensor | None

@@ -337,14 +337,14 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
         if not is_adapter(name) and not name.startswith("losses.") and name not in model.all_tied_weights_keys
     }
     tree = model.config.parsed.to_dict()
-    for place, (node, own) in fixed.items():
-        prefix = "model.fusion." if place is None else f"model.projector.stages.{place}."
+    for stage, (node, own) in fixed.items():
+        prefix = "model.fusion." if stage is None else f"model.projector.stages.{stage}."
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
         tensors |= {prefix + name: tensor for name, tensor in own.items()}
-        if place is None:
+        if stage is None:
             tree["fusion"] = node
         else:
-            tree["projector"][place] = node
+            tree["projector"][stage] = node
     if task is not None:  # under the gates of one task, another's prompt would mislead
         tree["prompts"] = processor.prompts = {task: processor.prompts[task]}
     nodes = [*tree["encoders"].values(), tree["fusion"], *tree["projector"], tree["llm"]]
