@@ -17,19 +17,11 @@ from usam import encoders, fusions, losses
 from usam.component import Parts, build_part, building, drawing, is_frozen
 from usam.config import UsamConfig
 from usam.llm import build_backbone, build_head
+from usam.model import inputs
 from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
-from usam.model.inputs import (
-    Given,
-    check_given,
-    check_heard,
-    check_names,
-    check_prompt,
-    check_shapes,
-    given_frames,
-    names_of,
-)
+from usam.model.inputs import Given, check_given, check_heard, check_names, check_shapes, given_frames, names_of
 from usam.model.lengths import wrong_length
 from usam.model.objective import loss_inputs
 from usam.model.outputs import UsamModelOutput, UsamOutput, may_be_tuple
@@ -102,11 +94,6 @@ class UsamModel(UsamPreTrainedModel):
         table = self.get_input_embeddings()
         return cast(Tensor, table(input_ids.masked_fill(audio, 0))).masked_fill(audio.unsqueeze(-1), 0)
 
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether the fusion or the projector needs each clip's instruction."""
-        return self.fusion.reads_prompt or self.projector.reads_prompt
-
     def encode(
         self,
         input_values: Tensor,
@@ -142,7 +129,7 @@ class UsamModel(UsamPreTrainedModel):
             input_values_mask: (clip, samples); None for clips that fill their rows.
             prompt: each clip's instruction, for fusions and projectors that read it.
         """
-        check_prompt(self, prompt is not None)
+        inputs.check_prompt(self, prompt is not None)
         frames = self.project(self.encode(input_values, input_values_mask, None, prompt), prompt)
         return BaseModelOutputWithPooling(last_hidden_state=frames.x, pooler_output=frames.x[frames.mask])
 
@@ -226,10 +213,10 @@ class UsamModel(UsamPreTrainedModel):
         given: Given,
     ) -> tuple[Tensor, Frames, Tensor | None]:
         """Embeddings, the audio frames joined for each sample, and where they stand if not among the embeddings."""
-        check_prompt(self, prompt_mask is not None)
+        inputs.check_prompt(self, prompt_mask is not None)
         slots = self.is_audio(input_ids)
         prompt = None
-        if self.reads_prompt and prompt_mask is not None:
+        if prompt_mask is not None and (self.fusion.reads_prompt or self.projector.reads_prompt):
             # The count of a clip's tokens is known before they are projected.
             counts = self.config.parsed.placeholders(self._audio(input_values, input_values_mask).lengths)
             prompt = prompts_of(embeds, prompt_mask, owners(slots, counts))
