@@ -19,7 +19,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-all test-hf tested test-newest test-lowest test-wheel lint format bench readme clean
+.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel lint format bench readme clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lock:  ## Write constraints.txt from a fresh environment
 
 demo: $(STAMP)  ## Speak a corpus, train the embedded model, test it on unseen sentences and voices
 	$(BIN)/usam demo
+
+ablation: $(STAMP)  ## Make the runs of the paper's ablation that are not recorded yet, and write docs/ablation.md
+	$(BIN)/python benchmarks/ablation/ablation.py
 
 lint: $(STAMP)  ## ruff, mypy
 	$(BIN)/ruff check .

@@ -51,6 +51,8 @@ MODELS = {
     "audio_flamingo_2": Model(
         "Audio Flamingo 2", "2503.03983", "3B language model, 203M encoder", "a smaller encoder, of another CLAP"
     ),
+    "pam": Model("PaM", "2502.15178", "", "only its abstract was at hand: encoders, widths and routers are ours"),
+    "mowe_audio": Model("MoWE-Audio", "2409.06635", "", "only summaries were at hand: encoders and widths are ours"),
     "gama": Model("GAMA", "2406.11768", "", "the sources give no number; one of its two roads for audio"),
 }
 ABLATIONS = {
@@ -88,7 +90,8 @@ def parts(spec: Spec) -> str:
     llm: Any = spec.llm
     trains = f"LoRA {llm.lora.r}" if llm.lora else {"all": "frozen", "none": "trained"}.get(llm.freeze, "partly frozen")
     trains += f", {llm.injection.type.replace('_', '-')}" if llm.injection else ""
-    stages = " → ".join(stage.type for stage in spec.projector)
+    mixture = [spec.fusion.type] if spec.fusion.type != "concat" else []
+    stages = " → ".join([*mixture, *(stage.type for stage in spec.projector)])
     return f"{', '.join(spec.encoders)} → {stages} → {Path(llm.path or llm.type).name} ({trains})"
 
 

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -148,6 +149,16 @@ class Component(nn.Module):
         if mode:
             keep_frozen_still(self, self.config.freeze)
         return self
+
+
+class Float32Linear(nn.Linear):
+    """A linear map in float32, or wider, whatever its weights are stored in: rounding must not pick an expert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return F.linear(x.to(wide), self.weight.to(wide), bias)
 
 
 @contextmanager

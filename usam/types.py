@@ -94,6 +94,12 @@ class Prompt:
     x: Tensor  # batch token prompt_dim
     mask: Tensor  # batch token
 
+    def mean(self) -> Tensor:
+        """Over an instruction's own tokens, in float32 or wider: (batch, prompt_dim); zeros where it has none."""
+        own = self.mask.unsqueeze(-1)
+        wide = torch.promote_types(self.x.dtype, torch.float32)
+        return self.x.to(wide).masked_fill(~own, 0).sum(-2) / own.sum(-2).clamp_min(1)
+
 
 @dataclass(frozen=True)
 class LossInputs:

@@ -73,6 +73,12 @@ def test_a_budget_is_equal_for_all(tmp_path, budget, argument, value):
     assert {cell.run.train[argument] for cell in found.cells} == {value}
 
 
+def test_metrics_as_a_map_replace_a_list_of_the_base(tmp_path):
+    metrics = "{wer: null, chinese: {type: bleu, tokenize: zh}}"
+    found = ablation_of(tmp_path, f"base: run.yaml\nvary: {{mlp: model.projector=mlp}}\nmetrics: {metrics}")
+    assert list(found.cells[0].run.eval["generate"]["metrics"]) == ["wer", "chinese"]
+
+
 def test_hours_of_audio_are_epochs_of_so_many(tmp_path):
     found = ablation_of(tmp_path, "base: run.yaml\nvary: {mlp: model.projector=mlp}\nbudget: {audio_hours: 0.01}")
     seconds = sum(0.5 + 0.1 * i for i in range(8))  # as write_run makes them

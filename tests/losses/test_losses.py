@@ -363,7 +363,7 @@ def test_the_gradient_of_a_routed_loss_is_the_derivative(name):
 
 @pytest.mark.parametrize("name", ROUTED)
 def test_a_projector_that_routes_nothing_is_an_error(name):
-    with pytest.raises(ValueError, match=f"{name} needs a `moe` projector.*by-products of this projector: 0.gate"):
+    with pytest.raises(ValueError, match=f"{name} needs a `moe` projector.*by-products of this model: 0.gate"):
         loss_of(name, batch(aux={"0.gate": torch.zeros(4)}))
 
 

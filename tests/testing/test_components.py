@@ -44,6 +44,7 @@ LETTERS = (("the answer is B", ["B"]), ("A", ["A"]), ("who knows", ["B"]), ("(A)
 BY_TEXT = (("B", ["dog"]), ("A dog", ["dog"]), ("A. rain", ["rain"]), ("who knows", ["rain", "dog"]), ("rain", ["dog"]))
 CLOSED = {"takes_empty_texts": "a reference that is none of the labels, or choices, is an error"}
 
+WHOLE_CLIP = {"aligns_time": "its router reads the whole clip, and by its gates every frame hears that"}
 PROMISES = {
     "whisper": encoder_promises("whisper", arch=WHISPER),
     "whisper in layers": encoder_promises("whisper", arch=WHISPER, layers="weighted"),
@@ -58,6 +59,14 @@ PROMISES = {
     "concat at 25": fusion_promises("concat", rate=25),
     "concat with norms": fusion_promises("concat", layer_norm=True),
     "sum": fusion_promises("sum"),
+    "pam": fusion_promises("pam"),
+    "pam of experts that read all": fusion_promises("pam", experts=2, hidden=5, router_hidden=0, rate=25),
+    "pam with fixed gates": fusion_promises("pam", experts=3, gates=[0.2, 0.3, 0.5], layer_norm=False),
+    "mowe": fusion_promises("mowe", rate=25, expected_failures=WHOLE_CLIP),
+    "mowe of a named strong one": fusion_promises(
+        "mowe", strong="a", dim=3, router_hidden=4, layer_norm=False, expected_failures=WHOLE_CLIP
+    ),
+    "mowe that chooses": fusion_promises("mowe", top_k=1, expected_failures=WHOLE_CLIP),
     "sum at 25": fusion_promises("sum", rate=25, dim=7, layer_norm=True),
     "linear": projector_promises("linear"),
     "linear stack 5": projector_promises("linear", stack=5),

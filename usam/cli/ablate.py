@@ -28,6 +28,13 @@ def ablate(
         bool, typer.Option("--dry-run", help="List the runs, what each changes, and what is done already.")
     ] = False,
     table: Annotated[bool, typer.Option("--table", help="Train nothing; write the tables and figures anew.")] = False,
+    records: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep what each run found in small files here, and make no run anew that has its file.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Train anew, and remove, runs that were made of something else.")
     ] = False,
@@ -52,7 +59,7 @@ def ablate(
     from usam.evaluation.writing import draw, markdown, write
     from usam.registry import ComponentError
 
-    asked = read_ablation(file, plugin or [])
+    asked = read_ablation(file, plugin or [], records)
     cells = chosen(asked, only or [])
     if dry_run:
         states = [state(cell) for cell in cells]

@@ -14,7 +14,7 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A saved folder or hub id.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the merged model goes.")],
     task: Annotated[
-        str | None, typer.Option(help="Fix the projector for a task of the model's 'prompts'; no prompt_mask then.")
+        str | None, typer.Option(help="Fix routers for a task of the model's 'prompts'; no prompt_mask then.")
     ] = None,
     plugin: PluginOption = None,
 ) -> None:

@@ -21,6 +21,7 @@ from typing import IO, Any, Protocol, cast
 import torch
 
 from usam.evaluation.grid import Ablation, Cell, differences, identity, made_of
+from usam.evaluation.results import BEGUN, begun, in_folder, is_recorded, recorded, saved, write_record
 from usam.registry import ComponentError, did_you_mean
 from usam.saving import write_whole
 from usam.spec.page import SpecError
@@ -28,8 +29,7 @@ from usam.spec.patch import parse_override
 from usam.training.checkpoints import newest
 from usam.training.run import cache_of
 
-RECORD = "ablation.json"  # in a run's folder, written before it begins: what it is made of
-DONE, BEGUN, FAILED, NEW, OTHER = "done", "begun", "failed", "to do", "another run"
+DONE, STARTED, FAILED, NEW, OTHER = "done", "begun", "failed", "to do", "another run"
 SHOWN = 5  # differences
 PATIENCE = 15.0  # seconds, in which the processes of a runner that was killed end
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -51,41 +51,31 @@ class State:
 def state(cell: Cell) -> State:
     """How far a run is, from what lies in its folder.
 
-    A run is done when its model is saved, which `usam train` does last and in one step.
+    A run is done when its model is saved, which `usam train` does last and in one step; or when its record says so.
     """
+    if is_recorded(cell) and not in_folder(cell):
+        return State(DONE, f"recorded in {cell.record}")
     if not cell.folder.is_dir() or not any(cell.folder.iterdir()):
-        return State(NEW)
-    record, parts = _record(cell), made_of(cell)
+        old = recorded(cell)
+        return State(NEW, f"{cell.record} is of another run: {_told(cell, old['made_of'])}" if old else "")
+    record, parts = begun(cell), made_of(cell)
     if record is None:
         return State(OTHER, f"{cell.folder} holds something that no ablation began")
     if record["identity"] != identity(parts):
-        lines = list(differences(record["made_of"], parts))
-        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        return State(OTHER, "; ".join([*lines[:SHOWN], *more]))
+        return State(OTHER, _told(cell, record["made_of"]))
     if saved(cell.folder):
         return State(DONE)
     if record.get("failed"):
         return State(FAILED, record["failed"])
     found, _ = newest(cell.folder)
-    return State(BEGUN, "goes on from " + found.name if found is not None else "no checkpoint yet")
+    return State(STARTED, "goes on from " + found.name if found is not None else "no checkpoint yet")
 
 
-def saved(folder: Path) -> bool:
-    """Whether a run's folder holds a trained model and its log."""
-    return (folder / "config.json").is_file() and (folder / "trainer_state.json").is_file()
-
-
-def _record(cell: Cell) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads((cell.folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return found
-
-
-def begun_at(cell: Cell) -> int:
-    """The step at which the part of a run began that was not interrupted."""
-    return int((_record(cell) or {}).get("from", 0))
+def _told(cell: Cell, parts: Mapping[str, Any]) -> str:
+    """How a run differs from what is asked for."""
+    lines = list(differences(parts, made_of(cell)))
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "; ".join([*lines[:SHOWN], *more])
 
 
 def ablate(
@@ -100,7 +90,8 @@ def ablate(
     """Make every run that is not done; one that fails does not stop the others.
 
     Each run is a process of `usam train`, whose output goes into a log beside its folder. Killed at any time, the next
-    call goes on: runs from their newest checkpoints.
+    call goes on: runs from their newest checkpoints. What has a record (`Cell.record`) is done, too, wherever it was
+    made, and what is done is recorded as it comes.
 
     Args:
         ablation: what `read_ablation` returned.
@@ -122,6 +113,9 @@ def ablate(
         states = {cell: state(cell) for cell in cells}
         make_room(states, overwrite)
         todo = [cell for cell in cells if states[cell].kind != DONE]
+        for cell in cells:
+            if cell.record is not None and states[cell].kind == DONE:
+                write_record(cell)
         if len(todo) < len(cells):
             say(f"{len(cells) - len(todo)} of {len(cells)} runs are done already")
         if not todo:
@@ -155,7 +149,7 @@ def make_room(states: Mapping[Cell, State], overwrite: bool) -> None:
         SpecError: it is not; says which folders hold what.
     """
     others = {cell: now.detail for cell, now in states.items() if now.kind == OTHER}
-    foreign = [detail for cell, detail in others.items() if _record(cell) is None]
+    foreign = [detail for cell, detail in others.items() if begun(cell) is None]
     if foreign:
         raise SpecError("\n".join(foreign) + "\nMove it away, or name another `output`")
     if others and not overwrite:
@@ -308,13 +302,13 @@ class _Slurm:
 
     def start(self, command: Sequence[str], log: Path, cell: Cell | None = None) -> _Submitted:
         assert cell is not None
-        record = _record(cell) or {}
+        record = begun(cell) or {}
         if "job" in record and self.executor.cluster == "slurm":  # a runner that was killed submitted it
             job = _submitit().SlurmJob(folder=self.folder, job_id=record["job"])
             if not job.done(force_check=True):
                 return _Submitted(job)
         job = self.executor.submit(Work(), list(command), str(log))
-        write_whole(cell.folder / RECORD, json.dumps({**record, "job": job.job_id}, indent=2) + "\n")
+        write_whole(cell.folder / BEGUN, json.dumps({**record, "job": job.job_id}, indent=2) + "\n")
         return _Submitted(job)
 
 
@@ -382,9 +376,9 @@ def _begin(cell: Cell, place: _Place) -> _Job:
         "identity": identity(parts),
         "made_of": parts,
         "from": 0 if found is None else int(found.name.rpartition("-")[2]),
-        **{key: value for key, value in (_record(cell) or {}).items() if key == "job"},
+        **{key: value for key, value in (begun(cell) or {}).items() if key == "job"},
     }
-    write_whole(cell.folder / RECORD, json.dumps(about, indent=2) + "\n")
+    write_whole(cell.folder / BEGUN, json.dumps(about, indent=2) + "\n")
     command = [sys.executable, "-m", "usam.cli", "train", str(cell.run_file), "--resume"]
     cell.log.write_text("")
     return place.start(command, cell.log, cell)
@@ -393,10 +387,15 @@ def _begin(cell: Cell, place: _Place) -> _Job:
 def _ended(cell: Cell, status: int) -> str | None:
     """Why a run failed; None if it did not."""
     if status == 0 and saved(cell.folder):
+        try:
+            if cell.record is not None:
+                write_record(cell)
+        except SpecError as error:  # it was not evaluated where it ended: the others go on
+            return str(error)
         return None
     why = last_words(cell.log) or f"ended with status {status}"
-    record = _record(cell) or {}
-    write_whole(cell.folder / RECORD, json.dumps({**record, "failed": why}, indent=2) + "\n")
+    record = begun(cell) or {}
+    write_whole(cell.folder / BEGUN, json.dumps({**record, "failed": why}, indent=2) + "\n")
     return why
 
 

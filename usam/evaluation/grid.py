@@ -39,6 +39,9 @@ LENGTH = {("train", "max_steps"), ("train", "num_train_epochs")}
 BASE = "base"
 NAME = re.compile(r"\w[\w .,+=-]*(?<![ .])")
 LONGEST = 80
+# In the folder of a model: of how it came about, which says nothing of what it is.
+TOLD = ("trainer_state.json", "training_args.bin", "README.md", "*.log", ".*")
+INSIDE = ("checkpoint-", "predictions", "runs")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Cell:
     run: Run
     folder: Path
     """Where it is trained; its run file and its log stand beside it."""
+    record: Path | None = None
+    """Where what it found is kept, to be taken up elsewhere."""
 
     @property
     def name(self) -> str:
@@ -97,18 +102,24 @@ class Ablation:
         return [cell for cell in self.cells if cell.variation == variation]
 
 
-def read_ablation(file: str | Path, plugins: Sequence[str | Path] = ()) -> Ablation:
+def read_ablation(file: str | Path, plugins: Sequence[str | Path] = (), records: str | Path | None = None) -> Ablation:
     """Read an ablation file, and resolve every run that it asks for.
+
+    Args:
+        file: the ablation file.
+        plugins: files of components.
+        records: a folder of what runs found: `<variation>/seed-<seed>.json`.
 
     Raises:
         SpecError: file, line and key, and what to write instead.
         ComponentError: a component of a run is unknown or fails to load.
     """
-    return _Reader(Path(file), plugins).read()
+    return _Reader(Path(file), plugins, None if records is None else Path(records)).read()
 
 
 class _Reader:
-    def __init__(self, file: Path, plugins: Sequence[str | Path]) -> None:
+    def __init__(self, file: Path, plugins: Sequence[str | Path], records: Path | None) -> None:
+        self.records = records
         self.file, self.plugins, self.places = file, [str(Path(p).expanduser().resolve()) for p in plugins], Places()
         if not file.is_file():
             raise SpecError(f"{file}: no such ablation file (looked in {file.parent.resolve()})")
@@ -124,7 +135,10 @@ class _Reader:
         return SpecError(f"{self.places.at(path)}{why}")
 
     def read(self) -> Ablation:
-        self.base = self._base()
+        tree, path, places = self._base()
+        if self.tree.get("metrics") is not None:  # these replace the base's, a map also a list
+            tree = _without(tree, ("eval", "generate", "metrics"))
+        self.base = tree, path, places
         variations, against = self._variations()
         seeds = self._seeds()
         output = self._output()
@@ -135,7 +149,8 @@ class _Reader:
                 folder = output / variation.name / f"seed-{seed}"
                 own = [f"train.seed={seed}", f"train.output_dir={json.dumps(str(folder))}"]
                 run = self._resolved([*shared, *variation.overrides, *own], variation.where)
-                cells.append(Cell(variation, seed, run, folder))
+                record = self.records and self.records / variation.name / f"seed-{seed}.json"
+                cells.append(Cell(variation, seed, run, folder, record))
                 for split in ("train", "eval"):
                     for file in (file for entry in sources_of(run, split) for file in entry.files):
                         if not Path(file).exists():
@@ -277,6 +292,8 @@ class _Reader:
         if (metrics := self.tree.get("metrics")) is not None:
             if not isinstance(metrics, (list, dict)) or not metrics:
                 raise self.wrong(("metrics",), f"expected a list of metrics, such as [wer]; found {metrics!r}")
+            if isinstance(metrics, dict):  # in an override null would remove what is not there
+                metrics = {name: {} if node is None else node for name, node in metrics.items()}
             given.append(f"eval={json.dumps({'generate': {'metrics': metrics}})}")
         base = self._resolved(given, "")
         if base.data.get("eval") is None:
@@ -348,6 +365,15 @@ class _Reader:
                 )
 
 
+def _without(node: Any, path: KeyPath) -> Any:
+    """A tree without one of its leaves, if it has it."""
+    if not isinstance(node, dict) or path[0] not in node:
+        return node
+    if len(path) == 1:
+        return {key: value for key, value in node.items() if key != path[0]}
+    return {**node, path[0]: _without(node[path[0]], path[1:])}
+
+
 def _leaves(node: Any, path: KeyPath) -> Iterator[KeyPath]:
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
@@ -387,7 +413,7 @@ def _told(run: Run) -> dict[str, Any]:
 
 
 def made_of(cell: Cell) -> dict[str, Any]:
-    """All that a run's answers depend on, as plain data: hashes stand for files.
+    """All that a run's answers depend on, as plain data: hashes stand for files, wherever these lie.
 
     Metrics are computed from the answers, so that they are not among it, unless they choose the best model. Of clips,
     only the manifests that name them are.
@@ -409,9 +435,8 @@ def made_of(cell: Cell) -> dict[str, Any]:
     return json.loads(  # type: ignore[no-any-return]
         json.dumps(
             {
-                "model": run.spec.to_dict(),
+                "model": _placeless(run.spec.to_dict()),
                 "start": _named(run.start),
-                "sources": {path: _named(path) for path in sorted(set(_paths(run.spec.to_dict())))},
                 "plugins": [_content(file) for file in run.plugins],
                 "data": data,
                 "train": train,
@@ -443,24 +468,34 @@ def differences(old: Any, new: Any, path: KeyPath = ()) -> Iterator[str]:
         yield f"{'.'.join(path)}: was {old!s:.60}, now {new!s:.60}"
 
 
-def _paths(node: Any) -> Iterator[str]:
-    """Sources of weights that are on this machine."""
+def _placeless(node: Any) -> Any:
+    """A spec with the content of sources that are on this machine in place of their paths."""
     if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key in ("path", "tokenizer") and isinstance(value, str) and local_path(value).exists():
-                yield value
-            else:
-                yield from _paths(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _paths(value)
+        return {
+            key: _named(value) if key in ("path", "tokenizer") and isinstance(value, str) else _placeless(value)
+            for key, value in node.items()
+        }
+    return [_placeless(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def _named(source: str | None) -> str | None:
-    """A folder's content, or the hub's name."""
-    if source is None:
-        return None
-    return _content(str(local_path(source))) if local_path(source).exists() else source
+    """The content of what is on this machine, else the hub's name."""
+    if source is None or not local_path(source).exists():
+        return source
+    return _source(str(local_path(source)))
+
+
+@cache
+def _source(path: str) -> str:
+    """The hash of a file, or of the files of a folder, but for what tells how and where it was trained."""
+    if not Path(path).is_dir():
+        return _content(path)
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).rglob("*")):
+        own = file.relative_to(path)
+        if file.is_file() and not any(own.match(pattern) for pattern in TOLD) and not own.parts[0].startswith(INSIDE):
+            digest.update(f"{own.as_posix()} {_content(str(file))}\n".encode())
+    return digest.hexdigest()
 
 
 @cache

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -14,18 +11,15 @@ import numpy as np
 
 from usam.config import resolve
 from usam.data.cost import How, hollow_model
-from usam.evaluation.ablate import DONE, FAILED, begun_at, state
-from usam.evaluation.grid import Ablation, Cell
+from usam.evaluation.ablate import DONE, FAILED, state
+from usam.evaluation.grid import Ablation
+from usam.evaluation.results import LOSS, TEXT, Result, result
 from usam.evaluation.statistics import interval, paired
 from usam.metrics import Metric, Statistics
-from usam.spec.page import SpecError
 from usam.spec.spec import Spec
 from usam.training import held_out
-from usam.training.checkpoints import PREDICTIONS
 from usam.training.routing import UNNAMED
 
-LOSS = "loss"
-TEXT = "cross_entropy"  # the loss that stands in the table where all variations have it
 CLIP = 10  # seconds of the clip whose tokens are counted
 
 
@@ -144,49 +138,6 @@ def over_seeds(metric: Metric, seeds: int) -> OverSeeds:
     return (OverSeeds if adds_up else RankedOverSeeds)(metric, seeds)
 
 
-class Result:
-    """What one run that is done left: its answers, its loss and its time.
-
-    Raises:
-        SpecError: it was not evaluated where it ended.
-    """
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-        log = json.loads((cell.folder / "trainer_state.json").read_text(encoding="utf-8"))
-        self.steps = int(log["global_step"])
-        best = cell.run.train.get("load_best_model_at_end") and log.get("best_global_step")
-        self.step = int(best or self.steps)
-        found = [line for line in log["log_history"] if "eval_loss" in line and line["step"] == self.step]
-        if not found:
-            raise SpecError(
-                f"{cell.folder}: was not evaluated at its step {self.step}, where it ended: leave train.eval_strategy "
-                "out, which evaluates once in the end, or let train.eval_steps divide the steps"
-            )
-        self.losses = {LOSS: float(found[-1]["eval_loss"]), TEXT: float(found[-1].get(f"eval_loss_{TEXT}", math.nan))}
-        times = [line["train_runtime"] for line in log["log_history"] if "train_runtime" in line]
-        part = self.steps - begun_at(cell)
-        self.seconds = times[-1] * self.steps / part if times and part > 0 else None
-
-    @cached_property
-    def answers(self) -> list[dict[str, Any]]:
-        """Lines of the answers to held-out rows."""
-        file = self.cell.folder / PREDICTIONS / f"step-{self.step}.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines]
-
-    @property
-    def rows(self) -> list[Any]:
-        """What makes two runs' answers those to the same rows."""
-        return [(line["id"], line["task"], line["references"]) for line in self.answers]
-
-    def statistics(self, metric: Metric, task: str | None) -> Statistics:
-        """What a metric counts in each answer, or in those of a task."""
-        lines = [line for line in self.answers if task is None or (line["task"] or UNNAMED) == task]
-        extra = [line.get("extra", {}) for line in lines]
-        return metric.over([line["prediction"] for line in lines], [line["references"] for line in lines], extra=extra)
-
-
 def table(ablation: Ablation) -> Table:
     """The table of what is done.
 
@@ -198,13 +149,13 @@ def table(ablation: Ablation) -> Table:
     for cell in ablation.cells:
         now = state(cell)
         if now.kind == DONE:
-            results.setdefault(cell.variation.name, {})[cell.seed] = Result(cell)
+            results.setdefault(cell.variation.name, {})[cell.seed] = result(cell)
         else:
             text = f"failed: {now.detail}" if now.kind == FAILED else str(now)
             faults.setdefault(cell.variation.name, {})[cell.seed] = text
     first = ablation.cells[0].run
     metrics = held_out.metrics(held_out.evaluation(first.eval).generate)
-    every = [result for own in results.values() for result in own.values()]
+    every = [one for own in results.values() for one in own.values()]
     loss = TEXT if all(TEXT in cell.run.spec.losses for cell in ablation.cells) else LOSS
     columns = [*_columns(metrics, every), Column(loss, None, False)]
     base = results.get(ablation.against, {})
@@ -213,7 +164,7 @@ def table(ablation: Ablation) -> Table:
         own = results.get(variation.name, {})
         other = base if variation.name != ablation.against else {}
         scores = {column.name: score for column in columns if (score := _score(column, metrics, own, other))}
-        times = [result.seconds for result in own.values()]
+        times = [one.seconds for one in own.values()]
         known = [seconds for seconds in times if seconds is not None]
         spec = ablation.of(variation)[0].run.spec
         total, trains = parameters(spec)

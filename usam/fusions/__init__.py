@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from usam.clock import N, at_least_one, rescale
-from usam.component import Component, ComponentConfig, build, finish
-from usam.registry import Registry
+from usam.component import Component, ComponentConfig, build, finish, own_dtype
+from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
-from usam.types import Audio, Frames, prefix_mask
+from usam.types import Audio, Frames, Prompt, named, prefix_mask, same_dtype
 
 
 class Fusion(Component):
@@ -49,6 +49,11 @@ class Fusion(Component):
             rate = self.rate or min(rate for _, rate in streams.values())
             return at_least_one(rescale(samples, sample_rate, rate)), rate
 
+    reads_prompt: bool = False
+    """Whether it reads the instruction. Of the class: `__init__` takes `prompt_dim` too. Of one fusion, by its options:
+    `forward` takes a third argument, the clips' `Prompt`; clip i hears prompt i."""
+    any_dtype: bool = False
+    """Whether `forward` takes prompts of any dtype; inside a model they come in that of its weights else."""
     dim: int
     """Width of the fused frames."""
 
@@ -60,6 +65,14 @@ class Fusion(Component):
         """Fuse the streams of the clips in `audio`: Frames of (clip, time, dim)."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(streams, audio)")
 
+    def fixed(self, prompt: Prompt) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Options and tensors of a fusion that needs no prompt and does what this one does with it (1, token, dim).
+
+        Raises:
+            ComponentError: there is none.
+        """
+        raise ComponentError(f"fusion '{self.config.type}' reads the prompt in a way that cannot be fixed for a task")
+
     def align(self, streams: Mapping[str, Frames], audio: Audio) -> tuple[list[Tensor], Tensor, float]:
         """The streams on one clock, in name order: tensors (clip, time, dim), their mask, the rate."""
         rates = {name: frames.rate for name, frames in streams.items()}
@@ -70,6 +83,24 @@ class Fusion(Component):
         mask = prefix_mask(lengths, size)
         aligned = [_on_clock(streams[name], rate, size).masked_fill(~mask.unsqueeze(-1), 0) for name in self.names]
         return aligned, mask, rate
+
+
+def widths_for(cls: type[Fusion], dims: Mapping[str, int], prompt_dim: int) -> dict[str, Any]:
+    """What a fusion is made with beside its config: `prompt_dim` only where it may read the prompt."""
+    return {"dims": dims, **({"prompt_dim": prompt_dim} if cls.reads_prompt else {})}
+
+
+def run(fusion: Any, streams: dict[str, Frames], audio: Audio, prompt: Prompt | None) -> Frames:
+    """A fusion on streams, and on a prompt if it reads one, of its own dtype; `aux` is named `fusion.<name>`."""
+    dtype = own_dtype(fusion)
+    streams = same_dtype({name: streams[name] for name in sorted(streams)}, dtype)
+    if fusion.reads_prompt:
+        cast = prompt is not None and dtype is not None and not fusion.any_dtype
+        read = Prompt(prompt.x.to(dtype), prompt.mask) if cast and prompt is not None else prompt
+        found: Frames = fusion(streams, audio, read)
+    else:
+        found = fusion(streams, audio)
+    return Frames(found.x, found.mask, found.rate, named("fusion.", found.aux))
 
 
 def _on_clock(frames: Frames, rate: float, size: int) -> Tensor:
@@ -124,9 +155,18 @@ register = registry.register
 
 
 def build_fusion(
-    component: str | Mapping[str, Any] | Config, /, *, dims: Mapping[str, int], weights: bool = True, **options: Any
+    component: str | Mapping[str, Any] | Config,
+    /,
+    *,
+    dims: Mapping[str, int],
+    prompt_dim: int | None = None,
+    weights: bool = True,
+    **options: Any,
 ) -> Fusion:
-    """One fusion, outside any spec: `build_fusion("concat", dims={"whisper": 1280, "ced": 768}, rate=25)`."""
+    """One fusion, outside any spec: `build_fusion("concat", dims={"whisper": 1280, "ced": 768}, rate=25)`.
+
+    `prompt_dim`, for those that read the prompt, defaults to the widest stream's.
+    """
     cls, config = build("usam.fusions", component, options)
-    fusion: Fusion = finish(cls(config, dims=dims), config, weights)
+    fusion: Fusion = finish(cls(config, **widths_for(cls, dims, prompt_dim or max(dims.values()))), config, weights)
     return fusion

@@ -1,4 +1,4 @@
-"""What the routers of the projector chain report, as means over the batch."""
+"""What the routers of projector and fusion report, as means over the batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def routers(inputs: LossInputs, loss: str, *names: str) -> Iterator[tuple[Tensor
     if not stages:
         found = ", ".join(sorted(inputs.aux)) or "none"
         raise ValueError(
-            f"{loss} needs a `moe` projector, which reports its router; by-products of this projector: {found}. "
+            f"{loss} needs a `moe` projector, or a `pam` or `mowe` fusion, which report their routers; by-products of "
+            f"this model: {found}. "
             f"Write `projector: [..., {{type: moe, experts: 3}}]`, or take {loss} out of `losses`"
         )
     for stage in stages:

@@ -313,11 +313,11 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
     Args:
         source: a folder or hub id that `save_pretrained` wrote.
         folder: where the merged model and its processor go.
-        task: of the spec's `prompts`: the projector is fixed for its prompt, and needs no `prompt_mask` any more.
+        task: of the spec's `prompts`: what reads the prompt is fixed for it, and needs no `prompt_mask` any more.
 
     Raises:
-        SpecError: an unknown task, a projector that reads no prompt, or a folder that is the source itself.
-        ComponentError: a stage reads the prompt in a way that cannot be fixed.
+        SpecError: an unknown task, nothing that reads the prompt, or a folder that is the source itself.
+        ComponentError: a part reads the prompt in a way that cannot be fixed.
     """
     found = locate(str(source)).folder
     if Path(folder).exists() and os.path.samefile(folder, found):
@@ -330,18 +330,21 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()
     processor = processor_beside(source, model.config.parsed)
-    fixed = {} if task is None else fixed_stages(model, processor, task)
+    fixed = {} if task is None else fixed_parts(model, processor, task)
     tensors = {
         base_name(name): tensor
         for name, tensor in model.state_dict().items()
         if not is_adapter(name) and not name.startswith("losses.") and name not in model.all_tied_weights_keys
     }
     tree = model.config.parsed.to_dict()
-    for i, (node, own) in fixed.items():
-        prefix = f"model.projector.stages.{i}."
+    for stage, (node, own) in fixed.items():
+        prefix = "model.fusion." if stage is None else f"model.projector.stages.{stage}."
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
         tensors |= {prefix + name: tensor for name, tensor in own.items()}
-        tree["projector"][i] = node
+        if stage is None:
+            tree["fusion"] = node
+        else:
+            tree["projector"][stage] = node
     if task is not None:  # under the gates of one task, another's prompt would mislead
         tree["prompts"] = processor.prompts = {task: processor.prompts[task]}
     nodes = [*tree["encoders"].values(), tree["fusion"], *tree["projector"], tree["llm"]]
@@ -366,19 +369,24 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
     return merged
 
 
-def fixed_stages(
+def fixed_parts(
     model: UsamForConditionalGeneration, processor: UsamProcessor, task: str
-) -> dict[int, tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Options and tensors of the stages that read the prompt, by index, fixed for the prompt of one task."""
+) -> dict[int | None, tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Options and tensors of what reads the prompt, fixed for that of one task: stages by index; None, the fusion."""
     if task not in processor.prompts:
         raise SpecError(
             f"--task {task}: the model's 'prompts' have no such task; {did_you_mean(task, processor.prompts)}"
         )
-    stages = cast(Any, model.model.projector.stages)
-    reading = {i: stage for i, stage in enumerate(stages) if stage.reads_prompt}
+    fusion, stages = cast(Any, model.model.fusion), cast(Any, model.model.projector.stages)
+    reading: dict[int | None, Any] = {i: stage for i, stage in enumerate(stages) if stage.reads_prompt}
+    if fusion.reads_prompt:
+        reading[None] = fusion
     if not reading:
         types = ", ".join(stage.config.type for stage in stages)
-        raise SpecError(f"--task {task}: no stage of this projector ({types}) reads the prompt; export without --task")
+        raise SpecError(
+            f"--task {task}: no stage of this projector ({types}) reads the prompt, nor does the fusion "
+            f"({fusion.config.type}); export without --task"
+        )
     # The very tokens that `prompt_mask` marks beside a clip: their neighbours could change how words are cut.
     second = np.zeros(processor.feature_extractor.sampling_rate, dtype=np.float32)
     content = [{"type": "audio", "audio": second}, {"type": "text", "text": processor.prompts[task]}]
@@ -386,7 +394,7 @@ def fixed_stages(
     batch = processor.encode([rendered]).to(model.device)
     with torch.no_grad():
         prompt = Prompt(model.model.embed(batch["input_ids"]), batch["prompt_mask"])
-        return {i: stage.fixed(prompt) for i, stage in reading.items()}
+        return {place: part.fixed(prompt) for place, part in reading.items()}
 
 
 def processor_beside(model: str | Path, spec: Spec) -> UsamProcessor:

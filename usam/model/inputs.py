@@ -35,6 +35,20 @@ def names_of(forward: Callable[..., Any], backbone: Callable[..., Any]) -> froze
     return frozenset(named | more)
 
 
+def check_prompt(model: Any, given: bool) -> None:
+    """What reads the instruction is given it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    names = [type(part).__name__ for part in (model.fusion, *model.projector.stages) if part.reads_prompt]
+    if names and not given:
+        raise ValueError(
+            f"{', '.join(names)} reads the prompt: pass 'prompt_mask' (UsamProcessor makes it), or fix the "
+            "gates with `usam export --task`"
+        )
+
+
 def check_names(given: Iterable[str], known: frozenset[str]) -> None:
     """No argument is swallowed.
 

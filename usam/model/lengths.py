@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from usam.types import Frames, Prompt, same_dtype
+from usam.fusions import run
+from usam.types import Frames, Prompt
 
 if TYPE_CHECKING:
     from usam.model.model import UsamModel
@@ -29,7 +30,7 @@ def wrong_length(model: UsamModel, values: Tensor, mask: Tensor | None, prompt: 
     fusion: Any = spec.fusion
     lengths = {name: (frames.lengths, frames.rate) for name, frames in streams.items()}
     said = fusion.length(lengths, audio.lengths, audio.rate)
-    frames = model.fusion(same_dtype(streams), audio)
+    frames = run(model.fusion, streams, audio, prompt)
     if fault := _compare("fusion", said, frames, f"clips of {audio.lengths.tolist()} samples"):
         return fault
     for i, module in enumerate(model.projector.stages):

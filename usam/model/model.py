@@ -14,9 +14,10 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from usam import encoders, fusions, losses
-from usam.component import Parts, build_part, building, drawing, is_frozen, own_dtype
+from usam.component import Parts, build_part, building, drawing, is_frozen
 from usam.config import UsamConfig
 from usam.llm import build_backbone, build_head
+from usam.model import inputs
 from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
 from usam.model.head import WithHead, as_head
@@ -27,7 +28,7 @@ from usam.model.outputs import UsamModelOutput, UsamOutput, may_be_tuple
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
 from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
-from usam.types import Audio, Frames, Prompt, joined, same_dtype
+from usam.types import Audio, Frames, Prompt, joined
 from usam.versions.compat import CACHE, cache_argument, one_cache
 
 
@@ -46,7 +47,8 @@ class UsamModel(UsamPreTrainedModel):
             }
             self.encoders = Parts(built)
             dims = {name: encoder.dim for name, encoder in built.items()}
-            self.fusion = build_part("fusion", fusions.registry, spec.fusion, seed, dims=dims)
+            widths = fusions.widths_for(fusions.registry.get(spec.fusion.type), dims, dim)
+            self.fusion = build_part("fusion", fusions.registry, spec.fusion, seed, **widths)
             self.projector = Chain(spec.projector, in_dim=self.fusion.dim, prompt_dim=dim, out_dim=dim, seed=seed)
         with building("llm", llm.config, seed):
             self.language_model: Any = build_backbone(llm, cast(Any, config.text_config))
@@ -92,7 +94,13 @@ class UsamModel(UsamPreTrainedModel):
         table = self.get_input_embeddings()
         return cast(Tensor, table(input_ids.masked_fill(audio, 0))).masked_fill(audio.unsqueeze(-1), 0)
 
-    def encode(self, input_values: Tensor, input_values_mask: Tensor | None = None, given: Given = None) -> Frames:
+    def encode(
+        self,
+        input_values: Tensor,
+        input_values_mask: Tensor | None = None,
+        given: Given = None,
+        prompt: Prompt | None = None,
+    ) -> Frames:
         """The fused frames of clips (clip, samples) at the spec's rate, before projection; `given`: `audio_frames`."""
         audio = self._audio(input_values, input_values_mask)
         streams = given_frames(given, self.encoders, audio)
@@ -100,8 +108,7 @@ class UsamModel(UsamPreTrainedModel):
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
-        streams = {name: streams[name] for name in sorted(streams)}
-        return cast(Frames, self.fusion(same_dtype(streams, own_dtype(self.fusion)), audio))
+        return fusions.run(self.fusion, streams, audio, prompt)
 
     def _audio(self, values: Tensor, mask: Tensor | None = None) -> Audio:
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
@@ -120,10 +127,10 @@ class UsamModel(UsamPreTrainedModel):
         Args:
             input_values: (clip, samples) at the spec's sample rate.
             input_values_mask: (clip, samples); None for clips that fill their rows.
-            prompt: each clip's instruction, for projectors that read it.
+            prompt: each clip's instruction, for fusions and projectors that read it.
         """
-        self._need_prompt(prompt is not None)
-        frames = self.project(self.encode(input_values, input_values_mask), prompt)
+        inputs.check_prompt(self, prompt is not None)
+        frames = self.project(self.encode(input_values, input_values_mask, None, prompt), prompt)
         return BaseModelOutputWithPooling(last_hidden_state=frames.x, pooler_output=frames.x[frames.mask])
 
     @may_be_tuple
@@ -151,7 +158,7 @@ class UsamModel(UsamPreTrainedModel):
             position_ids: (batch, length); made from the mask when not given.
             cache: the language model's; `past_key_values` is its older name.
             inputs_embeds: (batch, length, dim) instead of `input_ids`, with the audio already in place.
-            prompt_mask: (batch, length), True on the instruction, for projectors that read it.
+            prompt_mask: (batch, length), True on the instruction, for fusions and projectors that read it.
             audio_frames: what encoders gave for these clips before, by name: (clip, time, dim) and mask (clip, time).
             kwargs: what the language model's `forward` takes, such as `use_cache` and `output_hidden_states`.
 
@@ -206,15 +213,14 @@ class UsamModel(UsamPreTrainedModel):
         given: Given,
     ) -> tuple[Tensor, Frames, Tensor | None]:
         """Embeddings, the audio frames joined for each sample, and where they stand if not among the embeddings."""
-        self._need_prompt(prompt_mask is not None)
-        fused = self.encode(input_values, input_values_mask, given)
+        inputs.check_prompt(self, prompt_mask is not None)
         slots = self.is_audio(input_ids)
         prompt = None
-        if self.projector.reads_prompt and prompt_mask is not None:
+        if prompt_mask is not None and (self.fusion.reads_prompt or self.projector.reads_prompt):
             # The count of a clip's tokens is known before they are projected.
             counts = self.config.parsed.placeholders(self._audio(input_values, input_values_mask).lengths)
             prompt = prompts_of(embeds, prompt_mask, owners(slots, counts))
-        frames = self.project(fused, prompt)
+        frames = self.project(self.encode(input_values, input_values_mask, given, prompt), prompt)
         if frames.aux:  # by-products are a clip's: tell the sample of each
             taken = frames.lengths if self.cross_attention is None else torch.ones_like(frames.lengths)
             frames = replace(frames, aux=joined(frames.aux, {"sample": owners(slots, taken)}))
@@ -237,16 +243,8 @@ class UsamModel(UsamPreTrainedModel):
         device = cast(Tensor, self.get_input_embeddings().weight).device
         clip = torch.zeros(1, self.config.parsed.sample_rate // 10, device=device)
         words = self.embed(torch.zeros(1, 1, dtype=torch.long, device=device))
-        heard = self.project(self.encode(clip), Prompt(words, words.new_ones(1, 1, dtype=torch.bool)))
-        return heard.x.sum() * 0
-
-    def _need_prompt(self, given: bool) -> None:
-        if self.projector.reads_prompt and not given:
-            names = [type(stage).__name__ for stage in self.projector.stages if cast(Any, stage).reads_prompt]
-            raise ValueError(
-                f"{', '.join(names)} reads the prompt: pass 'prompt_mask' (UsamProcessor makes it), or fix the "
-                "gates with `usam export --task`"
-            )
+        prompt = Prompt(words, words.new_ones(1, 1, dtype=torch.bool))
+        return self.project(self.encode(clip, prompt=prompt), prompt).x.sum() * 0
 
 
 # The last base is one of another's, but transformers looks for its name here.

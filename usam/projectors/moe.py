@@ -11,7 +11,7 @@ from einops import rearrange
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from usam.component import base_name, is_adapter
+from usam.component import Float32Linear, base_name, is_adapter
 from usam.kernels import ACTIVATIONS, Activation, Backend, Experts, Routes, moe, route
 from usam.projectors import Projector
 from usam.projectors._activations import ACTIVATIONS as LAYERS
@@ -157,10 +157,7 @@ class MoE(Projector):
         if self.reads_prompt:
             if prompt is None:
                 raise ValueError(f"router '{self.kind}' reads the prompt: pass one, or take router: audio")
-            words = prompt.mask.unsqueeze(-1)
-            wide = torch.promote_types(prompt.x.dtype, torch.float32)
-            total = prompt.x.to(wide).masked_fill(~words, 0).sum(-2)
-            mean = total / words.sum(-2).clamp_min(1)
+            mean = prompt.mean()
             read["prompt"] = F.layer_norm(mean, mean.shape[-1:], eps=EPSILON) if self.normalize_prompt else mean
         if self.kind != "prompt":
             read = {name: mean.unsqueeze(-2) for name, mean in read.items()} | {"audio": x}
@@ -302,13 +299,3 @@ class Router(nn.Module):
         if not self.training or self.jitter == 0:
             return x
         return x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-
-
-class Float32Linear(nn.Linear):
-    """A linear map in float32, or wider, whatever its weights are stored in: rounding must not pick an expert."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(wide)
-        return F.linear(x.to(wide), self.weight.to(wide), bias)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from usam.clock import rescale
+from usam.component import build
+from usam.fusions import widths_for
+from usam.registry import ComponentError
 from usam.spec.spec import Config
 from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
 from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
-from usam.types import Audio, Frames, prefix_mask
+from usam.types import Audio, Frames, Prompt, prefix_mask
 
 SAMPLE_RATE = 16000
 STREAMS = {"a": (6, 50.0), "b": (4, 12.5), "c": (5, 31.25)}  # width and rate
+PROMPT_DIM, WORDS = 7, 6
 
 
 def check_fusion(
@@ -55,10 +60,19 @@ class FusionCase(Case):
     group = "usam.fusions"
 
     def construct(self, cls: Any, config: Any) -> Any:
-        """A fusion takes the encoders' widths."""
-        return cls(config, dims={name: STREAMS[name][0] for name in self.names})
+        """A fusion takes the encoders' widths, and the prompt's where its class reads it."""
+        return cls(config, **widths_for(cls, {name: STREAMS[name][0] for name in self.names}, PROMPT_DIM))
+
+    @cached_property
+    def reads_prompt(self) -> bool:
+        """Whether it has a third argument."""
+        return bool(self.structure().reads_prompt)
 
     def inputs(self, seed: int = 0) -> tuple[Any, ...]:
+        """Three clips of up to a second; their prompts only for a fusion that reads them."""
+        return (*self.clips(seed), *([prompts(3, seed=seed)] if self.reads_prompt else []))
+
+    def clips(self, seed: int = 0) -> tuple[dict[str, Frames], Audio]:
         """Three clips of up to a second."""
         return streams([16000, 9001, 4003], self.names, seed=seed)
 
@@ -86,20 +100,46 @@ def streams(
     return found, Audio(torch.zeros(len(samples), size), prefix_mask(torch.tensor(samples), size), SAMPLE_RATE)
 
 
-def _fuse(fusion: Any, found: Mapping[str, Frames], audio: Audio) -> Frames:
+def prompts(items: int, *, seed: int = 0, words: int = WORDS, garbage: float = 0.0) -> Prompt:
+    """Random instructions of a few words; row i depends on `seed + i` alone."""
+    rows = []
+    for i in range(seed, seed + items):
+        row = torch.randn(50, PROMPT_DIM, generator=torch.Generator().manual_seed(i))
+        own = WORDS - i % 3
+        rows.append(torch.cat([row[:own], row[own:words] * garbage]))
+    lengths = torch.tensor([WORDS - i % 3 for i in range(seed, seed + items)])
+    return Prompt(torch.stack(rows), prefix_mask(lengths, words))
+
+
+def _fuse(
+    fusion: Any, found: Mapping[str, Frames], audio: Audio, prompt: Prompt | None = None, seed: int = 0
+) -> Frames:
+    """As a model calls it; without a prompt, one that reads it is given that of each row."""
     with torch.no_grad():
-        frames: Frames = fusion(found, audio)
+        return _called(fusion, found, audio, prompt, seed)
+
+
+def _called(
+    fusion: Any, found: Mapping[str, Frames], audio: Audio, prompt: Prompt | None = None, seed: int = 0
+) -> Frames:
+    frames: Frames
+    if fusion.reads_prompt:
+        frames = fusion(found, audio, prompts(len(audio.x), seed=seed) if prompt is None else prompt)
+    else:
+        frames = fusion(found, audio)
     return frames
 
 
 def true_width(case: FusionCase) -> None:
-    """Frames are (clip, time, dim), and their mask (clip, time)."""
+    """Frames are (clip, time, dim), and their mask (clip, time); by-products have the clip as their first axis."""
     fusion = case.build()
-    found, audio = case.inputs()
+    found, audio = case.clips()
     frames = _fuse(fusion, found, audio)
     shape = (*frames.mask.shape, fusion.dim)
     require(tuple(frames.x.shape) == shape, f"frames {shape}", f"{tuple(frames.x.shape)}", "dim, and forward")
     require(frames.mask.dtype == torch.bool, "a mask of bool", f"{frames.mask.dtype}", "the mask in forward")
+    for name, value in frames.aux.items():
+        require(value.shape[:1] == (3,), f"aux['{name}'] by clip", f"{tuple(value.shape)}", "its first axis")
 
 
 def keeps_the_clock(case: FusionCase) -> None:
@@ -130,7 +170,7 @@ def keeps_the_clock(case: FusionCase) -> None:
 def survives_empty_streams(case: FusionCase) -> None:
     """A stream with no valid frame, or none at all, gives finite values."""
     fusion = case.build()
-    found, audio = case.inputs()
+    found, audio = case.clips()
     first = found[case.names[0]]
     for what, empty in {
         "a stream without a valid frame": Frames(first.x, torch.zeros_like(first.mask), first.rate),
@@ -143,7 +183,7 @@ def survives_empty_streams(case: FusionCase) -> None:
 
 def ignores_the_order_of_names(case: FusionCase) -> None:
     """The order in which encoders are named, when it is built and when it is called, does not matter."""
-    found, audio = case.inputs()
+    found, audio = case.clips()
     fusion, other = case.build(), case.named(case.names[::-1]).build(seed=1)
     other.load_state_dict(fusion.state_dict())
     ours = _fuse(other, dict(reversed(found.items())), audio)
@@ -156,7 +196,7 @@ def leaves_a_single_stream_unchanged(case: FusionCase) -> str | None:
     if case.config.rate is not None:
         return "it was given a rate"
     alone = case.named(case.names[0])
-    found, audio = alone.inputs()
+    found, audio = alone.clips()
     fusion = alone.build()
     frames = _fuse(fusion, found, audio)
     own = found[case.names[0]]
@@ -177,7 +217,7 @@ def aligns_time(case: FusionCase) -> None:
     found, audio = streams([15360], case.names)  # whole frames of every stream
     for name, stream in found.items():
         source = stream.x.clone().requires_grad_()
-        frames = fusion({**found, name: Frames(source, stream.mask, stream.rate)}, audio)
+        frames = _called(fusion, {**found, name: Frames(source, stream.mask, stream.rate)}, audio)
         heard = (torch.arange(source.shape[1]) + 0.5) / stream.rate
         direction = torch.randn(frames.x.shape[-1])
         for i in range(frames.x.shape[1]):
@@ -198,7 +238,7 @@ def ignores_padding(case: FusionCase) -> None:
     samples = [1, 4003, 9001]
     batch = _fuse(fusion, *streams(samples, case.names, size=16000, garbage=10.0))
     for i, n in enumerate(samples):
-        alone = _fuse(fusion, *streams([n], case.names, seed=i))
+        alone = _fuse(fusion, *streams([n], case.names, seed=i), seed=i)
         what = f"the frames of a clip of {n} samples, alone and in a batch of 16000,"
         require_same(own_frames(batch, i), own_frames(alone, 0), what, "what reads past a stream's mask", TOLERANCE)
 
@@ -207,12 +247,65 @@ def keeps_batch_items_apart(case: FusionCase) -> None:
     """A clip's frames depend neither on its neighbours nor on its place in the batch."""
     fusion = case.build()
     first = _fuse(fusion, *streams([9001, 4003, 16000], case.names, seed=0))
-    other = _fuse(fusion, *streams([16000, 9001], case.names, seed=2))
+    other = _fuse(fusion, *streams([16000, 9001], case.names, seed=2), seed=2)
     look_at = "what mixes the batch axis"
     require_same(own_frames(other, 0), own_frames(first, 2), "the frames of a clip beside others", look_at, TOLERANCE)
     found, audio = streams([16000] * 3, case.names)
     source: Tensor = found[case.names[0]].x.requires_grad_()
-    require_no_leak(fusion(found, audio).x, source, look_at)
+    require_no_leak(_called(fusion, found, audio).x, source, look_at)
+
+
+def hears_its_own_prompt(case: FusionCase) -> str | None:
+    """Clip i hears prompt i and no other."""
+    fusion = case.build()
+    if not fusion.reads_prompt:
+        return "it reads no prompt"
+    found, audio = case.clips()
+    prompt = prompts(3)
+    before = _fuse(fusion, found, audio, prompt)
+    other = prompt.x.clone()
+    other[1] = -3 * other[1].flip(0)
+    after = _fuse(fusion, found, audio, Prompt(other, prompt.mask))
+    for i in (0, 2):
+        same = f"clip {i} when prompt 1 changes,"
+        require_same(own_frames(after, i), own_frames(before, i), same, "what mixes the batch axis")
+    heard = not torch.equal(own_frames(after, 1), own_frames(before, 1))
+    require(heard, "that clip 1 changes with prompt 1", "that it does not", "reads_prompt, which is True")
+    return None
+
+
+def ignores_prompt_padding(case: FusionCase) -> str | None:
+    """Noise behind a prompt, and a longer batch of prompts, change nothing."""
+    fusion = case.build()
+    if not fusion.reads_prompt:
+        return "it reads no prompt"
+    found, audio = case.clips()
+    short = _fuse(fusion, found, audio, prompts(3))
+    long = _fuse(fusion, found, audio, prompts(3, words=2 * WORDS, garbage=10.0))
+    for i in range(3):
+        what = f"clip {i}, its prompt among {WORDS} and {2 * WORDS} words,"
+        require_same(own_frames(long, i), own_frames(short, i), what, "what reads past prompt.mask", TOLERANCE)
+    return None
+
+
+def fixes_its_prompt(case: FusionCase) -> str | None:
+    """What `fixed` gives for a prompt is a fusion that needs none and does what this one does with it."""
+    fusion = case.build()
+    if not fusion.reads_prompt:
+        return "it reads no prompt"
+    try:
+        options, state = fusion.fixed(prompts(1))
+    except ComponentError:
+        return "it cannot be fixed for a task, and says so"
+    cls, config = build(case.group, options, {})
+    other = case.construct(cls, config)
+    other.load_state_dict(state)
+    look_at = "the options and tensors that fixed gives"
+    require(not other.reads_prompt, "a fusion that reads no prompt", "one that does", look_at)
+    found, audio = streams([9001], case.names)
+    ours, reference = _fuse(other.eval(), found, audio), _fuse(fusion, found, audio, prompts(1))
+    require_same(ours.x, reference.x, "the frames with that prompt", look_at, TOLERANCE)
+    return None
 
 
 CLAIMS: list[Claim] = [
@@ -224,5 +317,8 @@ CLAIMS: list[Claim] = [
     aligns_time,
     ignores_padding,
     keeps_batch_items_apart,
+    hears_its_own_prompt,
+    ignores_prompt_padding,
+    fixes_its_prompt,
     *EVERY,
 ]

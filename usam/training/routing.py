@@ -51,8 +51,8 @@ class Routing:
     def means(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, float]:
         """`router/<task>/expert0`, its mean gate; `.../load0`, its share of choices; `.../entropy`; and starts anew.
 
-        The mean is over routed rows: clips, or frames. With several mixtures the name is `router<stage>`. A dense
-        mixture chooses nothing: its loads are its gates, and only these are told.
+        The mean is over routed rows: clips, or frames. With several mixtures the name is `router<stage>`, and
+        `router_fusion`. A dense mixture chooses nothing: its loads are its gates, and only these are told.
 
         Args:
             gather: what each process has, in one list; the means are then those of all processes.
@@ -61,7 +61,7 @@ class Routing:
         logs: dict[str, float] = {}
         stages = sorted({stage for own in found for stage in own})
         for stage in stages:
-            name = "router" if len(stages) == 1 else f"router{stage}"
+            name = "router" if len(stages) == 1 else f"router{stage}" if stage.isdigit() else f"router_{stage}"
             owns = [own[stage] for own in found if stage in own and own[stage][1]]
             if not owns:  # batches without a clip
                 continue
