@@ -2,8 +2,9 @@
 
 At the start: every bundled spec with narrow parts and random weights, on clips of sounds and music; the figure is the
 mean norm of the frames that come out of the projector over the mean norm of the rows of the token table. Widths cancel,
-for all layers start with the variance of their inputs in mind. Then the run of the demo, or another (`--run`), with three
-seeds, as it is and with `match_embeddings`: that figure after training, and the cross entropy on development data.
+for all layers start with the variance of their inputs in mind. Then the run of the demo, or another (`--run`), with
+three seeds, as it is and with `match_embeddings`: that figure after training, and the cross entropy on development
+data.
 """
 
 from __future__ import annotations

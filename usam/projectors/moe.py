@@ -244,9 +244,9 @@ class MoE(Projector):
                 f"router '{self.kind}' weighs every frame anew: no gates hold for a whole task; only router: prompt "
                 "can be exported for one"
             )
-        every = self.learned(self.w_down.new_zeros(1, 1, 1), prompt)[0].double()
-        chosen = every.nonzero().flatten()
-        gates = every[chosen]
+        learned = self.learned(self.w_down.new_zeros(1, 1, 1), prompt)[0].double()
+        chosen = learned.nonzero().flatten()
+        gates = learned[chosen]
         options = self.config.to_dict()
         if isinstance(options["freeze"], list):  # patterns of names that may be gone
             del options["freeze"]
