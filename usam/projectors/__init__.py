@@ -118,7 +118,7 @@ class Chain(nn.Module):
         if matched is None:
             return
         weight: Any = table.weight
-        rows = torch.arange(len(weight), device=matched.log_rms.device).split(ROWS)
+        rows = torch.split(torch.arange(len(weight), device=matched.log_rms.device), ROWS)
         matched.start(torch.cat([table(some).float().norm(dim=-1) for some in rows]).mean(), weight.shape[-1])
 
 

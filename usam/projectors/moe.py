@@ -374,15 +374,15 @@ def fixed_gates(model: nn.Module, gates: Sequence[float] | Tensor | Callable[[Te
     mixtures = [module for module in model.modules() if isinstance(module, MoE)]
     if not mixtures:
         raise ComponentError(f"{type(model).__name__} has no mixture of experts whose gates could be fixed")
-    given = None if callable(gates) else torch.as_tensor(gates)
+    change = (lambda _: torch.as_tensor(gates)) if isinstance(gates, (Tensor, Sequence)) else gates
     before = [mixture.change for mixture in mixtures]
     for mixture in mixtures:
-        mixture.change = gates if given is None else lambda _: given
+        mixture.change = change
     try:
         yield
     finally:
-        for mixture, change in zip(mixtures, before, strict=True):
-            mixture.change = change
+        for mixture, earlier in zip(mixtures, before, strict=True):
+            mixture.change = earlier
 
 
 def even(gates: Tensor) -> Tensor:
