@@ -111,6 +111,7 @@ class HeldOut:
         """(tasks, what the model takes) of all batches."""
         with self.cache or nullcontext():
             for batch in self.trainer.get_eval_dataloader():
+                batch.pop("sources", None)  # which are counted in training
                 inputs, _ = self.trainer.inputs_of(batch)
                 yield batch["tasks"], self.trainer._prepare_inputs(inputs)
 
