@@ -88,7 +88,12 @@ def test_its_gradients_are_those_of_the_numbers():
 
 def test_only_the_last_stage_can_match():
     with pytest.raises(SpecError, match=r"projector.0.match_embeddings: only the last .* projector.1.match_embeddings"):
-        build_model(SPEC, "projector.0.match_embeddings=true")
+        load_spec(SPEC, "projector.0.match_embeddings=true")
+
+
+def test_what_is_heard_from_beside_matches_nothing():
+    with pytest.raises(SpecError, match=r"projector.1.match_embeddings: with llm.injection no frame stands among"):
+        load_spec(SPEC, MATCH, "llm.injection=cross_attention")
 
 
 def test_outside_a_spec_there_is_nothing_to_match():

@@ -79,11 +79,6 @@ class Chain(nn.Module):
             width = out_dim if i == len(configs) - 1 else None
             widths = {"in_dim": in_dim, "prompt_dim": prompt_dim, "out_dim": width}
             stage = build_part(f"projector.{i}", registry, config, seed, **widths)
-            if config.match_embeddings and width is None:
-                raise SpecError(
-                    f"projector.{i}.match_embeddings: only the last stage's frames come to the language model; write "
-                    f"it there, as projector.{len(configs) - 1}.match_embeddings"
-                )
             if config.match_embeddings:
                 stage.matched = Matched()
             self.stages.append(stage)
