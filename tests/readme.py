@@ -32,6 +32,10 @@ SAYS = {
     "whisper_context_wer.py": "What `context: clip` changes: a frame that was learned with silence behind the clip is "
     "another one without it, so that a trained model wants the windows; one that trains with the clip alone does not.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
+    "routing.py": "What the router's gates tell of the task, and what development loses under gates that are even, "
+    "another task's, or the largest alone.",
+    "norms.py": "How long projected audio is beside the language model's embeddings, 1 being as long; and what it is "
+    "worth to begin with their norm.",
     "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
     "takes more.",
     "mixture_auto.py": "On a CPU `backend: auto` takes no longer than the fastest of what one writes with torch; "

@@ -17,7 +17,7 @@ from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.generate import Answerer
 from usam.model.checkpoint import export, load
-from usam.projectors.moe import Said
+from usam.projectors.moe import Said, even, fixed_gates, largest
 from usam.testing import projector_promises
 from usam.training.routing import Routing
 from usam.training.run import read_run
@@ -441,6 +441,96 @@ def test_which_stages_read_the_prompt():
     assert not moe(gates=[1.0, 0.0, 0.0]).reads_prompt
 
 
+# Gates from outside
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_the_learned_gates_given_back_change_nothing(options):
+    module, (frames, prompt) = moe(**options), clips()
+    learned = module(frames, prompt)
+    with fixed_gates(module, lambda gates: gates):
+        found = module(frames, prompt)
+    torch.testing.assert_close(found.x, learned.x, **DOUBLE)
+    assert module(frames, prompt).x.equal(learned.x)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_fixed_gates_are_those_of_a_mixture_that_has_them_in_its_spec(options):
+    module, (frames, prompt) = moe(**options), clips()
+    gates = torch.rand(module.config.experts, dtype=torch.float64).tolist()
+    plain = {name: value for name, value in options.items() if name not in ("top_k", "renormalize")}
+    fixed = moe(**plain, gates=gates)
+    fixed.load_state_dict({n: t for n, t in module.state_dict().items() if not n.startswith("router.")})
+    with fixed_gates(module, gates):
+        torch.testing.assert_close(module(frames, prompt).x, fixed(frames).x, **DOUBLE)
+
+
+@pytest.mark.parametrize("router", ["prompt", "audio"])
+def test_a_change_sees_the_gates_of_each_row(router):
+    module, (frames, prompt) = moe(router=router, experts=4, top_k=2), clips()
+    seen = []
+    with fixed_gates(module, lambda gates: seen.append(gates) or largest(gates)):
+        aux = module(frames, prompt).aux
+    assert seen[0].shape == ((3, 4) if router == "prompt" else (3, 9, 4))
+    assert (seen[0] > 0).sum(-1).eq(2).all()
+    assert torch.allclose(aux["router_probs"].sum(-1), torch.ones(3, dtype=torch.float64))
+    assert aux["router_entropy"].tolist() == [0, 0, 0]
+
+
+def test_even_and_largest_gates():
+    gates = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.5, 0.5, 0.0]])
+    assert torch.equal(even(gates), torch.full((3, 3), 1 / 3))
+    assert largest(gates).tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_a_constant_gate_is_told_as_the_router_would():
+    module, (frames, prompt) = moe(router="audio"), clips()
+    with fixed_gates(module, [0.2, 0.3, 0.5]):
+        aux = module(frames, prompt).aux
+    assert aux.keys() == module(frames, prompt).aux.keys()
+    assert aux["router_load"].tolist() == [pytest.approx([0.2, 0.3, 0.5])] * 3
+
+
+def entropies(module):
+    return module(*clips()).aux["router_entropy"].tolist()
+
+
+def test_gates_from_outside_may_be_changed_within():
+    module = moe()
+    with fixed_gates(module, even):
+        with fixed_gates(module, largest):
+            assert entropies(module) == [0, 0, 0]
+        assert entropies(module) == pytest.approx([torch.tensor(3.0).log().item()] * 3)
+    assert module.change is None
+
+
+def test_gates_from_outside_end_with_an_error_too():
+    module = moe()
+    before = entropies(module)
+    with pytest.raises(ValueError, match="gates of"), fixed_gates(module, [1.0]):
+        entropies(module)
+    assert entropies(module) == before
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ([0.5, 0.5], r"gates of \(2,\) for 3 experts: give \(3,\), or those of each row, \(3, 3\)"),
+        ([1.5, -0.5, 0.0], "gates are numbers from 0 on; found -0.5 to 1.5"),
+        ([float("nan"), 0.0, 0.0], "gates are numbers"),
+    ],
+)
+def test_gates_that_do_not_fit_are_refused(gates, message):
+    module, inputs = moe(), clips()
+    with fixed_gates(module, gates), pytest.raises(ValueError, match=message):
+        module(*inputs)
+
+
+def test_a_model_without_a_mixture_has_no_gates():
+    with pytest.raises(ComponentError, match="Linear has no mixture"), fixed_gates(nn.Linear(2, 2), even):
+        pass
+
+
 # The original mixture
 
 
@@ -546,6 +636,8 @@ EXPORTS = {
     "the best two as they are": ["projector.1.top_k=2", "projector.1.renormalize=false", "projector.1.shared=true"],
     "adapted": ["projector.1.lora={r: 2, target_modules: [prompt, 'shared.0']}", "projector.1.shared=true"],
     "frozen in part": ["projector.1.freeze=[router.*]", "projector.1.hidden=0"],
+    "matched": ["projector.1.match_embeddings=true"],
+    "linear experts, matched": ["projector.1.match_embeddings=true", "projector.1.hidden=0"],
     "two of them": ["projector.0={type: moe, hidden: 0, dim: 10}"],
 }
 
@@ -655,6 +747,20 @@ def test_a_model_without_a_mixture_logs_no_routing():
     routing = Routing()
     routing.add(["asr"], {"0.gate": torch.ones(1, 3)})
     assert routing.means() == {}
+
+
+def test_a_model_answers_and_loses_under_gates_from_outside():
+    model = build_model(SPEC)
+    batch = UsamProcessor.from_spec(load_spec(SPEC)).apply_chat_template(
+        [chat("What?", "ab"), chat("And?", "b")], tokenize=True, return_labels=True
+    )
+    learned = model(**batch)
+    with fixed_gates(model, [1.0, 0.0, 0.0]):
+        fixed = model(**batch)
+    assert fixed.aux["1.router_probs"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert fixed.losses["load_balance"] > learned.losses["load_balance"]
+    assert fixed.losses["cross_entropy"] != learned.losses["cross_entropy"]
+    assert model(**batch).loss == learned.loss
 
 
 @pytest.fixture

@@ -63,15 +63,18 @@ def build_model(
         if kwargs:
             raise TypeError(f"with weights=False only dtype can be given, not {', '.join(sorted(kwargs))}")
         model = UsamForConditionalGeneration(config, dtypes, seed)
+        model.model.projector.match(model.get_input_embeddings())
         return cast(UsamForConditionalGeneration, model.eval())
     random = [prefix for prefix, part in parts(skeleton) if part.source() is None]
     if BACKBONE in random:
         random.append(HEAD)
+    matched = [f"model.projector.stages.{i}.matched." for i in range(len(skeleton.model.projector.stages))]
 
     def may_be_missing(key: str) -> bool:
-        return is_adapter(key) or key.startswith(tuple(random)) or is_own(skeleton, key)
+        return is_adapter(key) or key.startswith((*random, *matched)) or is_own(skeleton, key)
 
     model = assemble(skeleton, base.tensors, dtypes, may_be_missing, "the sources' weights", seed=seed, **kwargs)
+    model.model.projector.match(model.get_input_embeddings())
     model.origins = base.origins
     model.sourced = frozenset(base.tensors)
     return model

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usam.clock import N
 from usam.component import Component, ComponentConfig, build, build_part, finish, own_dtype
 from usam.registry import ComponentError, Registry
+from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import Frames, Prompt, joined, named
 
@@ -25,6 +30,10 @@ class Projector(Component):
 
     class Config(ComponentConfig):
         """Options every projector has, and the arithmetic of its time."""
+
+        match_embeddings: bool = False
+        """Of the last stage: every frame gets one norm, that of the language model's embeddings (their mean) at the
+        start, and what is learned from there."""
 
         def length(self, frames: N, rate: float) -> tuple[N, float]:
             """Frames and rate that go out, for `frames` at `rate` coming in; at least 1 for at least 1.
@@ -70,6 +79,8 @@ class Chain(nn.Module):
             width = out_dim if i == len(configs) - 1 else None
             widths = {"in_dim": in_dim, "prompt_dim": prompt_dim, "out_dim": width}
             stage = build_part(f"projector.{i}", registry, config, seed, **widths)
+            if config.match_embeddings:
+                stage.matched = Matched()
             self.stages.append(stage)
             in_dim = stage.dim
 
@@ -92,7 +103,46 @@ class Chain(nn.Module):
         x = frames.x if dtype is None else frames.x.to(dtype)
         read = prompt if dtype is None or prompt is None else Prompt(prompt.x.to(dtype), prompt.mask)
         found: Frames = stage(Frames(x, frames.mask, frames.rate), read)
-        return found
+        matched = getattr(stage, "matched", None)
+        return found if matched is None else replace(found, x=matched(found.x))
+
+    @torch.no_grad()
+    def match(self, table: nn.Module) -> None:
+        """Start the norm of frames that shall match embeddings at the mean norm of a table's."""
+        matched: Matched | None = getattr(self.stages[-1], "matched", None)
+        if matched is None:
+            return
+        weight: Any = table.weight
+        rows = torch.split(torch.arange(len(weight), device=matched.log_rms.device), ROWS)
+        matched.start(torch.cat([table(some).float().norm(dim=-1) for some in rows]).mean(), weight.shape[-1])
+
+
+ROWS = 8192  # of a token table that are looked at together
+
+
+class Matched(nn.Module):
+    """Frames of one norm, which is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_rms = nn.Parameter(torch.empty(1))  # FSDP2 takes no scalar
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A root mean square of 1, until the embeddings are known."""
+        nn.init.zeros_(self.log_rms)
+
+    def start(self, norm: Tensor, dim: int) -> None:
+        """Frames of this width get this norm."""
+        self.log_rms.copy_(norm.log() - math.log(dim) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to the same, computed in float32; zeros stay zeros."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (F.rms_norm(wide, wide.shape[-1:], eps=EPS) * self.log_rms.exp()).to(x.dtype)
+
+
+EPS = 1e-6  # Llama's
 
 
 registry: Registry[Projector] = Registry(Projector, "usam.projectors")
@@ -114,6 +164,8 @@ def build_projector(
     `prompt_dim` defaults to `out_dim`, else to `in_dim`.
     """
     cls, config = build("usam.projectors", component, options)
+    if config.match_embeddings:
+        raise SpecError("match_embeddings: there is no language model outside a spec; leave it out")
     module = cls(config, in_dim=in_dim, prompt_dim=prompt_dim or out_dim or in_dim, out_dim=out_dim)
     projector: Projector = finish(module, config, weights)
     return projector

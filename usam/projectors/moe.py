@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
@@ -103,6 +104,7 @@ class MoE(Projector):
         widths = {"prompt": prompt_dim, "audio": in_dim}
         self.router = None if fixed else Router(config, {name: widths[name] for name in READS[config.router]})
         self.reads_prompt = self.router is not None and "prompt" in READS[config.router]
+        self.change: Callable[[Tensor], Tensor] | None = None  # what `fixed_gates` does to the gates
         self.shared: nn.Sequential | None = None
         if config.shared and config.hidden:
             up, down = nn.Linear(in_dim, config.hidden), nn.Linear(config.hidden, self.dim)
@@ -131,9 +133,14 @@ class MoE(Projector):
         padding = ~frames.mask.unsqueeze(-1)
         x = frames.x.masked_fill(padding, 0)
         own = x.to(self.w_down.dtype)
-        if self.router is None:
-            y = self._fixed(own).masked_fill(padding, 0)
-            aux: Mapping[str, Tensor] = self._one_expert(frames.mask)
+        aux: Mapping[str, Tensor]
+        if self.change is not None:
+            gates = self._changed(x, prompt)
+            y = self._fixed(own, gates).masked_fill(padding, 0)
+            aux = self._as_said(gates, frames.mask)
+        elif self.router is None:
+            y = self._fixed(own, self.gates).masked_fill(padding, 0)
+            aux = self._one_expert(frames.mask)
         else:
             y, routes = moe(
                 own,
@@ -178,15 +185,50 @@ class MoE(Projector):
             "router_entropy": zero,
         }
 
-    def _fixed(self, x: Tensor) -> Tensor:
-        """Experts with fixed gates are one network, its last layer scaled by them."""
-        assert self.gates is not None
-        gates = self.gates.to(self.w_down.dtype)
-        down, bias = self.w_down * gates.view(-1, 1, 1), gates @ self.b_down
+    def learned(self, x: Tensor, prompt: Prompt | None) -> Tensor:
+        """The gates that the router gives, 0 for experts that a row does not go to: (clip, [time,] expert)."""
+        if self.router is None:  # exported for a task, or of one expert
+            assert self.gates is not None
+            return self.gates.expand(x.shape[0], -1)
+        logits = self.router(self._read(x, prompt))
+        routes = route(logits.flatten(0, -2), top_k=self.top_k, renormalize=self.renormalize)
+        gates = torch.zeros_like(routes.probs).scatter(-1, routes.experts.long(), routes.gates)
+        return gates.view(logits.shape)
+
+    def _changed(self, x: Tensor, prompt: Prompt | None) -> Tensor:
+        """What `fixed_gates` makes of the gates: (clip, time, expert), where 1 stands for any number of them."""
+        assert self.change is not None
+        learned = self.learned(x, prompt)
+        gates = self.change(learned).to(learned)
+        if gates.shape not in (learned.shape, learned.shape[-1:]):
+            raise ValueError(
+                f"gates of {tuple(gates.shape)} for {learned.shape[-1]} experts: give ({learned.shape[-1]},), or those "
+                f"of each row, {tuple(learned.shape)}"
+            )
+        if not (gates.isfinite() & (gates >= 0)).all():
+            raise ValueError(f"gates are numbers from 0 on; found {gates.min():g} to {gates.max():g}")
+        return gates if gates.ndim == 3 else gates.reshape(-1, 1, gates.shape[-1])
+
+    def _as_said(self, gates: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """By-products as if a router gave these gates."""
+        by_clip = self.kind == "prompt"
+        rows = mask.any(-1, keepdim=True) if by_clip else mask
+        probs = (gates.expand(*rows.shape, -1) * rows.unsqueeze(-1)).flatten(0, 1)
+        every = torch.arange(probs.shape[-1], device=probs.device).expand_as(probs)
+        routes = Routes(probs, probs, lambda: every, lambda: torch.zeros_like(probs[:, 0]))
+        return dict(Said(routes, mask, by_clip, None))
+
+    def _fixed(self, x: Tensor, gates: Tensor | None) -> Tensor:
+        """Experts with fixed gates (..., expert) are one network, its hidden units scaled by them."""
+        assert gates is not None
+        gates = gates.to(self.w_down.dtype)
         if self.w_up is None or self.b_up is None:
-            return F.linear(x, down.sum(0).mT, bias)
-        hidden = F.linear(x, rearrange(self.w_up, "e h d -> (e h) d"), self.b_up.flatten())
-        return F.linear(ACTIVATIONS[self.activation](hidden), rearrange(down, "e h o -> o (e h)"), bias)
+            hidden = x.unsqueeze(-2)
+        else:
+            units = F.linear(x, rearrange(self.w_up, "e h d -> (e h) d"), self.b_up.flatten())
+            hidden = rearrange(ACTIVATIONS[self.activation](units), "b t (e h) -> b t e h", e=gates.shape[-1])
+        scaled = rearrange(gates.unsqueeze(-1) * hidden, "b t e h -> b t (e h)")
+        return scaled @ rearrange(self.w_down, "e h o -> (e h) o") + gates @ self.b_down
 
     def fixed(self, prompt: Prompt) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The mixture for one prompt: linear experts as one `linear`, others with fixed gates, the unused left out.
@@ -199,10 +241,9 @@ class MoE(Projector):
                 f"router '{self.kind}' weighs every frame anew: no gates hold for a whole task; only router: prompt "
                 "can be exported for one"
             )
-        logits = self.router(self._read(self.w_down.new_zeros(1, 1, 1), prompt))
-        routes = route(logits, top_k=self.top_k, renormalize=self.renormalize)
-        order = routes.experts[0].long().argsort()
-        chosen, gates = routes.experts[0].long()[order], routes.gates[0][order].double()
+        learned = self.learned(self.w_down.new_zeros(1, 1, 1), prompt)[0].double()
+        chosen = learned.nonzero().flatten()
+        gates = learned[chosen]
         options = self.config.to_dict()
         if isinstance(options["freeze"], list):  # patterns of names that may be gone
             del options["freeze"]
@@ -213,9 +254,9 @@ class MoE(Projector):
                 every: Any = self.shared[0]
                 weight, bias = weight + every.weight.double(), bias + every.bias.double()
             kept = {name: options[name] for name in Projector.Config.model_fields if name in options}
-            tensors = {"map.0.weight": weight, "map.0.bias": bias}
-            dtype = self.w_down.dtype
-            return {**kept, "type": "linear", "dim": self.dim}, {n: t.to(dtype) for n, t in tensors.items()}
+            tensors = {"map.0.weight": weight.to(self.w_down.dtype), "map.0.bias": bias.to(self.w_down.dtype)}
+            tensors |= {n: t for n, t in self.state_dict().items() if n.startswith("matched.")}
+            return {**kept, "type": "linear", "dim": self.dim}, tensors
         kept = {name: value for name, value in options.items() if not name.startswith(("router", "top_k", "renorm"))}
         tensors = {base_name(n): t for n, t in self.state_dict().items() if not is_adapter(n)}
         tensors = {n: t for n, t in tensors.items() if not n.startswith("router.")}
@@ -299,3 +340,43 @@ class Router(nn.Module):
         if not self.training or self.jitter == 0:
             return x
         return x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+
+
+@contextmanager
+def fixed_gates(model: nn.Module, gates: Sequence[float] | Tensor | Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, every mixture in `model` weighs its experts by these gates, whatever its router says.
+
+    They need not sum to 1. In a mixture of the best few every expert counts whose gate is above 0, also of those that
+    its router would leave out.
+
+    Args:
+        model: a model, or a mixture alone.
+        gates: one an expert; or a function of those that the router gives, (clip, expert) or (clip, time, expert), to
+            gates of that shape or one an expert, such as `even` and `largest`.
+
+    Raises:
+        ComponentError: there is no mixture.
+        ValueError: in `forward`, of gates that do not fit the experts, or are negative.
+    """
+    mixtures = [module for module in model.modules() if isinstance(module, MoE)]
+    if not mixtures:
+        raise ComponentError(f"{type(model).__name__} has no mixture of experts whose gates could be fixed")
+    change = (lambda _: torch.as_tensor(gates)) if isinstance(gates, (Tensor, Sequence)) else gates
+    before = [mixture.change for mixture in mixtures]
+    for mixture in mixtures:
+        mixture.change = change
+    try:
+        yield
+    finally:
+        for mixture, earlier in zip(mixtures, before, strict=True):
+            mixture.change = earlier
+
+
+def even(gates: Tensor) -> Tensor:
+    """Every expert counts as much as any other."""
+    return torch.full_like(gates, 1 / gates.shape[-1])
+
+
+def largest(gates: Tensor) -> Tensor:
+    """The expert with the largest gate counts alone; of equal ones the first."""
+    return F.one_hot(gates.argmax(-1), gates.shape[-1]).to(gates)

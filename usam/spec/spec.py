@@ -146,9 +146,26 @@ class Spec(BaseModel):
             for i, node in enumerate(parts["projector"])
         ]
         try:
-            return cls.model_validate(parts)
+            spec = cls.model_validate(parts)
         except ValidationError as error:
             raise SpecError(_explain(error, cls, (), places)) from error
+        spec._check_matched(places)
+        return spec
+
+    def _check_matched(self, places: Places) -> None:
+        last = len(self.projector) - 1
+        for i in (i for i, stage in enumerate(self.projector) if cast("Projector.Config", stage).match_embeddings):
+            where = places.at(("projector", str(i), "match_embeddings"))
+            if i < last:
+                raise SpecError(
+                    f"{where}only the last stage's frames come to the language model; write it there, as "
+                    f"projector.{last}.match_embeddings"
+                )
+            if self.beside:
+                raise SpecError(
+                    f"{where}with llm.injection no frame stands among embeddings, and the blocks that hear it norm it; "
+                    "leave it out"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain data with every default filled in; `None` is left out, for `null` removes."""
