@@ -11,6 +11,9 @@ a grid may be stopped, and finished another day. The whole grid takes hours. Out
 
     --run FILE     a run file to vary, with held-out rows of the world in data.eval; by default all of `mini_paper` is
                    trained, on a small world
+    --frozen       the encoders stay as drawn, and their frames are cached: a fraction of the time, to look into
+                   the loss
+    --clips N      for training, of each task; a third as many are held out, and no more than 40
     --only A,B     variations
     --seeds 0,1
     --steps N
@@ -53,23 +56,24 @@ from usam.training import caching
 from usam.training.held_out import batches, by_task
 from usam.training.run import read_run, samples_of
 from usam.training.start import train
+from usam.types import IGNORE
 
 ROOT = Path(__file__).parents[1]
 RUNS = RESULTS / "selection_runs.jsonl"
 PAGE = ROOT / "docs" / "selection.md"
 PICTURE = ROOT / "docs" / "selection.svg"
 LOSS = "semantic_contrastive"
-WORLD = {"train": 300, "dev": 40, "test": 0}  # clips of a task
+CLIPS = 300  # of a task
 STEPS = 240
 ANSWERS = 40  # rows of a task that are answered
 METRICS = {"asr": "wer", "s2tt": "cer", "aac": "rouge_l", "mc": "rouge_l"}
 SEEDS = (0, 1, 2)
 EVERY = 5  # steps between two looks into the loss
 TRAIN = {
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 40,
+    "warmup_steps": 0.15,
     "weight_decay": 0.01,
     "adam_beta2": 0.98,
     "max_grad_norm": 1.0,
@@ -97,13 +101,13 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "ratio 0.01": ratio(0.01),
     "ratio 0.1": ratio(0.1),
     "ratio 1 (mini_paper)": ratio(1.0),
-    "L1 0.01, threshold 0.25": l1(0.01, threshold=0.25),
-    "L1 0.01, threshold 0.35": l1(0.01, threshold=0.35),
-    "L1 0.01, hard": l1(0.01, decision="hard"),
-    "L1 0.01, predicted alone": l1(0.01, beta=0.0),
-    "L1 0.01, relevance alone": l1(0.01, beta=0.999),
-    "ratio 1, predicted alone": ratio(1.0, beta=0.0),
-    "ratio 1, relevance alone": ratio(1.0, beta=0.999),
+    "L1 0.01; threshold 0.25": l1(0.01, threshold=0.25),
+    "L1 0.01; threshold 0.35": l1(0.01, threshold=0.35),
+    "L1 0.01; hard": l1(0.01, decision="hard"),
+    "L1 0.01; predicted alone": l1(0.01, beta=0.0),
+    "L1 0.01; relevance alone": l1(0.01, beta=0.999),
+    "ratio 1; predicted alone": ratio(1.0, beta=0.0),
+    "ratio 1; relevance alone": ratio(1.0, beta=0.999),
     "half kept (topk)": {"decision": "topk", "ratio": 0.5, "sparsity": "none"},
 }
 
@@ -112,6 +116,8 @@ def main() -> None:
     """Train what is missing, and write down what is there."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--run", type=Path)
+    asked.add_argument("--frozen", action="store_true")
+    asked.add_argument("--clips", type=int, default=CLIPS)
     asked.add_argument("--only", type=lambda text: text.split(","), default=list(VARIANTS))
     asked.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=list(SEEDS))
     asked.add_argument("--steps", type=int, default=STEPS)
@@ -123,7 +129,7 @@ def main() -> None:
         asked.error(f"no variation {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     if not given.table:
         with tempfile.TemporaryDirectory() as place:
-            base = given.run or small_run(Path(place), given.world or Path(place) / "world")
+            base = given.run or small_run(Path(place), given)
             for seed in given.seeds:  # so that what is there when it is stopped can be compared
                 for name in given.only:
                     work(base, name, seed, given, Path(place) / "model")
@@ -135,16 +141,17 @@ def main() -> None:
 # One run
 
 
-def small_run(folder: Path, world: Path) -> Path:
-    """A run file that trains all of `mini_paper` on a small world."""
-    made = write_world(world, **WORLD)
-    tree = {
-        "model": {"base": "mini_paper", "prompts": PROMPTS},
-        "data": {
-            split: [str(file) for file in made[name].values()] for split, name in (("train", "train"), ("eval", "dev"))
-        },
-        "train": TRAIN,
-    }
+def small_run(folder: Path, given: argparse.Namespace) -> Path:
+    """A run file that trains `mini_paper` on a small world."""
+    world = given.world or folder / "world"
+    made = write_world(world, train=given.clips, dev=min(given.clips // 3, 40), test=0)
+    model: dict[str, Any] = {"base": "mini_paper", "prompts": PROMPTS}
+    data: dict[str, Any] = {"train": [str(file) for file in made["train"].values()]}
+    data["eval"] = [str(file) for file in made["dev"].values()]
+    if given.frozen:
+        model["encoders"] = {name: {"freeze": "all"} for name in ("whisper", "ced", "mert")}
+        data["cache"] = str(world.with_name(f"{world.name}-frames"))
+    tree = {"model": model, "data": data, "train": TRAIN}
     (folder / "run.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return folder / "run.yaml"
 
@@ -154,12 +161,16 @@ def work(base: Path, name: str, seed: int, given: argparse.Namespace, folder: Pa
     changed = VARIANTS[name]
     run = read_run(base, f"model.losses.{LOSS}={json.dumps(changed)}")
     held_out = list(samples_of(run, "eval"))
-    recipe = "prepared" if given.run else "small"
+    recipe = (
+        "specialists"
+        if given.run
+        else f"{given.clips} clips a task, encoders {'as drawn' if given.frozen else 'trained'}"
+    )
     learned = {**run.train, "max_steps": given.steps, "seed": seed, "eval_strategy": "no", "save_strategy": "no"}
     what = {
         "spec": run.spec.to_dict(),
         "train": {key: value for key, value in learned.items() if key != "output_dir"},
-        "world": None if given.run else WORLD,
+        "recipe": recipe,
         "rows": [len(samples_of(run, "train")), len(held_out)],
         "answers": given.answers,
     }
@@ -191,7 +202,9 @@ def looked_at(
 ) -> dict[str, Any]:
     """What a model keeps, how its parts of eq. 9 rank, what it loses and how well it answers, by task."""
     model.eval()
-    found: dict[str, Any] = {"selection": None, "cross_entropy": cross_entropy(model, processor, samples)}
+    found: dict[str, Any] = {"selection": None}
+    lost = Lost()
+    listening = model.register_forward_hook(lost.note, with_kwargs=True)
     if LOSS in dict(model.losses.parts()):
         parts: dict[str, list[Tensor]] = {"predicted": [], "relevance": []}
         loss: Any = model.losses[LOSS]
@@ -212,6 +225,13 @@ def looked_at(
                 for row, one in zip(rows, scores, strict=True)
             ]
             found[f"ranking_of_{part}"] = {task: one.ranking for task, one in by_name(alone).items()}
+    else:
+        with torch.no_grad():
+            for places in batches(samples, 16):
+                batch, rows = Collator(processor).rows([samples[place] for place in places])
+                model(**batch, batch=passed_along(rows), logits_to_keep=1)
+    listening.remove()
+    found["cross_entropy"] = lost.means()
     if answers:
         found["metric"] = answered(Answerer(model, processor), samples, answers)
     return found
@@ -222,21 +242,25 @@ def by_name(rows: Sequence[Kept]) -> dict[str, Selection]:
     return {"all": measured(rows), **measured_by_task(rows)}
 
 
-@torch.no_grad()
-def cross_entropy(
-    model: UsamForConditionalGeneration, processor: UsamProcessor, samples: Sequence[Sample]
-) -> dict[str, float]:
-    """Nats a supervised token, of each task and of all."""
-    sums: dict[str, list[float]] = {}
-    for places in batches(samples, 16):
-        batch, rows = Collator(processor).rows([samples[place] for place in places])
-        aux = model(**batch, batch=passed_along(rows), logits_to_keep=1).aux
-        tokens = aux["cross_entropy.tokens"]
-        for task in ("all", str(rows[0].task)):
-            total = sums.setdefault(task, [0.0, 0.0])
-            total[0] += float(tokens.sum())
-            total[1] += len(tokens)
-    return {task: total / count for task, (total, count) in sums.items()}
+class Lost:
+    """Cross entropy a supervised token, in nats, of each task and of all: what a model's forward tells."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = {}
+
+    def note(self, _: Any, args: Any, given: Mapping[str, Any], output: Any) -> None:
+        """One batch."""
+        counts = (given["labels"][:, 1:] != IGNORE).sum(-1).tolist()
+        each = output.aux["cross_entropy.tokens"].split(counts)
+        for task, tokens in zip(given["batch"]["tasks"], each, strict=True):
+            for name in ("all", task):
+                total = self.sums.setdefault(name, [0.0, 0.0])
+                total[0] += float(tokens.sum())
+                total[1] += len(tokens)
+
+    def means(self) -> dict[str, float]:
+        """By task."""
+        return {task: total / count for task, (total, count) in self.sums.items()}
 
 
 def answered(answerer: Answerer, samples: Sequence[Sample], most: int) -> dict[str, float]:
