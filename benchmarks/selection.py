@@ -135,7 +135,7 @@ def main() -> None:
                     work(base, name, seed, given, Path(place) / "model")
     found = results()
     write(found)
-    record(__file__, rows(found), summary(found))
+    record(__file__, rows(found), {"runs": RUNS.name, "count": len(found)})
 
 
 # One run
@@ -368,8 +368,9 @@ def mean(runs: Sequence[Result], of: Callable[[Result], float | None], form: str
     values = [value for run in runs if (value := of(run)) is not None]
     if not values:
         return "-"
-    spread = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{form}}{spread}"
+    low, middle, high = (f"{x:{form}}" for x in (min(values), statistics.fmean(values), max(values)))
+    text = f"{middle} ({low} to {high})" if len(values) > 1 else middle
+    return text.replace("-0.0000", "0.0000")
 
 
 def at(*keys: str) -> Callable[[Result], float | None]:
@@ -564,16 +565,11 @@ def rows(found: Sequence[Result]) -> list[dict[str, Any]]:
             kept = mean(runs, at("end", "selection", "all", "keep_rate"))
             precision, chance = (mean(runs, at("end", "selection", "aac", x, "precision")) for x in ("kept", "random"))
             what = (
-                f"`mini_paper` ({recipe}, {steps} steps, {len(runs)} seeds), {name}: audio tokens kept; precision on "
+                f"`mini_paper` ({recipe}, {steps} steps, seeds: {len(runs)}), {name}: audio tokens kept; precision on "
                 "sounds, and at random"
             )
             listed.append({"what": what, "measured": f"{kept}; {precision}, {chance}", "bound": "none", "ok": True})
     return listed
-
-
-def summary(found: Sequence[Result]) -> dict[str, Any]:
-    """Every run without its trace, which is in the file of runs."""
-    return {"runs": [{key: value for key, value in run.items() if key != "trace"} for run in found]}
 
 
 if __name__ == "__main__":
