@@ -47,6 +47,8 @@ SAYS = {
     "on a GPU for this.",
     "semantic_contrastive.py": "The semantic contrastive loss looks at the frames that a clip has, and costs a "
     "share of what 1024 slots cost.",
+    "selection.py": "What the contrast keeps of a clip, in variations of eq. 9 to 12; [selection.md](selection.md) has "
+    "the rest.",
     "supervised_head.py": "A training step computes logits where tokens are supervised, which saves time and memory; "
     "1 would be a step with all logits.",
     "padding.py": "A budget of seconds and tokens makes batches of rows of one length, with little padding.",

@@ -314,6 +314,27 @@ def test_the_decision_hears_what_a_frame_would_change():
     close(kept.grad[0], (x[0] - slot) @ cotangent[0, 0] / 3)
 
 
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_what_slots_ask_of_the_kept_frames_sums_to_nothing(keep):
+    """Their weights sum to 1: no triplet moves the mean score of what is kept, and a frame kept alone is not moved."""
+    torch.manual_seed(0)
+    aggregation, x = Aggregation(DIM, 5, 3), torch.randn(2, 6, DIM)
+    kept = (torch.arange(6) < keep).float().expand(2, 6).clone().requires_grad_()
+    aggregation(x, kept).backward(torch.randn(2, 3, DIM))
+    close(kept.grad[:, :keep].sum(-1), torch.zeros(2))
+    assert (kept.grad[:, keep:].abs() > 1e-4).all()  # what is dropped is asked for, or against
+
+
+def test_without_the_predicted_part_no_frame_of_eq_9_is_above_a_half():
+    """Relevance is at most 1 and weighs a half: once nothing is predicted, a single frame is kept."""
+    loss = make_loss(sparsity="none")
+    nn.init.zeros_(loss.score[2].weight)
+    nn.init.constant_(loss.score[2].bias, -50)
+    found = loss(batch()).aux
+    assert found["scores"].max() <= 0.5
+    assert found["kept"].sum(-1).tolist() == [1, 1, 1, 1]
+
+
 # The whole, against closed forms and finite differences
 
 
