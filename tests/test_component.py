@@ -174,3 +174,19 @@ def test_a_language_model_and_a_fusion_say_what_they_lack(monkeypatch, family, b
     offered(monkeypatch, family, type("Part", (family.registry.base,), {"__module__": __name__}))
     with pytest.raises(ComponentError, match=needs):
         build()
+
+
+def test_options_below_a_component_without_any_of_its_own_are_described():
+    class Plain(projectors.Projector):
+        pass
+
+    class Own(Plain):
+        class Config(Plain.Config):
+            size: int = 1
+            """How large."""
+
+    assert (
+        Plain.Config.model_fields["freeze"].description
+        == projectors.Projector.Config.model_fields["freeze"].description
+    )
+    assert Own.Config.model_fields["size"].description == "How large."

@@ -247,7 +247,9 @@ def own_config(cls: Any) -> None:
     """Give a component class a Config of its own, which knows the class it configures."""
     if "Config" not in cls.__dict__:
         space = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config", "__doc__": cls.__doc__}
-        cls.Config = type(cls.Config)("Config", (cls.Config,), space)
+        # It adds no option, and pydantic would look for its source in every frame of the stack, which takes long.
+        cls.Config = type(cls.Config)("Config", (cls.Config,), space, use_attribute_docstrings=False)
+        cls.Config.model_config["use_attribute_docstrings"] = True  # for what inherits from it
     cls.Config.component = cls
 
 

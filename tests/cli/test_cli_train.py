@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import soundfile
 from conftest import noise
+from processes import start
 
 from usam.cli import main
 
@@ -65,20 +65,13 @@ def test_skipped_rows_are_counted_and_their_list_is_named(usam, run_file):
 def test_an_interrupted_run_says_how_to_go_on(run_file):
     """As with Ctrl-C, once there is a checkpoint."""
     arguments = command("train", run_file, "--set", "train.max_steps=100000", "--set", "train.save_steps=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "usam.cli", *arguments[1:]],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background may ignore it
-    )
-    while not list(run_file.parent.glob("out/checkpoint-*")) and process.poll() is None:
+    process = start(run_file.parent, *arguments[1:])
+    while not list(run_file.parent.glob("out/checkpoint-*")) and process.is_alive():
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    last = err.strip().splitlines()[-1]
+    process.join(120)
+    assert process.exitcode == 130
+    last = (run_file.parent / "command.err").read_text().strip().splitlines()[-1]
     assert last.startswith(f"interrupted; the run can go on from {run_file.parent}/out/checkpoint-")
     assert f"usam train {run_file} --set" in last
     assert last.endswith("--resume")

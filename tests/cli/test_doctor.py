@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import processes
 import pytest
 import versions as script
 
@@ -52,13 +53,21 @@ def site(tmp_path, monkeypatch):
 
 
 def usam(site, *arguments):
-    """(exit status, standard output, standard error) of a command in a process of its own."""
+    """(exit status, standard output, standard error) of a command in a process that imports everything anew."""
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "usam.cli", *arguments]
     run = subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True, check=False)
     assert "Traceback" not in run.stdout + run.stderr
     return run.returncode, run.stdout, run.stderr
+
+
+def beside(site, *arguments):
+    """The same, of one that has imported torch and transformers already."""
+    importlib.invalidate_caches()
+    status, out, err = processes.usam(site, *arguments)
+    assert "Traceback" not in out + err
+    return status, out, err
 
 
 def wrong(out):
@@ -106,7 +115,7 @@ def test_plugins_that_cannot_serve(site):
     put(site, "one-package", "1.4", PROJECTOR, "[usam.projectors]\ntoy = one_package:Toy\n")
     put(site, "two-package", "1.5", PROJECTOR, "[usam.projectors]\ntoy = two_package:Toy\n")
     put(site, "bad-package", "1.6", "", "[usam.encoders]\nnonsense\n")
-    status, out, _ = usam(site, "doctor")
+    status, out, _ = beside(site, "doctor")
     assert status == 1
     bad, dash, typo, broken, clash = wrong(out)
     assert "bad-package 1.6: entry_points.txt, line 2: 'nonsense' is neither" in bad
@@ -121,7 +130,7 @@ def test_plugins_that_cannot_serve(site):
 
 def test_a_newer_transformers_is_one_note_and_no_fault(site):
     put(site, "transformers", "5.99.0")
-    status, out, _ = usam(site, "doctor")
+    status, out, _ = beside(site, "doctor")
     assert (status, wrong(out)) == (0, []), out
     tested = standing("transformers")
     (note,) = [line for line in out.splitlines() if line.startswith("note: transformers")]
@@ -147,7 +156,7 @@ def test_a_transformers_too_new_to_work_is_an_error_of_one_paragraph(site):
 
 def test_a_malformed_file_of_another_package_stops_no_command(site):
     put(site, "bad-package", "1.6", "", "[console_scripts]\nnonsense\n")
-    assert usam(site, "check", "tiny") == (0, "tiny: the spec is sound\n", "")
+    assert beside(site, "check", "tiny") == (0, "tiny: the spec is sound\n", "")
 
 
 def test_our_own_bugs_stay_tracebacks_beside_tested_versions(site):

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from conftest import noise
 from contrastive import DIM, OPTIONS, SHARES, batch, compute, make_loss, one_of_two, take
+from processes import METHOD
 from safetensors import safe_open
 from torch import nn
 
@@ -617,7 +618,7 @@ def test_training_compiles_as_one_graph():
 def two_processes(tmp_path_factory):
     """What each of two processes found, case by case."""
     folder = str(tmp_path_factory.mktemp("gather"))
-    mp.spawn(one_of_two, (folder,), nprocs=2)
+    mp.start_processes(one_of_two, (folder,), nprocs=2, start_method=METHOD)
     found = zip(*(torch.load(f"{folder}/{rank}.pt") for rank in range(2)), strict=True)
     return dict(zip(((str(options), i) for options in OPTIONS for i in range(len(SHARES))), found, strict=True))
 

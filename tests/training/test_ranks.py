@@ -11,6 +11,7 @@ import soundfile
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import noise
+from processes import ranks
 from safetensors.torch import load_file
 from short_runs import SMALL, logged
 
@@ -59,12 +60,19 @@ def one(file, folder, *overrides, resume=False):
 
 
 def two(file, folder, *overrides, resume=False):
-    """A run of two."""
+    """A run of two, which torchrun starts."""
     overrides = [*STEPS, *overrides, f"train.output_dir={folder}"]
     words = [word for override in overrides for word in ("--set", override)] + ["--resume"] * resume
     many = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*many, "-m", "usam.cli", "train", file, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+def forks(file, folder, *overrides):
+    """A run of two that begin at once."""
+    overrides = [*STEPS, *overrides, f"train.output_dir={folder}"]
+    ranks(file.parent, "train", file, *(word for override in overrides for word in ("--set", override)))
     return folder
 
 
@@ -87,11 +95,12 @@ def assert_learned_the_same(folder, other):
 # The same steps
 
 
-def test_two_processes_make_the_steps_of_one_that_accumulates(rows):
+@pytest.mark.parametrize("launched", [forks, pytest.param(two, marks=pytest.mark.slow)], ids=["forks", "torchrun"])
+def test_two_processes_make_the_steps_of_one_that_accumulates(launched, rows):
     file = run_file(rows)
     whole = one(file, rows / "one", *SMALL, *ACCUMULATING)
     assert len(losses(whole)) == 4
-    assert_learned_the_same(two(file, rows / "two", *SMALL, *GLOO), whole)
+    assert_learned_the_same(launched(file, rows / "two", *SMALL, *GLOO), whole)
 
 
 @pytest.mark.slow
