@@ -1,0 +1,94 @@
+"""The paper's recipe in miniature: a world to hear, and the run that joins three frozen specialists on all its tasks.
+
+What is chosen here was chosen on the development split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from usam.data.world import write_world
+from usam.saving import write_whole
+from usam.spec.page import SpecError
+
+CLIPS = {"train": 2000, "dev": 100, "test": 200}  # of each task
+EPOCHS = 4
+TRAIN: dict[str, Any] = {
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 50,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 60,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.98,
+    "max_grad_norm": 1.0,
+    "logging_steps": 25,
+    "save_strategy": "no",
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What there is to train the model with."""
+
+    folder: Path
+    world: Mapping[str, Mapping[str, Path]]
+    """The manifests, by split and task."""
+    run_file: Path
+    """Trains `mini_paper` on all four tasks."""
+
+
+def prepare(
+    folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS
+) -> Prepared:
+    """Write the world and the run file; a world that is there already is left alone.
+
+    Args:
+        folder: receives `world/` and `run.yaml`; the run caches features in `cache/`, and is saved in `model/`.
+        seed: of the world and of the run.
+        clips: of each task, by split.
+        epochs: of the run.
+
+    Raises:
+        SpecError: the folder holds another run file, or a model that none of these trained.
+        ImportError: eSpeak NG is not installed.
+    """
+    folder = Path(folder).resolve()
+    check_own(folder)
+    with tqdm(total=4 * sum(clips.values()), desc="world", unit="clip") as bar:
+        world = write_world(folder / "world", **clips, seed=seed, progress=lambda written: bar.update(written - bar.n))
+    run_file = folder / "run.yaml"
+    write_whole(run_file, page(_run(world, folder, seed, epochs)))
+    return Prepared(folder, world, run_file)
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder in which another run file lies where these are written.
+
+    Raises:
+        SpecError: names it.
+    """
+    for name in ("run.yaml", "model/run.yaml"):
+        file = folder / name
+        if file.is_file() and str(folder / "world") not in file.read_text(encoding="utf-8"):
+            raise SpecError(f"{file}: not of a demo, which would overwrite it; name another folder with --folder")
+
+
+def page(tree: Mapping[str, Any]) -> str:
+    """A page of YAML."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _run(world: Mapping[str, Mapping[str, Path]], folder: Path, seed: int, epochs: float) -> dict[str, Any]:
+    data = {split: [str(file) for file in world[name].values()] for split, name in (("train", "train"), ("eval", "dev"))}
+    return {
+        "model": "mini_paper",
+        "data": {**data, "cache": str(folder / "cache")},
+        "train": {"output_dir": str(folder / "model"), **TRAIN, "num_train_epochs": epochs, "seed": seed},
+    }

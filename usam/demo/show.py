@@ -1,0 +1,151 @@
+"""The demo: what the recipe makes is trained, asked about clips of the test split, and shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from usam.data.inspection import describe_parts
+from usam.data.manifest import Manifest
+from usam.demo.recipe import CLIPS, EPOCHS, Prepared, prepare
+from usam.evaluation.evaluate import evaluate
+from usam.evaluation.record import Record, aligned
+from usam.generate import Answerer
+from usam.saving import write_whole
+
+
+class Asked(NamedTuple):
+    """How a task is measured, and what is asked of it."""
+
+    metric: dict[str, Any]
+    name: str
+    percent: bool
+    bound: str
+    holds: Any  # (value, value with the audio shuffled) -> whether the bound holds
+
+
+ASKED = {
+    "asr": Asked({"type": "wer"}, "word error rate", True, "at most 12 %", lambda heard, _: heard <= 0.12),
+    "s2tt": Asked({"type": "accuracy"}, "exact match", True, "at least 80 %", lambda heard, _: heard >= 0.8),
+    "aac": Asked({"type": "cider_d"}, "CIDEr-D", False, "twice the shuffled", lambda heard, other: heard >= 2 * other),
+    "mc": Asked({"type": "cider_d"}, "CIDEr-D", False, "twice the shuffled", lambda heard, other: heard >= 2 * other),
+}
+LONGEST = 100  # bytes of an answer
+
+
+def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> None:
+    """Run every stage, print a table of the four tasks, and write `report.html` and `results.json`.
+
+    What the folder holds of an earlier call is used again; a model is trained anew only if it is another one.
+
+    Raises:
+        SpecError: the folder holds a run that the demo did not write.
+        SystemExit: with status 1 when the model has not learned to listen.
+    """
+    seconds: dict[str, float] = {}
+    with _stage("a world to hear", seconds):
+        prepared = prepare(folder, seed=seed, clips=clips, epochs=epochs)
+    with _stage("train mini_paper on all four tasks", seconds):
+        _usam("train", str(prepared.run_file), "--resume")
+    with _stage("test", seconds):  # the model was trained in another process
+        heard = {task: _record(prepared, task, prepared.world["test"][task], "heard") for task in ASKED}
+        other = {task: _record(prepared, task, shuffled(prepared.world["test"][task]), "shuffled") for task in ASKED}
+    found = {task: {"heard": _score(heard[task]), "shuffled": _score(other[task])} for task in ASKED}
+    with _stage("usam generate", seconds):
+        first = heard["asr"].answers[0]
+        wav = prepared.world["test"]["asr"].parent / "asr" / "00001.wav"
+        answer = _usam("generate", str(prepared.folder / "model"), str(wav), "--task", "asr", capture=True)
+    answerer = Answerer.load(prepared.folder / "model")
+    few = [s for file in prepared.world["test"].values() for s in Manifest(file, answerer.processor.prompts).samples[:8]]
+    print("\n" + describe_parts(answerer.model, answerer.processor, few))
+    print(f"\n$ usam generate {prepared.folder / 'model'} {wav} --task asr\n{answer.strip()}")
+    print(f"(said: {first['references'][0]})")
+    print("\n" + table(found))
+    print("\n" + "\n".join(_examples(heard)))
+    print("\n" + "\n".join(f"{name}: {duration:.0f} s" for name, duration in seconds.items()))
+    results = {"tasks": found, "seconds": seconds, "seed": seed, "clips": dict(clips), "threads": torch.get_num_threads()}
+    write_whole(prepared.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    missed = [task for task, one in found.items() if not holds(task, one)]
+    for task in missed:
+        print(f"\n{task}: {ASKED[task].name} is not {ASKED[task].bound}: the model has not learned to listen")
+    if missed:
+        raise SystemExit(1)
+
+
+def shuffled(manifest: Path) -> Path:
+    """The same questions and answers, each about the clip of another row, written beside the manifest."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    clips = [row["audio"] for row in rows]
+    moved = [{**row, "audio": clip} for row, clip in zip(rows, clips[1:] + clips[:1], strict=True)]
+    written = manifest.with_name(f"{manifest.stem}-shuffled.jsonl")
+    write_whole(written, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in moved))
+    return written
+
+
+def holds(task: str, found: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a task's bound holds."""
+    return bool(ASKED[task].holds(found["heard"]["value"], found["shuffled"]["value"]))
+
+
+def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The four tasks, each with its 95 % interval, beside the same model with the audio shuffled."""
+    rows = [["task", "metric", "heard", "95 % interval", "audio shuffled", "asked for"]]
+    for task, one in found.items():
+        asked = ASKED[task]
+
+        def shown(value: float, percent: bool = asked.percent) -> str:
+            return f"{value:.1%}" if percent else f"{value:.2f}"
+
+        span = f"{shown(one['heard']['low'])} to {shown(one['heard']['high'])}"
+        rows.append([task, asked.name, shown(one["heard"]["value"]), span, shown(one["shuffled"]["value"]), asked.bound])
+    return "\n".join(aligned(rows))
+
+
+def _record(prepared: Prepared, task: str, manifest: Path, name: str) -> Record:
+    return evaluate(
+        prepared.folder / "model",
+        manifest,
+        metrics=[ASKED[task].metric],
+        max_new_tokens=LONGEST,
+        batch_size=50,
+        output=prepared.folder / "eval" / f"{task}-{name}",
+        quiet=not sys.stderr.isatty(),
+    )
+
+
+def _score(record: Record) -> dict[str, float]:
+    (found,) = record.about["metrics"].values()
+    return {key: found[key] for key in ("value", "low", "high", "samples")}
+
+
+def _examples(records: Mapping[str, Record], each: int = 3) -> Iterator[str]:
+    rows = [["task", "answered", "reference"]]
+    for task, record in records.items():
+        rows += [[task, answer["prediction"], answer["references"][0]] for answer in record.answers[:each]]
+    yield from aligned(rows)
+
+
+def _usam(*arguments: str, capture: bool = False) -> str:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "usam.cli", *arguments]
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None, env=os.environ)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout or ""
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
