@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import yaml
 from _record import record
-from usam.demo.specialists import run_of
 
 from usam import Audio, UsamForConditionalGeneration, build_encoder
 from usam.data.manifest import Manifest, Sample
 from usam.data.world import write_world
+from usam.demo.specialists import run_of
 from usam.generate import Answerer
 from usam.metrics import build_metric
 from usam.model.checkpoint import processor_beside

@@ -22,7 +22,7 @@ ORDER = [
     ["usam.__init__"],
     ["usam.types", "usam.registry", "usam.registry.*", "usam.clock", "usam.saving", "usam.versions.compat"],
     ["usam.spec.spec", "usam.spec.*"],
-    ["usam.component", "usam.weights", "usam.kernels", "usam.kernels.*"],
+    ["usam.component", "usam.parts", "usam.weights", "usam.kernels", "usam.kernels.*"],
     [f"usam.{family}" for family in FAMILIES],
     [f"usam.{family}.*" for family in FAMILIES],
     ["usam.config", "usam.providers"],

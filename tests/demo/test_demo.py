@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from usam import SpecError, build_encoder
+from usam import SpecError, build_encoder, build_llm
 from usam.demo import recipe, show, specialists
 from usam.training.run import read_run
 
@@ -85,6 +85,7 @@ def test_specialists_are_trained_and_kept_without_the_rest(tmp_path):
         jobs=2,
     )
     again(say=said.append)
+    assert build_llm("tiny", path=str(tmp_path / "weights" / "mini_lm"), dim=96).pretrained()
     for name in specialists.SPECS:
         encoder = build_encoder(name, path=str(tmp_path / "weights" / f"mini_{name}"))
         trained = build_encoder(name, path=str(tmp_path / "work" / "runs" / name / "seed-0"))

@@ -1,9 +1,10 @@
 """The specialists that this package carries: how they were trained, and `python -m usam.demo.specialists` to do it anew.
 
 A specialist is the encoder of a model of its own, which has a linear projector and a small language model and is trained
-on its own domain of the miniature world alone: Whisper's shape on speech, CED's on sounds, MERT's on music. The encoder
-is kept, in half precision, and frozen in `mini_paper`, as the paper's are; the rest is thrown away. What is chosen here
-was chosen on the development split.
+on its own domain of the miniature world alone: Whisper's shape on speech, CED's on sounds, MERT's on music. The encoders
+are kept, in half precision, and frozen in `mini_paper`, as the paper's are; and so is the language model of the one for
+speech, with which `mini_paper` goes on, as the paper does with a pretrained one. The rest is thrown away. What is chosen
+here was chosen on the development split.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from safetensors.torch import save_file
 import usam
 from usam.data.world import PROMPTS, write_world
 from usam.demo.recipe import TRAIN, page
-from usam.encoders import build_encoder
 from usam.evaluation.ablate import ablate
 from usam.evaluation.grid import read_ablation
+from usam.model.checkpoint import read_usam_config
 from usam.saving import whole, write_whole
 from usam.spec.page import SpecError
-from usam.weights import WEIGHTS
+from usam.weights import WEIGHTS, locate, read
 
 CLIPS = 8000  # of each task, to train on
 TASKS = {"whisper": ("asr", "s2tt"), "ced": ("aac",), "mert": ("mc",)}
@@ -65,6 +66,7 @@ SPECS: dict[str, dict[str, Any]] = {
         },
     },
 }
+SPEAKS = "whisper"  # the specialist whose language model is kept
 STACK = {"whisper": 4, "ced": 4, "mert": 6}  # frames that become one token of the language model
 
 
@@ -104,21 +106,24 @@ def train_specialists(
         raise SpecError("\n".join(f"{cell.name}: {why}; see {cell.log}" for cell, why in failed.items()))
     for cell in asked.cells:
         how = {"tasks": TASKS[cell.variation.name], "clips": clips, "epochs": epochs[cell.variation.name], "seed": seed}
-        keep(cell.folder, cell.variation.name, Path(output) / f"mini_{cell.variation.name}", how)
+        keep(cell.folder, cell.variation.name, Path(output), how)
 
 
 def keep(model: Path, name: str, output: Path, how: Mapping[str, Any]) -> None:
-    """Write the encoder of a saved model alone, in half precision."""
-    encoder = build_encoder(name, path=str(model))
-    tensors = {f"model.encoders.{name}.{key}": tensor.half() for key, tensor in encoder.state_dict().items()}
-    options = {"type": name, "arch": encoder.config.arch}
-    if name == "mert":
-        options["do_normalize"] = encoder.config.do_normalize
+    """Write what is kept of a specialist, in half precision: its encoder, and of that for speech the language model."""
+    spec, stored = read_usam_config(model).parsed.to_dict(), read(locate(str(model)))
+    kept: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+        f"mini_{name}": ({"encoders": {name: spec["encoders"][name]}}, (f"model.encoders.{name}.",))
+    }
+    if name == SPEAKS:
+        kept["mini_lm"] = ({"llm": spec["llm"]}, ("model.language_model.", "lm_head."))
     about = {"usam": usam.__version__, "torch": torch.__version__, **how}
-    config = {"model_type": "usam", "spec": {"encoders": {name: options}}, "trained": about}
-    with whole(output) as place:
-        save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-        (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for folder, (part, prefixes) in kept.items():
+        tensors = {key: tensor.half() for key, tensor in stored.items() if key.startswith(prefixes)}
+        config = {"model_type": "usam", "spec": part, "trained": about}
+        with whole(output / folder) as place:
+            save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+            (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def run_of(name: str, train: Sequence[Path], epochs: float, dev: Sequence[Path] = ()) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from usam.clock import N, rescale
 from usam.component import Component, ComponentConfig, build, finish
-from usam.encoders._saved import saved
+from usam.parts import saved
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
 from usam.types import Frames

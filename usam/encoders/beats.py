@@ -18,8 +18,8 @@ from usam.clock import N
 from usam.encoders import Encoder
 from usam.encoders._kaldi import FRAME, HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
+from usam.parts import of_saved
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.sizes import SECONDS

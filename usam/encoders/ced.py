@@ -20,8 +20,8 @@ from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._saved import of_saved
 from usam.encoders._windows import encode_heard
+from usam.parts import of_saved
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.spec import Config

@@ -20,8 +20,8 @@ from transformers.models.hubert.modeling_hubert import (
 from usam.clock import N
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._saved import of_saved
 from usam.encoders._wav2vec2 import Convolutions, WeightNormConv, attended, normalized, plain_name
+from usam.parts import of_saved
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.sizes import SECONDS

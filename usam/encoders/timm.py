@@ -22,8 +22,8 @@ from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._kaldi import HOP, KaldiFbank, fbank_frames
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
+from usam.parts import of_saved
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.spec.sizes import BINS, FRAMES

@@ -21,11 +21,11 @@ from usam.clock import N
 from usam.component import base_name
 from usam.encoders import Encoder
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._saved import of_saved
 from usam.encoders._transformers import kinds
 from usam.encoders._transformers.clap import FUSION
 from usam.encoders._transformers.network import Network, Span
 from usam.encoders._wav2vec2 import plain_name
+from usam.parts import of_saved
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
 from usam.spec.sizes import SECONDS

@@ -22,8 +22,8 @@ from usam.clock import N, ceil_div
 from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
-from usam.encoders._saved import of_saved
 from usam.encoders._windows import in_windows
+from usam.parts import of_saved
 from usam.spec.page import SpecError
 from usam.types import Frames, prefix_mask
 from usam.weights import parsing, read, read_config

@@ -6,21 +6,26 @@ from typing import Literal
 
 from pydantic import Field
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from usam.llm import LLM
+from usam.registry import ComponentError
 from usam.spec.sizes import HEADS, LAYERS, WIDTH
+from usam.weights import read
 
 PAD, END = "<|pad|>", "<|end|>"
+HALVES = {"model.language_model.": "backbone.", "lm_head.": "head."}
 
 
 class Tiny(LLM):
-    """Two Llama layers over bytes; random, and trained whole unless frozen."""
+    """Two Llama layers over bytes; random without a `path`, and trained whole unless frozen."""
 
     class Config(LLM.Config):
         """Options of the embedded language model."""
 
+        path: str | None = None
+        """A folder that usam saved, whose language model has these sizes; null draws the weights."""
         freeze: Literal["all", "none"] | list[str] = "none"
         """What does not train: all, none, or patterns of parameter names."""
         dim: int = Field(128, ge=8, le=WIDTH)
@@ -65,6 +70,26 @@ class Tiny(LLM):
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
         """A linear layer without bias."""
         return nn.Linear(self.config.dim, text_config.vocab_size, bias=False)
+
+    def pretrained(self) -> dict[str, Tensor]:
+        """The language model of a model that usam saved.
+
+        Raises:
+            ComponentError: the folder does not hold it whole.
+        """
+        source = self.source()
+        if source is None:
+            return {}
+        stored = read(source)
+        found = {
+            half + n.removeprefix(p): t for p, half in HALVES.items() for n, t in stored.items() if n.startswith(p)
+        }
+        if "head.weight" not in found:
+            raise ComponentError(
+                f"{source.path}: holds no whole language model; `usam export {source.path} FOLDER` writes one: name "
+                "that folder as 'path'"
+            )
+        return found
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """One token a byte, and tokens for padding and the end of a turn."""

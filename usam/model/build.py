@@ -25,6 +25,7 @@ from usam.model.model import UsamForConditionalGeneration
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError
 from usam.spec.spec import Override, Spec, SpecSource, load_spec
+from usam.weights import local_path
 
 
 def build_model(
@@ -88,7 +89,7 @@ def processor_of(spec: Spec, weights: bool = True) -> UsamProcessor | None:
         weights: False for a structure, which asks no hub and does without a tokenizer that is not at hand.
     """
     path = getattr(spec.llm, "tokenizer", None) or getattr(spec.llm, "path", "")
-    if path is None or not (weights or Path(path).expanduser().exists()):
+    if path is None or not (weights or local_path(path).exists()):
         return None
     try:
         return UsamProcessor.from_spec(spec)
