@@ -31,7 +31,7 @@ ORDER = [
     ["usam.readers.*", "usam.augmentations.*", "usam.metrics.*"],
     ["usam.suites"],
     ["usam.suites.*"],
-    ["usam.model.model", "usam.model.*"],
+    ["usam.model", "usam.model.*"],
     ["usam.data", "usam.data.*"],
     ["usam.generate"],
     ["usam.generate.*"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def of_saved(config: C) -> C | None:
     if found is None:
         return None
     left = {key: value for key, value in found.options.items() if getattr(config, key, ...) is None and key not in OWN}
-    return cast(C, type(config).model_validate({**config.to_dict(), **left}))
+    return type(config).model_validate({**config.to_dict(), **left})
 
 
 def saved(path: str | None, kind: str) -> Saved | None:

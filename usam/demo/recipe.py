@@ -18,13 +18,13 @@ from usam.saving import write_whole
 from usam.spec.page import SpecError
 
 CLIPS = {"train": 2000, "dev": 100, "test": 200}  # of each task
-EPOCHS = 4
+EPOCHS = 2
 TRAIN: dict[str, Any] = {
-    "per_device_train_batch_size": 16,
+    "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 50,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 60,
+    "warmup_steps": 100,
     "weight_decay": 0.01,
     "adam_beta2": 0.98,
     "max_grad_norm": 1.0,
@@ -44,9 +44,7 @@ class Prepared:
     """Trains `mini_paper` on all four tasks."""
 
 
-def prepare(
-    folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS
-) -> Prepared:
+def prepare(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> Prepared:
     """Write the world and the run file; a world that is there already is left alone.
 
     Args:
@@ -62,7 +60,14 @@ def prepare(
     folder = Path(folder).resolve()
     check_own(folder)
     with tqdm(total=4 * sum(clips.values()), desc="world", unit="clip") as bar:
-        world = write_world(folder / "world", **clips, seed=seed, progress=lambda written: bar.update(written - bar.n))
+        world = write_world(
+            folder / "world",
+            train=clips["train"],
+            dev=clips["dev"],
+            test=clips["test"],
+            seed=seed,
+            progress=lambda written: bar.update(written - bar.n),
+        )
     run_file = folder / "run.yaml"
     write_whole(run_file, page(_run(world, folder, seed, epochs)))
     return Prepared(folder, world, run_file)
@@ -86,7 +91,9 @@ def page(tree: Mapping[str, Any]) -> str:
 
 
 def _run(world: Mapping[str, Mapping[str, Path]], folder: Path, seed: int, epochs: float) -> dict[str, Any]:
-    data = {split: [str(file) for file in world[name].values()] for split, name in (("train", "train"), ("eval", "dev"))}
+    data = {
+        split: [str(file) for file in world[name].values()] for split, name in (("train", "train"), ("eval", "dev"))
+    }
     return {
         "model": "mini_paper",
         "data": {**data, "cache": str(folder / "cache")},

@@ -20,6 +20,7 @@ from usam.demo.recipe import CLIPS, EPOCHS, Prepared, prepare
 from usam.evaluation.evaluate import evaluate
 from usam.evaluation.record import Record, aligned
 from usam.generate import Answerer
+from usam.report.write import write_report
 from usam.saving import write_whole
 
 
@@ -65,14 +66,28 @@ def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, 
         wav = prepared.world["test"]["asr"].parent / "asr" / "00001.wav"
         answer = _usam("generate", str(prepared.folder / "model"), str(wav), "--task", "asr", capture=True)
     answerer = Answerer.load(prepared.folder / "model")
-    few = [s for file in prepared.world["test"].values() for s in Manifest(file, answerer.processor.prompts).samples[:8]]
+    few = [
+        s for file in prepared.world["test"].values() for s in Manifest(file, answerer.processor.prompts).samples[:8]
+    ]
     print("\n" + describe_parts(answerer.model, answerer.processor, few))
     print(f"\n$ usam generate {prepared.folder / 'model'} {wav} --task asr\n{answer.strip()}")
     print(f"(said: {first['references'][0]})")
     print("\n" + table(found))
     print("\n" + "\n".join(_examples(heard)))
+    with _stage("usam report", seconds):
+        folders = {
+            "mini_paper": prepared.folder / "model",
+            **{f"{t}, {n}": r.folder for n, rs in (("heard", heard), ("shuffled", other)) for t, r in rs.items()},
+        }
+        print(write_report(folders, prepared.folder / "report.html", rows=1))
     print("\n" + "\n".join(f"{name}: {duration:.0f} s" for name, duration in seconds.items()))
-    results = {"tasks": found, "seconds": seconds, "seed": seed, "clips": dict(clips), "threads": torch.get_num_threads()}
+    results = {
+        "tasks": found,
+        "seconds": seconds,
+        "seed": seed,
+        "clips": dict(clips),
+        "threads": torch.get_num_threads(),
+    }
     write_whole(prepared.folder / "results.json", json.dumps(results, indent=2) + "\n")
     missed = [task for task, one in found.items() if not holds(task, one)]
     for task in missed:
@@ -106,7 +121,9 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             return f"{value:.1%}" if percent else f"{value:.2f}"
 
         span = f"{shown(one['heard']['low'])} to {shown(one['heard']['high'])}"
-        rows.append([task, asked.name, shown(one["heard"]["value"]), span, shown(one["shuffled"]["value"]), asked.bound])
+        rows.append(
+            [task, asked.name, shown(one["heard"]["value"]), span, shown(one["shuffled"]["value"]), asked.bound]
+        )
     return "\n".join(aligned(rows))
 
 

@@ -138,7 +138,7 @@ def run_of(name: str, train: Sequence[Path], epochs: float, dev: Sequence[Path] 
         "prompts": dict(PROMPTS),
     }
     data = {split: [str(file) for file in files] for split, files in (("train", train), ("eval", dev)) if files}
-    more = {"per_device_train_batch_size": 8, "warmup_steps": 200, "num_train_epochs": epochs}
+    more = {"warmup_steps": 200, "num_train_epochs": epochs}
     return {"model": model, "data": data, "train": {**TRAIN, **more}}
 
 
