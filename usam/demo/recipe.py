@@ -96,6 +96,6 @@ def _run(world: Mapping[str, Mapping[str, Path]], folder: Path, seed: int, epoch
     }
     return {
         "model": "mini_paper",
-        "data": {**data, "cache": str(folder / "cache")},
+        "data": {"train": train, "eval": dev, "cache": str(folder / "cache")},
         "train": {"output_dir": str(folder / "model"), **TRAIN, "num_train_epochs": epochs, "seed": seed},
     }

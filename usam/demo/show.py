@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,8 @@ LONGEST = 100  # bytes of an answer
 def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> None:
     """Run every stage, print a table of the four tasks, and write `report.html` and `results.json`.
 
-    What the folder holds of an earlier call is used again; a model is trained anew only if it is another one.
+    It may be run again in its folder, where it writes over what it wrote before, and over nothing else; of the world and
+    the features what is there is used again.
 
     Raises:
         SpecError: the folder holds a run that the demo did not write.
@@ -56,7 +58,8 @@ def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, 
     with _stage("a world to hear", seconds):
         prepared = prepare(folder, seed=seed, clips=clips, epochs=epochs)
     with _stage("train mini_paper on all four tasks", seconds):
-        _usam("train", str(prepared.run_file), "--resume")
+        _usam("train", str(prepared.run_file), *["--overwrite"] * (prepared.folder / "model").exists())
+    shutil.rmtree(prepared.folder / "eval", ignore_errors=True)
     with _stage("test", seconds):  # the model was trained in another process
         heard = {task: _record(prepared, task, prepared.world["test"][task], "heard") for task in ASKED}
         other = {task: _record(prepared, task, shuffled(prepared.world["test"][task]), "shuffled") for task in ASKED}
@@ -66,9 +69,8 @@ def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, 
         wav = prepared.world["test"]["asr"].parent / "asr" / "00001.wav"
         answer = _usam("generate", str(prepared.folder / "model"), str(wav), "--task", "asr", capture=True)
     answerer = Answerer.load(prepared.folder / "model")
-    few = [
-        s for file in prepared.world["test"].values() for s in Manifest(file, answerer.processor.prompts).samples[:8]
-    ]
+    prompts = answerer.processor.prompts
+    few = [sample for file in prepared.world["test"].values() for sample in Manifest(file, prompts).samples[:8]]
     print("\n" + describe_parts(answerer.model, answerer.processor, few))
     print(f"\n$ usam generate {prepared.folder / 'model'} {wav} --task asr\n{answer.strip()}")
     print(f"(said: {first['references'][0]})")
