@@ -91,9 +91,7 @@ def page(tree: Mapping[str, Any]) -> str:
 
 
 def _run(world: Mapping[str, Mapping[str, Path]], folder: Path, seed: int, epochs: float) -> dict[str, Any]:
-    data = {
-        split: [str(file) for file in world[name].values()] for split, name in (("train", "train"), ("eval", "dev"))
-    }
+    train, dev = ([str(file) for file in world[split].values()] for split in ("train", "dev"))
     return {
         "model": "mini_paper",
         "data": {"train": train, "eval": dev, "cache": str(folder / "cache")},

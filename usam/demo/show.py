@@ -47,8 +47,8 @@ LONGEST = 100  # bytes of an answer
 def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> None:
     """Run every stage, print a table of the four tasks, and write `report.html` and `results.json`.
 
-    It may be run again in its folder, where it writes over what it wrote before, and over nothing else; of the world and
-    the features what is there is used again.
+    It may be run again in its folder, where it writes over what it wrote before, and over nothing else; world and
+    features are used again.
 
     Raises:
         SpecError: the folder holds a run that the demo did not write.

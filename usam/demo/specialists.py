@@ -1,7 +1,7 @@
 """The specialists that come with this package: how they were trained; `python -m usam.demo.specialists` does it anew.
 
-A specialist is the encoder of a model of its own, with a linear projector and a small language model, that is trained on
-its own domain of the miniature world alone: Whisper's shape on speech, CED's on sounds, MERT's on music. The encoders
+A specialist is the encoder of a model of its own, with a linear projector and a small language model, trained on its
+own domain of the miniature world alone: Whisper's shape on speech, CED's on sounds, MERT's on music. The encoders
 are kept, in half precision, and frozen in `mini_paper`, as the paper's are; and so is the language model of the one for
 speech, with which `mini_paper` goes on, as the paper does with a pretrained one. The rest is thrown away. What is
 chosen here was chosen on the development split.
