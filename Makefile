@@ -19,7 +19,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel lint format bench readme clean
+.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel lint specialists format bench readme clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ lock:  ## Write constraints.txt from a fresh environment
 	{ echo "# The environment of 'make demo' and 'make test', written by 'make lock'."; \
 	  $(ENVS)/lock/bin/$(PIP) freeze --exclude-editable; } > constraints.txt
 
-demo: $(STAMP)  ## Speak a corpus, train the embedded model, test it on unseen sentences and voices
+demo: $(STAMP)  ## Make a small world of sound, train the embedded model on its four tasks, test it, and report
 	$(BIN)/usam demo
 
 ablation: $(STAMP)  ## Make the runs of the paper's ablation that are not recorded yet, and write docs/ablation.md
@@ -90,6 +90,9 @@ test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdi
 	$(PINNED) $(WHEEL)/venv/bin/$(PIP) install --quiet "$$(echo dist/*.whl)[dev]"
 	tar -xzf dist/*.tar.gz --directory $(WHEEL) && mv $(WHEEL)/usam-* $(WHEEL)/sdist && rm -r $(WHEEL)/sdist/usam
 	cd $(WHEEL)/sdist && $(WHEEL)/venv/bin/python $(PYTEST) -m "not slow"
+
+specialists: $(STAMP)  ## Train the encoders that come with the package anew (half an hour)
+	$(BIN)/python -m usam.demo.specialists
 
 format: $(STAMP)  ## Format the code
 	$(BIN)/ruff format .
