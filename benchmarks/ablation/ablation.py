@@ -16,6 +16,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE.parent))
@@ -224,6 +226,17 @@ def publish(output: Path, records: Path, docs: Path) -> None:
     (docs / "ablation.md").write_text(page(*state(records)), encoding="utf-8")
 
 
+def prepare(folder: Path) -> None:
+    """Write the run of the demo with the test split in place of development's, for nothing is chosen here any more."""
+    from usam.demo import recipe
+
+    made = recipe.prepare(folder)
+    run = yaml.safe_load(made.run_file.read_text(encoding="utf-8"))
+    run["data"]["eval"] = [str(file) for file in made.world["test"].values()]
+    run["eval"] = {"generate": {"metrics": ["wer"], "limit": 400, "max_new_tokens": 100, "batch_size": 50}}
+    (folder / "base.yaml").write_text(recipe.page(run), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, make the runs, record, write the page; returns the status of `usam ablate`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,14 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--folder", type=Path, default=Path("runs/ablation"), help="of the prepared run, and of the runs"
     )
     parser.add_argument("--jobs", default="2", help="runs at a time")
-    parser.add_argument("--prepared", action="store_true", help="the folder holds run.yaml already")
+    parser.add_argument("--prepared", action="store_true", help="the folder holds base.yaml already")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="make this row alone; repeatable")
     parser.add_argument("--records", type=Path, default=RECORDS, help="what runs found, kept for another day")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page goes")
     options = parser.parse_args(arguments)
     if not options.prepared:
-        from usam.demo.recipe import prepare
-
         prepare(options.folder)
     grid = options.folder / "ablation.yaml"
     shutil.copyfile(GRID, grid)

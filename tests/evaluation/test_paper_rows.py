@@ -30,7 +30,7 @@ def prepared(tmp_path_factory):
     """A folder as it is prepared, with a stand-in for the run."""
     folder = tmp_path_factory.mktemp("prepared")
     write_run(folder)
-    (folder / "run.yaml").write_text(RUN)
+    (folder / "base.yaml").write_text(RUN)
     shutil.copyfile(ablation.GRID, folder / "ablation.yaml")
     return folder
 
