@@ -36,6 +36,7 @@ ENCODERS: dict[str, dict[str, Any]] = {  # narrow, by type or by model_type
               "embed_dim": 16, "conv_pos": 16, "conv_pos_groups": 4},
     "mert": {**ATTENTION, **CONVOLUTIONS},
     "wavlm": {**ATTENTION, **CONVOLUTIONS},
+    "hubert": {**ATTENTION, **CONVOLUTIONS},
     "audio-spectrogram-transformer": ATTENTION,
     "clap_audio_model": {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1],
                          "num_attention_heads": [1, 2, 4, 8]},
@@ -59,6 +60,8 @@ def small(name: str) -> Spec:
         encoders[key] = {"arch": arch, **({"path": None} if "path" in options else {})}
     stages = {str(i): STAGES[stage.type] for i, stage in enumerate(spec.projector) if stage.type in STAGES}
     llm: dict[str, Any] = {"type": "tiny", "dim": 64, "layers": 2, "heads": 4}
+    if getattr(spec.llm, "path", None) and spec.llm.type == "tiny":
+        llm["path"] = None
     if spec.beside:
         llm["injection"] = {"type": "cross_attention", "every": 1, "heads": 4, "head_dim": 16}
     return load_spec(name, {"encoders": encoders, "llm": llm, "prompts": PROMPTS}, {"projector": stages})

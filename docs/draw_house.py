@@ -11,7 +11,15 @@ FLOORS = [
     ("room", {"versions/": "what was tested, what differs, how usam is found"}),
     ("room", {"registry/": "names, classes", "types": "what flows", "clock": "time", "saving": "whole, or not"}),
     ("green", {"spec/": "a page of YAML, read, merged, checked"}),
-    ("green", {"component": "options and adapters", "weights": "files and hashes", "kernels/": "mixture of experts"}),
+    (
+        "green",
+        {
+            "component": "options and adapters",
+            "weights": "files and hashes",
+            "parts": "of saved models",
+            "kernels/": "mixture of experts",
+        },
+    ),
     ("blue", {f"{name}/": "" for name in ("encoders", "fusions", "projectors", "losses", "llm")}),
     ("yellow", {"providers": "whose components they are", "config": "the spec as a transformers config"}),
     ("yellow", {"processor/": "chats and sound in, tensors out"}),

@@ -22,7 +22,7 @@ SMALL = (
 )
 TINY = ("tiny", "encoders.whisper.freeze=all", SMALL)
 FROZEN = [f"encoders.{name}.freeze=all" for name in ("whisper", "ced", "mert")]
-THREE = ("mini_paper", SMALL, *FROZEN)
+THREE = ("mini_paper", "encoders.whisper.path=null", SMALL, *FROZEN)
 
 
 @pytest.fixture(scope="module", params=[TINY, THREE], ids=["tiny", "three encoders"])
@@ -212,7 +212,7 @@ def test_what_is_random_in_training_is_refused_unless_frozen(tmp_path):
 
 
 def test_every_encoder_that_is_refused_is_named(tmp_path):
-    model = build_model(*THREE[:2], FROZEN[1], seed=0)
+    model = build_model("mini_paper", "encoders.mert.freeze=none", "encoders.whisper.freeze=none", seed=0)
     with pytest.raises(CacheError, match=r"encoders.mert.freeze.*encoders.whisper.freeze"):
         FeatureCache(tmp_path, model)
 

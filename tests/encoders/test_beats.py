@@ -329,6 +329,7 @@ def test_autocast_leaves_the_front_end_alone():
         ({"chunk": 0.01}, "write 0.16"),
         ({"arch": {**TINY, "encoder_layer": 3}}, "encoder_layer Extra inputs"),
         ({"arch": {**TINY, "encoder_attention_heads": 5}}, "encoder_attention_heads 5 does not divide 32"),
+        ({"arch": {**TINY, "conv_pos_groups": 0}}, "conv_pos_groups .*greater than or equal to 1"),
         ({"arch": {**TINY, "layer_norm_first": True}}, "deep_norm"),
         ({"arch": {**TINY, "input_patch_size": 8}}, "input_patch_size .*16"),
         ({"arch": None}, "beats needs 'path' .* or 'arch'"),

@@ -40,7 +40,16 @@ def write_record(folder, answers, metric="wer"):
         for i, (task, said, right) in enumerate(answers)
     ]  # fmt: skip
     asked = {"decoding": {"max_new_tokens": 8}}
-    about = {"format": 1, "asked": asked, "answered": len(lines), "cut_off": 0, "skipped": []}
+    about = {
+        "format": 1,
+        "asked": asked,
+        "answered": len(lines),
+        "cut_off": 0,
+        "skipped": [],
+        "data": [],
+        "metrics": {},
+    }
+    about["metrics"] = {}
     return Record(about, lines).scored({metric: build_metric(metric)}, draws=100).write(folder)
 
 

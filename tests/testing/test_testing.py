@@ -475,6 +475,42 @@ class CentresTheBatch(HonestFusion):
         return Frames(frames.x - frames.x.mean(0), frames.mask, frames.rate)
 
 
+@fusions.register("kit_honest_prompted")
+class HonestPromptedFusion(HonestFusion):
+    reads_prompt = True
+
+    def __init__(self, config, *, dims, prompt_dim):
+        super().__init__(config, dims=dims)
+        self.gate = nn.Linear(prompt_dim, self.dim)
+
+    def said(self, prompt):
+        words = prompt.x.masked_fill(~prompt.mask.unsqueeze(-1), 0)
+        return words.sum(1, keepdim=True) / prompt.mask.sum(-1)[:, None, None]
+
+    def forward(self, streams, audio, prompt):
+        frames = super().forward(streams, audio)
+        x = frames.x * (1 + self.gate(self.said(prompt)))
+        return Frames(x.masked_fill(~frames.mask.unsqueeze(-1), 0), frames.mask, frames.rate)
+
+
+@fusions.register("kit_hears_its_own_prompt")
+class FusesAllPrompts(HonestPromptedFusion):
+    def said(self, prompt):
+        return super().said(prompt).mean(0, keepdim=True)
+
+
+@fusions.register("kit_ignores_prompt_padding")
+class FusesPromptPadding(HonestPromptedFusion):
+    def said(self, prompt):
+        return prompt.x.mean(1, keepdim=True)
+
+
+@fusions.register("kit_fixes_its_prompt")
+class FusesWithoutThePrompt(HonestPromptedFusion):
+    def fixed(self, prompt):
+        return {"type": "concat"}, {}
+
+
 FUSIONS = {
     "true_width": r"expected frames \(3, 13, 6\); found \(3, 13, 15\)",
     "keeps_the_clock": r"\[1, 1, 1, 1, 1, 1, 2, 4, 13\] frames",
@@ -485,6 +521,9 @@ FUSIONS = {
     "aligns_time": r"frame 0 \(0.040 s\) hears stream 'a' \(50/s\) around its own time; found 0.010 s",
     "ignores_padding": "frames of a clip of 1 samples, alone and in a batch of 16000",
     "keeps_batch_items_apart": "the frames of a clip beside others",
+    "hears_its_own_prompt": "clip 0 when prompt 1 changes",
+    "ignores_prompt_padding": "its prompt among 6 and 12 words",
+    "fixes_its_prompt": "the frames with that prompt",
 }
 
 
@@ -496,7 +535,8 @@ def test_a_broken_fusion_is_caught(name):
 
 
 def test_an_honest_fusion_keeps_all():
-    assert len(check_fusion("kit_honest").kept) == 19
+    assert len(check_fusion("kit_honest").kept) == 22
+    assert len(check_fusion("kit_honest_prompted").kept) == 22
 
 
 # Projectors: frames scaled by what the prompt says.

@@ -23,7 +23,11 @@ from usam.training.run import cache_of, read_run
 from usam.training.start import train
 
 TINY = [*SMALL, "model.encoders.whisper.freeze=all"]
-THREE = [SMALL[0], *(f"model.encoders.{name}.freeze=all" for name in ("whisper", "ced", "mert"))]
+THREE = [
+    "model.encoders.whisper.path=null",
+    SMALL[0],
+    *(f"model.encoders.{name}.freeze=all" for name in ("whisper", "ced", "mert")),
+]
 STEPS = ["train.max_steps=5", "train.logging_steps=1", "train.save_steps=5"]
 
 

@@ -93,7 +93,7 @@ def test_a_dense_mixture_counts_all_experts_also_where_an_op_computes_them():
     model = hollow_model(spec, How())
     few, many = (step(spec, model, rows, How()).work.forward["projector.1"] for rows in (small, large))
     frames = [spec.placeholders(round(s * spec.sample_rate)) for s in (1.0, 40.0)]
-    per_frame = 2 * 3 * 4096 * (128 + 128)  # two layers of three experts
+    per_frame = 2 * 3 * 4096 * (128 + 96)  # two layers of three experts
     assert many - few == (frames[1] - frames[0]) * per_frame
 
 
@@ -104,7 +104,7 @@ def test_a_sparse_mixture_counts_the_experts_that_are_chosen():
         spec = resolve(load_spec("mini_paper", f"projector.1.top_k={top_k}"))
         found[top_k] = step(spec, hollow_model(spec, How()), rows, How()).work.forward["projector.1"]
     frames = spec.placeholders(spec.sample_rate)
-    assert found[2] - found[1] == frames * 2 * 128 * (128 + 128)
+    assert found[2] - found[1] == frames * 2 * 128 * (128 + 96)
 
 
 def test_frames_from_a_cache_spare_the_encoders():

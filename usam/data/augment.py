@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,15 @@ class Augment:
         Args:
             clip: (samples,).
             rate: samples per second.
-            row: file:line.
+            row: file:line; of the file its name and its folder's count.
             place: of the clip among those of its row.
 
         Raises:
             ValueError: an augmentation cannot do its work.
         """
+        name = "/".join(Path(row).parts[-2:])  # wherever the data lies, the same is drawn
         for i, step in enumerate(self.steps):
-            drawn = generator(self.seed, int(self._epoch), row, place, i)
+            drawn = generator(self.seed, int(self._epoch), name, place, i)
             if step.config.p < 1 and drawn.random() >= step.config.p:
                 continue
             most = math.ceil(len(clip) * step.stretch)

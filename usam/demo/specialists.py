@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 import usam
-from usam.data.world import PROMPTS, write_world
+from usam.data.world import write_world
 from usam.demo.recipe import TRAIN, page
 from usam.evaluation.ablate import ablate
 from usam.evaluation.grid import read_ablation
@@ -31,7 +31,21 @@ from usam.weights import WEIGHTS, locate, read
 
 CLIPS = 8000  # of each task, to train on
 TASKS = {"whisper": ("asr", "s2tt"), "ced": ("aac",), "mert": ("mc",)}
-EPOCHS = {"whisper": 3, "ced": 2, "mert": 2}
+EPOCHS = {"whisper": 4, "ced": 2, "mert": 2}
+AUGMENT: dict[str, list[dict[str, Any]]] = {  # without it, voices that training does not have are heard badly
+    "whisper": [
+        {"type": "speed", "factors": [0.88, 0.94, 1.0, 1.06, 1.12]},
+        {
+            "type": "spec_augment",
+            "frequency_masks": 1,
+            "frequency_width": 12,
+            "time_masks": 1,
+            "time_width": 0.12,
+            "p": 0.5,
+        },
+    ]
+}
+ASKED = {"asr": "Transcribe.", "s2tt": "Translate.", "aac": "Describe.", "mc": "Describe."}
 SPECS: dict[str, dict[str, Any]] = {
     "whisper": {
         "context": "clip",
@@ -135,9 +149,12 @@ def run_of(name: str, train: Sequence[Path], epochs: float, dev: Sequence[Path] 
         "projector": [{"type": "linear", "stack": STACK[name]}],
         "llm": {"type": "tiny", "dim": 96, "layers": 2, "heads": 4},
         "losses": {"cross_entropy": {}},
-        "prompts": dict(PROMPTS),
+        "prompts": ASKED,
     }
-    data = {split: [str(file) for file in files] for split, files in (("train", train), ("eval", dev)) if files}
+    data: dict[str, Any] = {
+        split: [str(file) for file in files] for split, files in (("train", train), ("eval", dev)) if files
+    }
+    data |= {"augment": AUGMENT[name]} if name in AUGMENT else {}
     more = {"warmup_steps": 200, "num_train_epochs": epochs}
     return {"model": model, "data": data, "train": {**TRAIN, **more}}
 

@@ -151,12 +151,12 @@ class Arch(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input_patch_size: Literal[16] = 16
-    embed_dim: int = 512
+    embed_dim: int = Field(512, ge=1)
     conv_bias: bool = False
     encoder_layers: int = Field(12, ge=1)
-    encoder_embed_dim: int = 768
-    encoder_ffn_embed_dim: int = 3072
-    encoder_attention_heads: int = 12
+    encoder_embed_dim: int = Field(768, ge=1)
+    encoder_ffn_embed_dim: int = Field(3072, ge=1)
+    encoder_attention_heads: int = Field(12, ge=1)
     activation_fn: Literal["relu", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear", "glu"] = "gelu"
     layer_norm_first: bool = False
     deep_norm: bool = False
@@ -165,11 +165,11 @@ class Arch(BaseModel):
     activation_dropout: float = 0.0
     encoder_layerdrop: float = 0.0
     dropout_input: float = 0.0
-    conv_pos: int = 128
-    conv_pos_groups: int = 16
+    conv_pos: int = Field(128, ge=1)
+    conv_pos_groups: int = Field(16, ge=1)
     relative_position_embedding: bool = False
     num_buckets: int = Field(320, ge=4)
-    max_distance: int = 1280
+    max_distance: int = Field(1280, ge=1)
     gru_rel_pos: bool = False
 
     @model_validator(mode="after")

@@ -128,9 +128,10 @@ def write_record(cell: Cell) -> None:
         "seconds": left.seconds,
     }
     text = json.dumps(about, indent=1, ensure_ascii=False)
-    answers = [
-        json.dumps({k: line[k] for k in (*ANSWER, EXTRA) if k in line}, ensure_ascii=False) for line in left.answers
+    kept = [
+        {key: line[key] for key in ANSWER} | ({EXTRA: line[EXTRA]} if line.get(EXTRA) else {}) for line in left.answers
     ]
+    answers = [json.dumps(line, ensure_ascii=False) for line in kept]
     lines = ",\n  ".join(answers)  # one a line, so that two records can be compared
     cell.record.parent.mkdir(parents=True, exist_ok=True)
     write_whole(cell.record, f'{text[:-2]},\n "answers": [\n  {lines}\n ]\n}}\n')

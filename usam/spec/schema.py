@@ -19,7 +19,7 @@ def json_schema() -> dict[str, Any]:
         "usam": {"const": VERSION, "description": "Version of the spec format."},
         "base": {"type": "string", "description": "The spec this one changes: a path beside this file, or a name."},
         "template": {"type": "string", "description": Spec.model_fields["template"].description},
-        "prompts": {"type": "object", "additionalProperties": {"type": "string"}},
+        "prompts": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
     }
     definitions: dict[str, Any] = {}
     for key, group in {**MAPS, **SINGLES, "projector": "usam.projectors"}.items():
