@@ -10,6 +10,7 @@ import torch
 from usam import SpecError, build_encoder, build_llm
 from usam.demo import recipe, show, specialists
 from usam.training.run import read_run
+from usam.weights import read_config
 
 SMALL = {"train": 8, "dev": 2, "test": 4}
 
@@ -71,6 +72,14 @@ def test_the_recipe_is_a_run_of_frozen_specialists_on_all_tasks(tmp_path):
     assert all(encoder.freeze == "all" for encoder in run.spec.encoders.values())
     assert [Path(file).stem for file in run.data["train"]] == ["asr", "s2tt", "aac", "mc"]
     assert recipe.prepare(tmp_path, clips=SMALL).world == prepared.world
+
+
+@pytest.mark.parametrize("name", specialists.SPECS)
+def test_what_comes_with_the_package_says_how_it_was_trained(name):
+    config = read_config(f"usam:mini_{name}")
+    said = {key: config["trained"][key] for key in ("tasks", "clips", "epochs", "seed")}
+    how = {"clips": specialists.CLIPS, "epochs": specialists.EPOCHS[name], "seed": 0}
+    assert said == {"tasks": list(specialists.TASKS[name]), **how}
 
 
 @pytest.mark.slow

@@ -95,3 +95,10 @@ def test_a_specialist_that_was_trained_anew_is_another_source(tmp_path):
     build_model(train, seed=2).save_pretrained(tmp_path / "specialist")
     with pytest.raises(ComponentError, match="not those this model was trained on"):
         build_model(tmp_path / "model")
+
+
+def test_weights_that_come_with_the_package_are_named():
+    encoder = build_encoder("mert", path="usam:mini_mert")
+    assert encoder.source().path == "usam:mini_mert"
+    with pytest.raises(ComponentError, match=r"usam:mini_mart: usam carries no such weights; did you mean .*mini_mert"):
+        build_encoder("mert", path="usam:mini_mart", arch=encoder.config.arch, do_normalize=True)
