@@ -14,6 +14,7 @@ from usam import UsamProcessor, build_model, losses
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.training.run import read_run
+from usam.training.start import train
 from usam.training.trainer import UsamTrainer
 from usam.types import LossOutput
 
@@ -110,6 +111,14 @@ def test_a_gradient_names_the_row_among_all_of_its_step(run_file, rows):
         trainer(run_file, loss).train()
 
 
+def test_so_does_that_of_a_run_file_whose_rows_have_sources(run_file, rows):
+    overrides = [*SMALL, "model.losses={own: {type: spoiled_gradient}}", "train.per_device_train_batch_size=4"]
+    overrides += [f"train.output_dir={run_file.parent / 'out'}", "data.eval=null", "train.eval_strategy=no"]
+    overrides += ["train.train_sampling_strategy=sequential", "train.max_steps=2"]
+    with pytest.raises(FloatingPointError, match="the gradient is not finite " + only(6, 4)):
+        train(read_run(run_file, *overrides))
+
+
 @pytest.mark.parametrize("norm", [0.0, 1.0])
 def test_weights_are_those_before_the_step(run_file, rows, norm):
     spoiled = trainer(run_file, "model.losses={own: {type: spoiled_gradient}}", max_grad_norm=norm)
@@ -163,5 +172,5 @@ def test_two_processes_stop_together_and_name_the_row_of_one(run_file, rows, kin
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     found = [line for line in done.stderr.splitlines() if "at step 2, in" in line]
-    assert found  # of one process at least: its launcher ends the other, which may not come to say it
+    assert found, done.stderr  # of one process at least: its launcher ends the other, which may not come to say it
     assert all("train.jsonl:6 (" in line and "train.jsonl:5" not in line for line in found)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from usam.data.collate import SHOWN, Rows
@@ -84,12 +85,11 @@ def alone(model: nn.Module, rows: Rows, inputs: Mapping[str, Any], *, backward: 
 
 
 def finite_gradients(model: nn.Module) -> bool:
-    """Whether every gradient of a model is finite; none is."""
+    """Whether every gradient of a model is finite, of what this process holds of it; none is."""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    if not grads:
-        return True
-    largest: Any = torch.nn.utils.get_total_norm(grads, norm_type=float("inf"))
-    return bool((largest.full_tensor() if hasattr(largest, "full_tensor") else largest).isfinite())
+    own = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    held = [grad for grad in own if grad.numel()]  # a norm of nothing is an error
+    return not held or bool(torch.nn.utils.get_total_norm(held, norm_type=float("inf")).isfinite())
 
 
 class GuardedTrainer(ResumingTrainer):

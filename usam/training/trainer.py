@@ -23,7 +23,7 @@ from usam.training.routing import Routing
 from usam.training.sources import Seen
 from usam.types import IGNORE
 
-BESIDE = ("tasks", "rows", "skipped", "clips")  # what a batch tells the Trainer, and not the model
+BESIDE = ("tasks", "rows", "sources", "skipped", "clips")  # what a batch tells the Trainer, and not the model
 
 
 class UsamTrainer(EvaluatingTrainer):
@@ -115,7 +115,7 @@ class UsamTrainer(EvaluatingTrainer):
             AudioError: names the rows.
         """
         tasks = inputs.get("tasks")
-        sources = inputs.pop("sources", ())
+        sources = inputs.get("sources", ())
         skipped = inputs.get("skipped")
         inputs, rows = self.inputs_of(inputs)
         if skipped:
