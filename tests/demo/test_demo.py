@@ -9,6 +9,7 @@ import torch
 
 from usam import SpecError, build_encoder, build_llm
 from usam.demo import recipe, show, specialists
+from usam.evaluation.grid import read_ablation
 from usam.training.run import read_run
 from usam.weights import read_config
 
@@ -80,6 +81,17 @@ def test_what_comes_with_the_package_says_how_it_was_trained(name):
     said = {key: config["trained"][key] for key in ("tasks", "clips", "epochs", "seed")}
     how = {"clips": specialists.CLIPS, "epochs": specialists.EPOCHS[name], "seed": 0}
     assert said == {"tasks": list(specialists.TASKS[name]), **how}
+
+
+def test_a_specialist_has_no_encoder_but_its_own(tmp_path):
+    files = {task: tmp_path / f"{task}.jsonl" for task in ("asr", "s2tt", "aac", "mc")}
+    for task, file in files.items():
+        file.write_text(json.dumps({"audio": "a.wav", "task": task, "answer": "a"}) + "\n")
+    grid = tmp_path / "specialists.yaml"
+    grid.write_text(recipe.page(specialists._grid({"train": files, "dev": files}, 0, specialists.EPOCHS)))
+    cells = {cell.variation.name: cell.run for cell in read_ablation(grid).cells}
+    assert {name: list(run.spec.encoders) for name, run in cells.items()} == {n: [n] for n in specialists.SPECS}
+    assert {name for name, run in cells.items() if run.data.get("augment")} == {"whisper"}
 
 
 @pytest.mark.slow

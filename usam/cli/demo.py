@@ -17,7 +17,7 @@ def demo(
 ) -> None:
     """Train the paper's composition in miniature on speech, sounds and music, and test what it hears.
 
-    What the folder holds of an earlier call is used again.
+    It may be run again in its folder: world and features are used again, the model is trained anew.
     """
     if prepare:
         from usam.demo import recipe

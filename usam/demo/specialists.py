@@ -165,7 +165,11 @@ def _grid(world: Mapping[str, Mapping[str, Path]], seed: int, epochs: Mapping[st
     for name, tasks in TASKS.items():
         train, dev = ([world[split][task] for task in tasks] for split in ("train", "dev"))
         runs[name] = run_of(name, train, epochs[name], dev)
-    return {"run": runs["whisper"], "grid": {"specialist": runs}, "seeds": [seed], "output": "runs"}
+    base = runs["whisper"]
+    for name in runs.keys() - {"whisper"}:  # what a variation does not take out of the base stays in it
+        runs[name]["model"]["encoders"]["whisper"] = None
+        runs[name]["data"]["augment"] = None
+    return {"run": base, "grid": {"specialist": runs}, "seeds": [seed], "output": "runs"}
 
 
 if __name__ == "__main__":
