@@ -108,6 +108,8 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "L1 0.01; relevance alone": l1(0.01, beta=0.999),
     "ratio 1; predicted alone": ratio(1.0, beta=0.0),
     "ratio 1; relevance alone": ratio(1.0, beta=0.999),
+    "L1 0.01; frames normalised": l1(0.01, normalize_frames=True),
+    "ratio 1; frames normalised": ratio(1.0, normalize_frames=True),
     "half kept (topk)": {"decision": "topk", "ratio": 0.5, "sparsity": "none"},
 }
 
@@ -317,7 +319,7 @@ class Trace:
             heard = mask.any(-1, keepdim=True)
             sparse = (loss.config.weight * loss.sparsity_weight * slope / frames / heard.sum()) * mask
             triplet = (gradient - sparse) * mask
-            predicted = loss.score(x).squeeze(-1).sigmoid()[mask]
+            predicted = loss.predicted(x)[mask]
             self.lines.append(
                 {
                     "step": self.step,

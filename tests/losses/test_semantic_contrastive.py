@@ -27,7 +27,14 @@ ORACLES = Path(__file__).parents[1] / "oracles" / "saclm"
 PROMISES = {
     "defaults": {},
     "gumbel": {"decision": "gumbel", "normalize": "affine", "negatives": "hardest", "directions": "both"},
-    "topk": {"decision": "topk", "relevance_gradient": True, "sparsity": "ratio", "negatives": "all", "gather": True},
+    "topk": {
+        "decision": "topk",
+        "relevance_gradient": True,
+        "sparsity": "ratio",
+        "negatives": "all",
+        "gather": True,
+        "normalize_frames": True,
+    },
     "soft": {"decision": "soft", "alignment": "pooled", "sparsity": "none", "queue": 3, "queue_tokens": 4},
     "hard": {"decision": "hard", "normalize": "batch", "softmax_over": "slots", "similarity": "dot"},
 }
@@ -324,6 +331,13 @@ def test_what_slots_ask_of_the_kept_frames_sums_to_nothing(keep):
     aggregation(x, kept).backward(torch.randn(2, 3, DIM))
     close(kept.grad[:, :keep].sum(-1), torch.zeros(2))
     assert (kept.grad[:, keep:].abs() > 1e-4).all()  # what is dropped is asked for, or against
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_score_network_hears_quiet_frames_as_loud_ones_if_they_are_normalised(normalize):
+    loss, frames = make_loss(normalize_frames=normalize), batch().audio.x.detach()[:, :1]
+    alike = torch.allclose(loss.predicted(frames), loss.predicted(frames / 100), atol=1e-5)
+    assert alike == normalize
 
 
 def test_without_the_predicted_part_no_frame_of_eq_9_is_above_a_half():

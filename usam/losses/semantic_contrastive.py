@@ -24,6 +24,8 @@ from usam.losses._triplet import Negatives, choose, hinges
 from usam.spec.sizes import FRAMES, TOKENS, WIDTH
 from usam.types import LossInputs, LossOutput
 
+EPSILON = 1e-12  # what silence is divided by
+
 
 class SemanticContrastive(Loss):
     """Triplet of audio and answers, over significant frames; only samples with both take part.
@@ -42,6 +44,9 @@ class SemanticContrastive(Loss):
         """Share of relevance (to the answer, and to the audio as a whole) in a frame's score; the rest is predicted."""
         normalize: Normalize = "sample"
         """Brings relevance to [0, 1]: by the range within the sample or the batch, or `affine` as (cosine + 1) / 2."""
+        normalize_frames: bool = False
+        """Whether the score network reads frames of unit mean square; as the paper has it, it reads them as they are, and
+        says the same of all where they are small beside its biases."""
         relevance_gradient: bool = False
         """Whether the gradient also flows through the relevance."""
         decision: Decision = "straight_through"
@@ -104,6 +109,7 @@ class SemanticContrastive(Loss):
         )
         self.align = partial(align, alignment=config.alignment, similarity=config.similarity)
         self.choose = partial(choose, negatives=config.negatives)
+        self.normalize_frames = config.normalize_frames
         self.relevance_gradient, self.margin = config.relevance_gradient, config.margin
         self.both, self.gather = config.directions == "both", config.gather
         self.sparsity, self.sparsity_weight, self.ratio = config.sparsity, config.sparsity_weight, config.ratio
@@ -151,11 +157,16 @@ class SemanticContrastive(Loss):
 
     def scores(self, x: Tensor, mask: Tensor, text: Tensor, said: Tensor) -> Tensor:
         """How much each frame matters to the answer (eq. 9): (sample, time), in [0, 1], 0 where masked."""
-        predicted = at_own_dtype(self.score, x).squeeze(-1).sigmoid()
+        predicted = self.predicted(x)
         seen = x if self.relevance_gradient else x.detach()
         to_text = self.relevance(seen, mask, mean_vector(text, said))
         to_audio = self.relevance(seen, mask, mean_vector(seen, mask))
         return self.significance(predicted, to_text, to_audio).masked_fill(~mask, 0)
+
+    def predicted(self, x: Tensor) -> Tensor:
+        """What the score network says of each frame alone (p of eq. 9): (sample, time), in [0, 1]."""
+        read = F.rms_norm(x, x.shape[-1:], eps=EPSILON) if self.normalize_frames else x
+        return at_own_dtype(self.score, read).squeeze(-1).sigmoid()
 
     def _triplet(self, own: Candidates, same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distance to the own answer, cost, and number of negatives: (sample,) each (eq. 11)."""
