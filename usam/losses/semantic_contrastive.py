@@ -45,8 +45,8 @@ class SemanticContrastive(Loss):
         normalize: Normalize = "sample"
         """Brings relevance to [0, 1]: by the range within the sample or the batch, or `affine` as (cosine + 1) / 2."""
         normalize_frames: bool = False
-        """Whether the score network reads frames of unit mean square; as the paper has it, it reads them as they are, and
-        says the same of all where they are small beside its biases."""
+        """Whether the score network reads frames of unit mean square. The paper's reads them as they are, and says the
+        same of all where they are small beside its biases."""
         relevance_gradient: bool = False
         """Whether the gradient also flows through the relevance."""
         decision: Decision = "straight_through"
