@@ -91,7 +91,7 @@ test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdi
 	tar -xzf dist/*.tar.gz --directory $(WHEEL) && mv $(WHEEL)/usam-* $(WHEEL)/sdist && rm -r $(WHEEL)/sdist/usam
 	cd $(WHEEL)/sdist && $(WHEEL)/venv/bin/python $(PYTEST) -m "not slow"
 
-specialists: $(STAMP)  ## Train the encoders that come with the package anew (half an hour)
+specialists: $(STAMP)  ## Train the encoders that come with the package anew (18 minutes on two cores)
 	$(BIN)/python -m usam.demo.specialists
 
 format: $(STAMP)  ## Format the code
