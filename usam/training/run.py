@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from usam.data.manifest import Manifest
 from usam.data.mixture import Entry, entries, expanded
 from usam.data.stream import BUFFER, Stream
+from usam.readers import located
 from usam.registry import ComponentError, did_you_mean
 from usam.registry.files import load_file
 from usam.spec.page import Places, SpecError, parse_yaml, write_yaml
@@ -277,6 +277,6 @@ def _beside(files: Any, folder: Path) -> list[Any]:
         if isinstance(file, Mapping):
             found.append({**file, "file": _beside(file["file"], folder)})
         else:
-            name = os.path.expandvars(os.path.expanduser(file))
+            name = located(file)
             found.append(name if Path(name).exists() else str(folder / name))
     return found
