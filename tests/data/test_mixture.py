@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from usam import SpecError
+from usam.data import sampling
 from usam.data.manifest import Manifest, ManifestError
 from usam.data.mixture import MEGABATCH, Mixture, MixtureSampler, entries, expanded, mixture, shares
 from usam.data.sampling import Budget, BudgetSampler, Length
 
 SIZES = (900, 90, 10)
+SEED = 9
 
 
 def mix(sizes=SIZES, weights=(0.5, 0.3, 0.2)):
@@ -155,6 +157,48 @@ def test_any_twenty_batches_of_a_budget_hold_each_source_in_its_share(epoch):
     for start in range(len(counts) - 20):
         here = counts[start : start + 20].sum(0)
         assert here / here.sum() == pytest.approx(whole.shares, abs=0.1)
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """Six of 70 rows fill a batch each, and all others fit into one; only the first epochs are looked at."""
+    monkeypatch.setattr(sampling, "LOOKED_AT", 2)
+    lengths = [Length(1, seconds=60.0)] * 6 + [Length(1, seconds=0.5)] * 64
+    return lambda: BudgetSampler(lengths, Budget(seconds=60), seed=SEED, mixture=mix((60, 10), (0.1, 0.9)))
+
+
+def rows_of(sampler, epoch):
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    return [row for batch in batches for row in batch]
+
+
+def test_rows_that_have_no_place_in_the_batches_of_an_epoch_come_in_the_next(crowded, monkeypatch):
+    told = []
+    monkeypatch.setattr(sampling.logger, "filters", [lambda record: told.append(record.args)])
+    sampler = crowded()
+    seen = drawn = np.zeros(70, int)
+    late = []
+    for epoch in range(30):
+        drawn = drawn + np.bincount(sampler.mixture.order(SEED, epoch), minlength=70)
+        seen = seen + np.bincount(rows_of(sampler, epoch), minlength=70)
+        late.append(int((drawn - seen).sum()))
+        assert (drawn >= seen).all()
+    assert seen.tolist() == drawn.tolist()
+    assert any(late)
+    assert told == [(epoch, rows) for epoch, rows in enumerate(late) if rows]
+
+
+def test_a_run_that_goes_on_knows_the_rows_that_had_no_place(crowded):
+    sampler = crowded()
+    epochs = [rows_of(sampler, epoch) for epoch in range(30)]
+    assert [rows_of(crowded(), epoch) for epoch in (3, 28)] == [epochs[3], epochs[28]]
+
+
+def test_a_mixture_of_other_rows_is_refused():
+    with pytest.raises(ValueError, match="the mixture is of 1,000 rows, and 3 have lengths"):
+        BudgetSampler([Length(1)] * 3, Budget(rows=2), mixture=mix())
 
 
 # What a run file says

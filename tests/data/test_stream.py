@@ -172,3 +172,11 @@ def test_a_function_without_rows_is_an_error():
 
     with pytest.raises(ManifestError, match="none: no rows to learn from"):
         first(Stream([none], {}), 1)
+
+
+def test_what_audio_root_stands_for_may_be_a_variable(tmp_path, monkeypatch):
+    """As it may for a Manifest."""
+    monkeypatch.setenv("SOUNDS", "/sounds")
+    (tmp_path / "a.jsonl").write_text('{"audio": "{audio_root}/a.wav", "prompt": "hm?", "answer": "a"}\n')
+    sample = next(iter(Stream([str(tmp_path / "a.jsonl")], {}, audio_root="$SOUNDS/whole")))
+    assert sample.messages[0]["content"][0]["audio"] == "/sounds/whole/a.wav"

@@ -4,7 +4,8 @@ import json
 
 from conftest import write_run
 
-from usam.evaluation.grid import identity, made_of, read_ablation
+from usam.evaluation.grid import read_ablation
+from usam.evaluation.identity import identity, made_of
 
 RUN = """
 model:

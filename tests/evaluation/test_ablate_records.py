@@ -8,7 +8,8 @@ import pytest
 from small_grids import RUN, VARIED, pretend, write_grid
 
 from usam.evaluation.ablate import ablate, state
-from usam.evaluation.grid import identity, made_of, read_ablation
+from usam.evaluation.grid import read_ablation
+from usam.evaluation.identity import identity, made_of
 from usam.evaluation.table import table
 from usam.spec.page import SpecError
 

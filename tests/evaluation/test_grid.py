@@ -3,8 +3,9 @@
 import pytest
 from small_grids import RUN, ablation_of, write_grid
 
-from usam.evaluation import grid
-from usam.evaluation.grid import differences, identity, made_of, read_ablation
+from usam.evaluation import identity as identities
+from usam.evaluation.grid import read_ablation
+from usam.evaluation.identity import differences, identity, made_of
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
 
@@ -170,6 +171,6 @@ def test_other_rows_of_a_manifest_are_another_run(tmp_path):
     before = made_of(ablation_of(tmp_path).cells[0])
     file = tmp_path / "train.jsonl"
     file.write_text(file.read_text().replace("abab", "ba"))
-    grid._content.cache_clear()
+    identities._content.cache_clear()
     now = made_of(read_ablation(tmp_path / "grid.yaml").cells[0])
     assert identity(now) != identity(before)

@@ -11,11 +11,15 @@ import torch
 from safetensors.torch import load_file
 from short_runs import SMALL, logged
 from test_resume import assert_same_run
+from transformers import TrainingArguments
 
 from usam import SpecError, losses
 from usam.data.manifest import ManifestError
+from usam.data.mixture import Mixture
+from usam.data.sampling import Budget
 from usam.processor.audio import AudioError
-from usam.training.run import read_run
+from usam.training.run import read_run, stream_of
+from usam.training.sampling import SamplingTrainer
 from usam.training.start import train
 from usam.types import LossOutput
 
@@ -155,3 +159,18 @@ def test_another_buffer_is_another_run(run_file):
     train(asked(run_file, "out", "train.max_steps=2"))
     with pytest.raises(SpecError, match=r"data\.shuffle_buffer: the checkpoint was made with 3, and now it is 4"):
         train(asked(run_file, "out", "train.max_steps=3", "data.shuffle_buffer=4"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy", "told"),
+    [
+        ({"budget": Budget(rows=2)}, "random", "a budget needs a dataset of samples that can be counted and measured"),
+        ({"mixture": Mixture(("a",), (8,), (1.0,))}, "random", "a mixture needs a dataset of samples that can be"),
+        ({}, "group_by_length", "train_sampling_strategy: group_by_length needs all rows"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused_in_python_too(run_file, options, strategy, told):
+    args = TrainingArguments(str(run_file.parent / "out"), use_cpu=True, max_steps=1, train_sampling_strategy=strategy)
+    stream = stream_of(asked(run_file, "out"), seed=0)
+    with pytest.raises(ValueError, match=told):
+        SamplingTrainer(torch.nn.Linear(1, 1), args, train_dataset=stream, **options).get_train_dataloader()

@@ -72,7 +72,8 @@ def check(
     only suspicious (silence, duplicates, answers that repeat) leaves it 0.
     """
     from usam.data.check import check as look
-    from usam.data.check import describe, first
+    from usam.data.check import first
+    from usam.data.findings import describe
 
     asked = _asked([*(files or [])], [*(held_out or [])], spec, run, reader, audio_root, plugin)
     parts, checked, how = asked

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,47 +18,22 @@ from usam.clock import rescale
 from usam.config import UsamConfig
 from usam.data.collate import too_long
 from usam.data.convert import ByName
+from usam.data.findings import CLIPPED, SILENT, Fault, Heard, Report, Seen, Tally, clock, many
+from usam.data.reading import Rules
 from usam.encoders import Encoder
 from usam.processor.audio import AudioError, AudioWarning, open_audio
 from usam.processor.chat import Rendered, blocks, flatten, mark_tokens
 from usam.processor.clip import KINDS, Clip
 from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
-from usam.readers import ManifestError, Sample, read
-from usam.readers.usam import sample
+from usam.readers import ManifestError, Sample, located, read
 from usam.registry import did_you_mean
 from usam.spec.spec import Spec
 
-SILENT = 1e-3  # of full scale (-60 dB): a clip is silent whose loudest sample lies below it
 FULL = 0.999  # of full scale: samples beyond it are clipped, if many are
-CLIPPED = 1e-3  # so many of a clip's samples
 FRAME = 0.02  # seconds, where no spec says how long a frame is
+UNUSABLE = ("row", "audio", "chat", "prompt", "context", "labels")  # faults
 REPEATED = 0.2, 10  # an answer is remarkable that stands in such a share of a task's rows, and in as many rows
-QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "half": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
-BINS = 10  # of the histogram
-
-KINDS_OF_FAULTS = {
-    "row": "rows that are no rows of their format",
-    "audio": "clips that cannot be read",
-    "chat": "rows that the chat template refuses",
-    "prompt": "tasks without a prompt in the spec",
-    "context": "rows longer than the language model's context",
-    "labels": "answers without a token to learn from",
-    "answer": "empty answers",
-    "unanswered": "rows without an answer to learn from",
-    "leak": "held-out clips that are trained on as well",
-}
-UNUSABLE = ("row", "audio", "chat", "prompt", "context", "labels")
-KINDS_OF_NOTES = {
-    "duplicate": "rows that stand there twice (sound, question and answer)",
-    "contradiction": "rows with the sound and question of another, and another answer",
-    "silent": f"silent clips (no sample above {SILENT:g} of full scale)",
-    "clipped": f"clips that may be clipped ({CLIPPED:.1%} of samples at full scale)",
-    "short": "clips shorter than a frame",
-    "long": "long clips",
-    "file": "files that are not as they should be",
-    "repeated": "answers that repeat much",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,109 +42,6 @@ class Part:
 
     file: str
     split: str = "train"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with a row, or remarkable."""
-
-    kind: str
-    row: str  # file:line
-    why: str
-
-    def __str__(self) -> str:
-        return self.why if self.why.startswith(f"{self.row}: ") else f"{self.row}: {self.why}"
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """One clip, without its samples."""
-
-    seconds: float
-    rate: int
-    channels: int
-    kind: str  # container and codec
-    samples: int  # at the model's rate
-    digest: bytes | None  # of what is heard; None where it was not looked at
-
-
-@dataclass(slots=True)
-class Seen:
-    """One row, without its sound."""
-
-    origin: str
-    part: int
-    task: str | None = None
-    asked: bytes = b""  # a hash of the question's words
-    answer: str | None = None
-    clips: list[Heard] = field(default_factory=list)
-    tokens: int | None = None
-    absent: str | None = None  # the task that has no prompt
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[Fault] = field(default_factory=list)
-
-
-@dataclass
-class Tally:
-    """How much there is of something."""
-
-    rows: int = 0
-    clips: int = 0
-    hours: float = 0.0
-    faults: int = 0
-
-    def add(self, seen: Seen) -> None:
-        """Count a row."""
-        self.rows += 1
-        self.clips += len(seen.clips)
-        self.hours += sum(clip.seconds for clip in seen.clips) / 3600
-        self.faults += bool(seen.faults or seen.absent)
-
-
-@dataclass
-class Report:
-    """What was found; per row and clip some 300 bytes are kept, and no sound."""
-
-    fast: bool = False
-    context: int | None = None  # the language model's positions
-    answers: int = 0
-    unusable: int = 0  # rows
-    total: Tally = field(default_factory=Tally)
-    files: dict[str, Tally] = field(default_factory=dict)
-    tasks: dict[str, Tally] = field(default_factory=dict)
-    rates: Counter[int] = field(default_factory=Counter)
-    channels: Counter[int] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    seconds: array[float] = field(default_factory=lambda: array("d"))  # of each clip
-    tokens: array[int] = field(default_factory=lambda: array("q"))  # of each row
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[Fault] = field(default_factory=list)
-
-    @property
-    def sound(self) -> bool:
-        """Whether there is no fault; notes are none."""
-        return not self.faults
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
-        lows, highs, counts = histogram(self.seconds)
-        return {
-            "sound": self.sound,
-            "read": "headers" if self.fast else "samples",
-            **asdict(self.total),
-            "faults": [asdict(fault) for fault in self.faults],
-            "notes": [asdict(note) for note in self.notes],
-            "answers": self.answers,
-            "by_file": {name: asdict(tally) for name, tally in self.files.items()},
-            "by_task": {name: asdict(tally) for name, tally in self.tasks.items()},
-            "seconds": quantiles(self.seconds),
-            "histogram": [{"from": a, "to": b, "clips": n} for a, b, n in zip(lows, highs, counts, strict=True)],
-            "rates": {str(rate): n for rate, n in self.rates.most_common()},
-            "channels": {str(count): n for count, n in self.channels.most_common()},
-            "formats": dict(self.kinds.most_common()),
-            "tokens": quantiles(self.tokens),
-            "context": self.context,
-        }
 
 
 def check(
@@ -243,9 +114,9 @@ def first(
     while len(found) < count and (row := next(rows, None)) is not None:
         origin, one, absent = row
         if prompts is not None and absent is not None:
-            one = ValueError(_no_prompt(absent, prompts))
-        if without is None and isinstance(one, ValueError):
-            raise ManifestError(f"{origin}: {one}") from one
+            one = ManifestError(f"{origin}: {_no_prompt(absent, prompts)}")
+        if without is None and isinstance(one, ManifestError):
+            raise one
         if isinstance(one, Sample) and origin not in (without or ()):
             found.append(one)
     return found
@@ -294,32 +165,23 @@ def _samples(
     reader: str | None,
     audio_root: str | None,
     own: Callable[[int], bool] = lambda i: True,
-) -> Iterator[tuple[str, Sample | ValueError, str | None]]:
+) -> Iterator[tuple[str, Sample | ManifestError, str | None]]:
     """Each row's place, the row or what is wrong with it, and its task if that has no prompt.
 
     Args:
         own: whether a row of this number is wanted.
     """
-    path = Path(os.path.expandvars(os.path.expanduser(file)))
-    root = None if audio_root is None else os.path.expandvars(os.path.expanduser(audio_root))
-    opened = read(path, prompts, reader)
+    rules = Rules(prompts, reader=reader, audio_root=audio_root)
+    opened = read(Path(located(file)), prompts, reader)
     for i, (origin, row) in enumerate(opened.rows):
         if not own(i):
             continue
         prompts.absent = None
-        found: Sample | ValueError
+        found: Sample | ManifestError
         try:
-            found = (
-                row
-                if isinstance(row, ValueError)
-                else sample(opened.layout.own(row), origin, opened.folder, prompts, False, root)
-            )
-        except ValueError as error:
+            found = rules.sample(origin, row, opened.layout, opened.name, opened.folder)
+        except ManifestError as error:
             found = error
-        except RecursionError:
-            found = ValueError("maps or lists are nested too deeply")
-        if isinstance(found, ValueError) and opened.name != "usam":
-            found = ValueError(f"{found} (read as '{opened.name}')")
         yield origin, found, prompts.absent
 
 
@@ -356,9 +218,9 @@ class _Rows(IterableDataset[Any]):
         except ManifestError as error:
             yield error
 
-    def _look(self, origin: str, found: Sample | ValueError, absent: str | None, part: int) -> Seen:
-        if isinstance(found, ValueError):
-            return Seen(origin, part, faults=[Fault("row", origin, str(found))])
+    def _look(self, origin: str, found: Sample | ManifestError, absent: str | None, part: int) -> Seen:
+        if isinstance(found, ManifestError):
+            return Seen(origin, part, faults=[Fault("row", origin, str(found).removeprefix(f"{origin}: "))])
         words = repr([(m["role"], flatten(m)[0]) for m in found.question])
         seen = Seen(origin, part, found.task, _digest(words.encode()), found.answer, absent=absent)
         for clip in _clips(found):
@@ -391,7 +253,7 @@ class _Rows(IterableDataset[Any]):
         if seconds < self.frame:
             notes.append(("short", f"{sound.name}: {seconds:.4f} s; a frame is {self.frame:.3g} s"))
         if self.max_seconds is not None and seconds > self.max_seconds:
-            notes.append(("long", f"{sound.name}: {_clock(seconds)}, more than {self.max_seconds:g} s"))
+            notes.append(("long", f"{sound.name}: {clock(seconds)}, more than {self.max_seconds:g} s"))
         seen.notes += [Fault(kind, seen.origin, why) for kind, why in notes]
         samples = int(rescale(sound.frames, sound.rate, self.rate))
         return Heard(seconds, sound.rate, sound.channels, sound.kind, samples, digest)
@@ -523,111 +385,14 @@ class _Gathered:
         """
         for task, (row, count) in self.absent.items():
             assert self.prompts is not None
-            self.report.faults.append(Fault("prompt", row, f"{_no_prompt(task, self.prompts)} ({_rows(count)})"))
+            self.report.faults.append(Fault("prompt", row, f"{_no_prompt(task, self.prompts)} ({many(count, 'row')})"))
         for (of_task, digest), count in self.said.most_common():
             if count < REPEATED[1]:
                 break
             if count >= REPEATED[0] * self.answered[of_task]:
-                of = f"{count:,} of {_rows(self.answered[of_task])}" + (f" of task '{of_task}'" if of_task else "")
-                self.report.notes.append(Fault("repeated", f"{self.words[digest]!r:.60}", f"answers {of}"))
+                task = f" of task '{of_task}'" if of_task else ""
+                why = f"answers {count:,} of {many(self.answered[of_task], 'row')}{task}"
+                self.report.notes.append(Fault("repeated", f"{self.words[digest]!r:.60}", why))
         for file, tally in self.report.files.items():
             if not tally.rows:
                 raise ManifestError(f"{file}: no rows; write one JSON map a line")
-
-
-# What is printed
-
-
-def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """From the least to the greatest, and the mean; empty without values."""
-    if not len(values):
-        return {}
-    found = np.quantile(np.asarray(values), list(QUANTILES.values()))
-    return {**dict(zip(QUANTILES, found.tolist(), strict=True)), "mean": float(np.mean(np.asarray(values)))}
-
-
-def histogram(values: Sequence[float]) -> tuple[list[float], list[float], list[int]]:
-    """Where bins begin and end, which are equally wide on a scale of ratios, and what each holds."""
-    if not len(values):
-        return [], [], []
-    x = np.asarray(values)
-    low, high = max(float(x.min()), 1e-3), max(float(x.max()), 1e-3)
-    edges = np.geomspace(low, high, BINS + 1) if high > 1.05 * low else np.array([low, high])
-    counts, _ = np.histogram(x.clip(edges[0], edges[-1]), edges) if len(edges) > 2 else ([len(x)], None)
-    return edges[:-1].tolist(), edges[1:].tolist(), [int(n) for n in counts]
-
-
-def describe(report: Report, show: int = 100) -> str:
-    """The report for people, at most 80 columns wide but for paths and reasons.
-
-    Args:
-        report: what was found.
-        show: faults of one kind that are named; the others are counted.
-    """
-    total = report.total
-    lines = [
-        f"{_rows(total.rows)}, {report.answers:,} with an answer; {_many(total.clips, 'clip')}, "
-        f"{_clock(3600 * total.hours)} of sound" + (" (headers were read, and no samples)" if report.fast else "")
-    ]
-    lines += ["", *_table("file", report.files)]
-    if len(report.tasks) > 1 or "-" not in report.tasks:
-        lines += ["", *_table("task", report.tasks)]
-    if report.seconds:
-        lines += ["", *_durations(report.seconds), ""]
-        for name, held, unit in (("rates", report.rates, " Hz"), ("channels", report.channels, "")):
-            lines.append(f"{name:10}" + "; ".join(f"{what}{unit} x {n:,}" for what, n in held.most_common()))
-        lines.append(f"{'formats':10}" + "; ".join(f"{what} x {n:,}" for what, n in report.kinds.most_common()))
-    if report.tokens:
-        lines += ["", _spread("tokens", quantiles(report.tokens), 0)]
-        if report.context is not None:
-            lines.append(f"          the language model has {report.context:,} positions")
-    lines += _listed("suspicious", report.notes, KINDS_OF_NOTES, show)
-    lines += _listed("faults", report.faults, KINDS_OF_FAULTS, show)
-    return "\n".join(lines)
-
-
-def _table(name: str, tallies: Mapping[str, Tally]) -> list[str]:
-    width = min(40, max(len(name), *map(len, tallies)))
-    lines = [f"{name:{width}} {'rows':>10} {'clips':>10} {'hours':>10} {'at fault':>8}"]
-    for what, t in tallies.items():
-        short = what if len(what) <= width else "..." + what[3 - width :]
-        lines.append(f"{short:{width}} {t.rows:10,} {t.clips:10,} {t.hours:10.3f} {t.faults:8,}")
-    return lines
-
-
-def _spread(name: str, found: Mapping[str, float], places: int) -> str:
-    told = (f"{what} {found[what]:.{places if found[what] < 100 else 0}f}" for what in QUANTILES)
-    return f"{name:10}" + "  ".join(told)
-
-
-def _durations(seconds: Sequence[float]) -> list[str]:
-    lows, highs, counts = histogram(seconds)
-    most = max(counts)
-    lines = [_spread("seconds", quantiles(seconds), 2)]
-    for low, high, count in zip(lows, highs, counts, strict=True):
-        lines.append(f"{low:10.2f} to {high:8.2f} {'#' * -(-40 * count // most):40} {count:,}")
-    return lines
-
-
-def _listed(title: str, found: Sequence[Fault], kinds: Mapping[str, str], show: int) -> list[str]:
-    lines = []
-    for kind, means in kinds.items():
-        own = [fault for fault in found if fault.kind == kind]
-        if own:
-            lines += ["", f"{title}: {means}: {len(own):,}", *(f"  {fault}" for fault in own[:show])]
-        if len(own) > show:
-            lines.append(f"  ... and {len(own) - show:,} more (--show {len(own)} names them)")
-    return lines
-
-
-def _rows(count: int) -> str:
-    return _many(count, "row")
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 60 else f"{seconds:.1f} s"

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -18,10 +15,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from usam.data import reading
 from usam.data.index import Index, build, code_of, content, known, place_of, said, stamp
-from usam.data.mixture import Entry, expanded
-from usam.data.nemo_config import is_config
-from usam.processor.chat import blocks
+from usam.data.mixture import Entry
+from usam.data.reading import Rules, WrongRow
 from usam.readers import (
     Layout,
     ManifestError,
@@ -29,20 +26,14 @@ from usam.readers import (
     Reader,
     Sample,
     Source,
-    beside,
-    layout_of,
     read,
     registry,
     source_of,
 )
 from usam.readers.json import Json
-from usam.readers.usam import asked, sample
 from usam.registry import ComponentError
-from usam.spec.page import SpecError
 
 __all__ = ["Manifest", "ManifestError", "Sample"]
-
-CHECKS = ("usam.readers", "usam.readers.usam", "usam.processor.chat", "usam.processor.clip")  # what checks rows
 
 LISTED = 10  # wrong rows that an error tells in full
 SMALL = 10_000  # rows that are held in memory, so that nothing is left beside small manifests
@@ -97,12 +88,8 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
         files = [files] if isinstance(files, (str, Path)) else list(files)
         if not files:
             raise ManifestError("no manifest was given: name one file, or several")
-        root = None if audio_root is None else os.path.expandvars(os.path.expanduser(audio_root))
-        rules = Rules(dict(prompts), need_answer, reader, root)
-        paths = [Path(os.path.expandvars(os.path.expanduser(file))) for file in files]
-        found = [
-            pair for path in paths for pair in (_listed(path, rules) if is_config(path) else [(path, rules, None)])
-        ]
+        rules = Rules(dict(prompts), need_answer, reader, audio_root)
+        found = [part for file in files for part in reading.files(file, rules)]
         self._put([_part(path, own) for path, own, _ in found], [source for *_, source in found])
 
     @classmethod
@@ -125,7 +112,7 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
         if isinstance(given, (str, Path)) or listed:
             return cls(given, prompts or {}, need_answer=need_answer, reader=reader, audio_root=audio_root)
         manifest = cls.__new__(cls)
-        rules = Rules(dict(prompts or {}), need_answer, reader, None if audio_root is None else str(audio_root))
+        rules = Rules(dict(prompts or {}), need_answer, reader, audio_root)
         opened = read(given, rules.prompts, reader)
         manifest._put([Held(_held(opened, type(given).__name__, rules) or [], None, None)])
         return manifest
@@ -222,122 +209,6 @@ class Manifest(Dataset[Sample], Sequence[Sample]):
         return max(rows, default=None)
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How the rows of a file are read."""
-
-    prompts: Mapping[str, str]
-    need_answer: bool
-    reader: str | None
-    audio_root: str | None
-
-    def sample(self, origin: str, row: Any, layout: Layout, folder: str, prompt: str | None = None) -> Sample:
-        """A row as a sample, asked `prompt` if there is one; ValueError or RecursionError tells what is wrong in it."""
-        if isinstance(row, ValueError):
-            raise row
-        own = layout.own(row)
-        chat = isinstance(own, dict) and "messages" in own
-        if prompt is not None and isinstance(own, dict) and not chat:
-            own = {**own, "prompt": prompt}
-        found = sample(own, origin, folder, self.prompts, self.need_answer, self.audio_root)
-        return asking(found, prompt) if prompt is not None and chat else found
-
-    def key(self, path: Path) -> str:
-        """A hash of them, and of what else decides whether rows of a file are right."""
-        said = [sorted(self.prompts.items()), self.need_answer, self.reader, self.audio_root, code_of(*CHECKS)]
-        for name in beside():
-            file = path.parent / name
-            said.append(content(file) if file.is_file() else None)
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
-
-
-def rows(
-    given: Any,
-    prompts: Mapping[str, str],
-    *,
-    prompt: str | None = None,
-    reader: str | None = None,
-    audio_root: str | Path | None = None,
-) -> Iterator[tuple[str, Sample | ManifestError]]:
-    """The rows of a file or an object one by one, each with its place: a sample, or what is wrong with it alone.
-
-    Nothing is held, and no row waits for the next.
-
-    Args:
-        given: as `Manifest.of` takes it, but for lists of files.
-        prompts: instruction of each task.
-        prompt: asked of every row, instead of what it asks itself.
-        reader, audio_root: as `Manifest` takes them.
-
-    Raises:
-        ManifestError: no reader knows it, it breaks off, or it holds nothing.
-    """
-    root = None if audio_root is None else os.path.expandvars(os.path.expanduser(audio_root))
-    rules = Rules(dict(prompts), False, reader, root)
-    found: list[tuple[Any, Rules, Entry | None]] = [(given, rules, None)]
-    if isinstance(given, (str, Path)):
-        path = Path(os.path.expandvars(os.path.expanduser(given)))
-        found = [*_listed(path, rules)] if is_config(path) else [(path, rules, None)]
-    for source, own, _ in found:
-        opened = read(source, own.prompts, own.reader)
-        origin = None
-        for origin, row in opened.rows:
-            try:
-                yield origin, own.sample(origin, row, opened.layout, opened.folder, prompt)
-            except (ValueError, RecursionError) as error:
-                yield origin, error if isinstance(error, ManifestError) else WrongRow(_told(origin, error, opened.name))
-        if origin is None:
-            name = source if isinstance(source, Path) else type(source).__name__
-            raise ManifestError(f"{name}: no rows; write one JSON map a line")
-
-
-def one(
-    origin: str,
-    row: Any,
-    prompts: Mapping[str, str],
-    *,
-    prompt: str | None = None,
-    reader: str | None = None,
-    audio_root: str | Path | None = None,
-) -> Sample:
-    """A row that stands in no file, of whatever layout; paths are relative to the working directory.
-
-    Raises:
-        ManifestError: what is wrong with it.
-    """
-    name = "usam"
-    try:
-        if isinstance(row, ValueError):
-            raise row
-        name, layout = layout_of(origin, row, prompts, reader)
-        return Rules(dict(prompts), False, reader, None if audio_root is None else str(audio_root)).sample(
-            origin, row, layout, "", prompt
-        )
-    except ManifestError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise WrongRow(_told(origin, error, name)) from error
-
-
-def asking(sample: Sample, prompt: str) -> Sample:
-    """The sample with another question about the same clips.
-
-    Raises:
-        ManifestError: it asks several times, or the prompt has tags for more or fewer clips.
-    """
-    users = [place for place, message in enumerate(sample.question) if message["role"] == "user"]
-    if len(users) != 1:
-        raise ManifestError(f"{sample.origin}: asks {len(users)} times, so that one prompt cannot stand for its own")
-    messages = list(sample.messages)
-    clips = [block for block in blocks(messages[users[0]]) if block["type"] != "text"]
-    try:
-        content = [part if part["type"] == "text" else part["audio"] for part in asked(prompt, clips)]
-    except ValueError as error:
-        raise ManifestError(f"{sample.origin}: {error}") from error
-    messages[users[0]] = {**messages[users[0]], "content": content}
-    return replace(sample, messages=tuple(messages))
-
-
 class Held:
     """Samples in memory.
 
@@ -406,10 +277,7 @@ class Indexed:
             origin, value = said(line)
         else:
             value = self._value(line, origin)
-        try:
-            return self.rules.sample(origin, value, self.layout, self.folder)
-        except (ValueError, RecursionError) as error:
-            raise WrongRow(_told(origin, error, self.name)) from error
+        return self.rules.sample(origin, value, self.layout, self.name, self.folder)
 
     @property
     def hash(self) -> str:
@@ -432,23 +300,6 @@ class Indexed:
         line = origin.removeprefix(f"{self.path}:")
         row = int(np.searchsorted(places, int(line))) if line.isdecimal() else len(places)
         return row if row < len(places) and places[row] == int(line) else None
-
-
-class WrongRow(ManifestError):
-    """One row is wrong."""
-
-
-def _listed(path: Path, rules: Rules) -> list[tuple[Path, Rules, Entry]]:
-    """The manifests that a NeMo configuration lists, and how their rows are read."""
-    try:
-        found = expanded([Entry((str(path),), "")])
-    except SpecError as error:
-        raise ManifestError(str(error)) from error
-    return [
-        (Path(file), replace(rules, prompts=dict(entry.prompts(rules.prompts)), reader=entry.reader), entry)
-        for entry in found
-        for file in entry.files
-    ]
 
 
 def _part(path: Path, rules: Rules) -> Held | Indexed:
@@ -496,18 +347,13 @@ def _held(opened: Opened, name: str, rules: Rules, most: int | None = None) -> l
         if number == most:
             return None
         try:
-            samples.append(rules.sample(origin, row, opened.layout, opened.folder))
-        except (ValueError, RecursionError) as error:
-            faults.add(_told(origin, error, opened.name))
+            samples.append(rules.sample(origin, row, opened.layout, opened.name, opened.folder))
+        except WrongRow as fault:
+            faults.add(str(fault))
     faults.check(name)
     if not samples:
         raise ManifestError(f"{name}: no rows; write one JSON map a line")
     return samples
-
-
-def _told(origin: str, error: Exception, layout: str) -> str:
-    what = "maps or lists are nested too deeply" if isinstance(error, RecursionError) else error
-    return f"{origin}: {what}" + ("" if layout == "usam" else f" (read as '{layout}')")
 
 
 class _Faults:

@@ -8,13 +8,13 @@ replace those of its members. Paths may hold `{0..7}`, or `_OP_0..7_CL_`, which 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from usam.readers import located
 from usam.registry import did_you_mean
 from usam.spec.page import KeyPath, Places, SpecError, parse_yaml
 
@@ -69,7 +69,7 @@ def read_config(file: str | Path) -> Config:
     Raises:
         SpecError: the file, line and key, and what to write instead.
     """
-    path = Path(os.path.expandvars(os.path.expanduser(file)))
+    path = Path(located(file))
     listed = _list(path)
     weights: list[float] = []
     sources = tuple(_sources(*listed, path, (path.resolve(),), 1.0, {}, weights))
@@ -198,5 +198,5 @@ def _spread(name: str, where: str) -> list[str]:
 
 def _beside(name: str, folder: Path) -> Path:
     """A path as it is, or beside the configuration."""
-    path = Path(os.path.expandvars(os.path.expanduser(name)))
+    path = Path(located(name))
     return path if path.exists() else folder / path

@@ -85,7 +85,8 @@ class BudgetSampler:
 
     Of a mixture, the rows of an epoch are those that it draws, and among batches that could come next the one does that
     keeps the sources nearest to their shares. Should the rows of an epoch need more batches than those of the first
-    `LOOKED_AT` epochs did, and `ROOM`, a warning tells how many rows are left to the next pass through their source.
+    `LOOKED_AT` epochs did (fewer, of more than 3,000 rows), and `ROOM`, those of the smallest batches come in the next
+    epoch besides its own, and a warning tells how many they are. So each row comes as often as the mixture draws it.
 
     Args:
         lengths: of each row, an array of `LENGTH` or a list of Length.
@@ -95,7 +96,7 @@ class BudgetSampler:
         mixture: draws the rows of each epoch; None: they are all rows.
 
     Raises:
-        ValueError: there is no row, or one is larger than the budget.
+        ValueError: there is no row, or one is larger than the budget, or the mixture is of other rows.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class BudgetSampler:
         if not len(lengths):
             raise ValueError("no rows to make batches of")
         lengths = columns(lengths)
+        if mixture is not None and len(mixture) != len(lengths):
+            raise ValueError(f"the mixture is of {len(mixture):,} rows, and {len(lengths):,} have lengths")
         self.budget = budget
         self.seed = seed
         self.together = together
@@ -122,10 +125,13 @@ class BudgetSampler:
         if self._shares[worst] > 1:
             found = Length(*lengths[worst].item())
             raise ValueError(f"row {worst} is larger than the budget: {found}, {budget}")
+        looked_at = min(LOOKED_AT, max(2, 200_000 // len(lengths))) if mixture is not None else 0
+        self._late = [np.array([], np.intp)] * (looked_at + 1)  # by epoch: rows that had no place in the one before
         self._first = self._cut(self._shuffled(self._random(), 0), self._random())
         most = len(self._first)
-        for epoch in range(min(LOOKED_AT, max(2, 200_000 // len(lengths))) if mixture is not None else 0):
-            most = max(most, len(self._cut(self._shuffled(self._random(epoch), epoch), self._random(epoch))))
+        for epoch in range(looked_at):
+            random = self._random(epoch)
+            most = max(most, len(self._cut(self._shuffled(random, epoch), random)))
         self._count = min(math.ceil(ROOM * most), len(lengths))
 
     def __len__(self) -> int:
@@ -137,14 +143,10 @@ class BudgetSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         random = self._random(self.epoch)
-        parts: list[Indices] = []
-        for _ in range(TRIES):
-            other = self._cut(self._shuffled(random, self.epoch), random)
-            if len(other) <= self._count:
-                parts = other
-                break
-        if not parts:
-            parts = self._first if self.mixture is None else self._left(other)
+        parts, late = self._parts(random, self.epoch)
+        if len(late):
+            told = "epoch %d: %d rows have no place in its batches; they come in the next one"
+            logger.warning(told, self.epoch, len(late))
         while (wanting := self._count - len(parts)) > 0:
             largest = sorted(range(len(parts)), key=lambda i: len(parts[i]), reverse=True)
             parts = _halved(parts, set(largest[:wanting]))
@@ -186,15 +188,29 @@ class BudgetSampler:
 
     def _shuffled(self, random: np.random.RandomState, epoch: int) -> Indices:
         """The rows of an epoch, so that chance mixes those of one length."""
-        order = random.permutation(len(self._shares))
-        return order if self.mixture is None else self.mixture.order(self.seed, epoch)[order]
+        if self.mixture is None:
+            return random.permutation(len(self._shares))
+        while len(self._late) <= epoch:  # the epochs before, of a run that goes on
+            before = len(self._late) - 1
+            self._parts(self._random(before), before)
+        rows = np.concatenate([self.mixture.order(self.seed, epoch), self._late[epoch]])
+        return rows[random.permutation(len(rows))]
 
-    def _left(self, parts: list[Indices]) -> list[Indices]:
-        """The largest of too many batches."""
-        kept = sorted(parts, key=len, reverse=True)[: self._count]
-        rows = sum(map(len, parts)) - sum(map(len, kept))
-        logger.warning("epoch %d: %d rows have no place in its batches; they come in a later one", self.epoch, rows)
-        return kept
+    def _parts(self, random: np.random.RandomState, epoch: int) -> tuple[list[Indices], Indices]:
+        """The rows of an epoch in no more batches than it has, and those that have no place there."""
+        for _ in range(TRIES):
+            parts = self._cut(self._shuffled(random, epoch), random)
+            if len(parts) <= self._count:
+                late = self._late[0]  # none
+                break
+        else:
+            if self.mixture is None:
+                return self._first, self._late[0]
+            parts = sorted(parts, key=len, reverse=True)
+            parts, late = parts[: self._count], np.concatenate(parts[self._count :])
+        if len(self._late) == epoch + 1:
+            self._late.append(late)
+        return parts, late
 
     def _held(self, some: Indices) -> tuple[float, float]:
         """Seconds and tokens with their padding."""

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from torch.utils.data import IterableDataset, get_worker_info
 
 from usam.data.mixture import Entry
+from usam.data.reading import Rules
 from usam.readers import ManifestError, Opened, Placed, Sample, read
-from usam.readers.usam import sample
 
 BUFFER = 1000
 
@@ -101,11 +101,12 @@ class Stream(IterableDataset[Sample]):
         prompts = self.prompts if entry is None else dict(entry.prompts(self.prompts))
         reader = self.reader if entry is None else entry.reader or self.reader
         root = self.audio_root if entry is None else entry.audio_root or self.audio_root
+        rules = Rules(prompts, self.need_answer, reader, root)
         for given in (source,) if entry is None else entry.files:
             opened = _called(given, prompts, reader) if callable(given) else read(given, prompts, reader)
             placed = None
             for placed in opened.rows:
-                yield partial(_sample, placed, opened, prompts, self.need_answer, root, entry)
+                yield partial(_sample, placed, opened, rules, entry)
             if placed is None:
                 raise ManifestError(f"{_name(given)}: no rows to learn from")
 
@@ -158,16 +159,6 @@ def _name(given: Any) -> str:
     return str(getattr(given, "__name__", None) or (given if isinstance(given, str) else type(given).__name__))
 
 
-def _sample(
-    placed: Placed, opened: Opened, prompts: dict[str, str], need_answer: bool, root: str | None, entry: Entry | None
-) -> Sample:
-    origin, row = placed
-    try:
-        if isinstance(row, ValueError):
-            raise row
-        made = sample(opened.layout.own(row), origin, opened.folder, prompts, need_answer, root)
-    except (ValueError, RecursionError) as error:
-        what = "maps or lists are nested too deeply" if isinstance(error, RecursionError) else error
-        read_as = "" if opened.name == "usam" else f" (read as '{opened.name}')"
-        raise ManifestError(f"{origin}: {what}{read_as}") from error
+def _sample(placed: Placed, opened: Opened, rules: Rules, entry: Entry | None) -> Sample:
+    made = rules.sample(*placed, opened.layout, opened.name, opened.folder)
     return made if entry is None else entry.marked(made)

@@ -20,7 +20,8 @@ from typing import IO, Any, Protocol, cast
 
 import torch
 
-from usam.evaluation.grid import Ablation, Cell, differences, identity, made_of
+from usam.evaluation.grid import Ablation, Cell
+from usam.evaluation.identity import differences, identity, made_of
 from usam.evaluation.results import BEGUN, begun, in_folder, is_recorded, recorded, saved, write_record
 from usam.registry import ComponentError, did_you_mean
 from usam.saving import write_whole

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from usam import __version__
 from usam.config import UsamConfig
-from usam.data.manifest import Manifest, ManifestError, Sample, asking
+from usam.data.manifest import Manifest, ManifestError, Sample
+from usam.data.reading import asking
 from usam.evaluation.journal import Journal, Processes
 from usam.evaluation.record import FORMAT, RECORD, Record, RecordError, check_ids
 from usam.generate import LONGEST, Answerer

@@ -12,7 +12,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from usam.evaluation.grid import Cell, identity, made_of
+from usam.evaluation.grid import Cell
+from usam.evaluation.identity import identity, made_of
 from usam.metrics import Metric, Statistics
 from usam.saving import write_whole
 from usam.spec.page import SpecError

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from usam.data.manifest import ManifestError, Sample, asking, one, rows
+from usam.data.manifest import ManifestError, Sample
 from usam.data.nemo_config import is_config
+from usam.data.reading import asking, one, rows
 from usam.generate import Answerer, Chat
 from usam.processor.audio import AudioError, open_audio
 from usam.processor.chat import blocks, flatten
 from usam.processor.clip import RANGE
 from usam.processor.feature_extractor import is_clip
-from usam.readers import KINDS, opened_by
+from usam.readers import KINDS, located, opened_by
 from usam.readers.json import Json, is_chat
 from usam.readers.usam import ASKING, TAG
 
@@ -244,7 +245,7 @@ def is_manifest(path: str | Path, reader: str | None = None) -> bool:
         return False
     if name.endswith(LISTS) or is_config(name):
         return True
-    whole = Path(os.path.expandvars(os.path.expanduser(path)))
+    whole = Path(located(path))
     return (reader is not None and whole.is_file()) or opened_by(whole)
 
 

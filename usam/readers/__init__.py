@@ -241,6 +241,11 @@ def opened_by(given: Any) -> bool:
     )
 
 
+def located(path: str | Path) -> str:
+    """A path as the machine has it: with what `~` and variables stand for."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
 def beside() -> list[str]:
     """Files in a manifest's folder that usam's layouts look at."""
     layouts = (cls for cls in _readers(own=True)[0].values() if issubclass(cls, Layout))

@@ -20,7 +20,8 @@ from usam.processor.audio import AudioError
 from usam.processor.chat import flatten
 from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
-from usam.training.run import DATA, Run, cache_of, check, samples_of
+from usam.training.checks import DATA
+from usam.training.run import Run, cache_of, check, samples_of
 
 
 def built(run: Run, seed: int) -> tuple[UsamForConditionalGeneration, UsamProcessor]:

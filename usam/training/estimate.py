@@ -20,7 +20,8 @@ from usam.processor.processor import UsamProcessor
 from usam.spec.page import SpecError
 from usam.spec.spec import Spec
 from usam.training import rows
-from usam.training.run import DATA, Run, cache_of, samples_of
+from usam.training.checks import DATA
+from usam.training.run import Run, cache_of, samples_of
 
 DAY = 24 * HOUR
 ASKED = 40  # tokens around an answer: the instruction and what the template writes

@@ -103,8 +103,13 @@ class SamplingTrainer(Trainer):
 
     def _streamed(self, stream: Stream) -> Any:
         """The batches of this process, which a stream deals out itself."""
-        if self.budget is not None:
-            raise ValueError("a budget needs a dataset of samples that can be counted and measured; a stream has none")
+        for asked, what in ((self.budget, "a budget"), (self.mixture, "a mixture")):
+            if asked is not None:
+                raise ValueError(
+                    f"{what} needs a dataset of samples that can be counted and measured; a stream has none"
+                )
+        if (strategy := self.args.train_sampling_strategy) != "random":
+            raise ValueError(f"train_sampling_strategy: {strategy} needs all rows; a stream has an order of its own")
         batch = self._train_batch_size
         loader: Any = DataLoader(
             cast(Any, stream.part(batch, self.args.process_index, self.args.world_size)),

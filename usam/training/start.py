@@ -31,8 +31,9 @@ from usam.processor.lengths import context_length
 from usam.saving import STAGED
 from usam.spec.page import SpecError
 from usam.training import caching, checkpoints, held_out, rows
+from usam.training.checks import DATA
 from usam.training.groups import grouped
-from usam.training.run import DATA, Run, cache_of, check, samples_of, sources_of, stream_of
+from usam.training.run import Run, cache_of, check, samples_of, sources_of, stream_of
 from usam.training.sampling import BY_LENGTH
 from usam.training.sources import made_of, mixture_of
 from usam.training.trainer import UsamTrainer
