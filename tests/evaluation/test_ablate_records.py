@@ -10,6 +10,7 @@ from small_grids import RUN, VARIED, pretend, write_grid
 from usam.evaluation.ablate import ablate, state
 from usam.evaluation.grid import read_ablation
 from usam.evaluation.identity import identity, made_of
+from usam.evaluation.results import write_record
 from usam.evaluation.table import table
 from usam.spec.page import SpecError
 
@@ -69,6 +70,22 @@ def test_a_record_of_another_run_is_told_of_and_not_taken(tmp_path):
     pretend(other.cells[0], SAID)  # now it is done
     ablate(replace(other, cells=other.cells[:1]))
     assert json.loads(other.cells[0].record.read_text())["identity"] == identity(made_of(other.cells[0]))
+
+
+@pytest.mark.parametrize(("override", "taken"), [("", True), (", model.projector.0.layer_norm=true", False)])
+def test_a_record_from_before_an_option_is_of_a_run_that_leaves_it_as_it_is(tmp_path, override, taken):
+    text = VARIED.replace("model.projector.0.type=mlp", f"[model.projector.0.type=mlp{override}]")
+    cell = next(cell for cell in grid(tmp_path, text).cells if cell.variation.name == "mlp")
+    pretend(cell, SAID)
+    write_record(cell)
+    kept = json.loads(cell.record.read_text())
+    del kept["made_of"]["model"]["projector"][0]["layer_norm"]
+    cell.record.write_text(json.dumps({**kept, "identity": identity(kept["made_of"])}))
+    shutil.rmtree(cell.folder)
+    told = f"done: recorded in {cell.record}"
+    if not taken:
+        told = f"to do: {cell.record} is of another run: model.projector: was"
+    assert str(state(cell)).startswith(told)
 
 
 def test_another_metric_is_computed_from_the_recorded_answers(tmp_path):

@@ -21,7 +21,7 @@ from typing import IO, Any, Protocol, cast
 import torch
 
 from usam.evaluation.grid import Ablation, Cell
-from usam.evaluation.identity import differences, identity, made_of
+from usam.evaluation.identity import differences, identity, is_of, made_of
 from usam.evaluation.results import BEGUN, begun, in_folder, is_recorded, recorded, saved, write_record
 from usam.registry import ComponentError, did_you_mean
 from usam.saving import write_whole
@@ -59,10 +59,10 @@ def state(cell: Cell) -> State:
     if not cell.folder.is_dir() or not any(cell.folder.iterdir()):
         old = recorded(cell)
         return State(NEW, f"{cell.record} is of another run: {_told(cell, old['made_of'])}" if old else "")
-    record, parts = begun(cell), made_of(cell)
+    record = begun(cell)
     if record is None:
         return State(OTHER, f"{cell.folder} holds something that no ablation began")
-    if record["identity"] != identity(parts):
+    if not is_of(cell, record):
         return State(OTHER, _told(cell, record["made_of"]))
     if saved(cell.folder):
         return State(DONE)
@@ -74,7 +74,7 @@ def state(cell: Cell) -> State:
 
 def _told(cell: Cell, parts: Mapping[str, Any]) -> str:
     """How a run differs from what is asked for."""
-    lines = list(differences(parts, made_of(cell)))
+    lines = list(differences(parts, made_of(cell, parts)))
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "; ".join([*lines[:SHOWN], *more])
 

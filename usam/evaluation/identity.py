@@ -16,7 +16,8 @@ from transformers import __version__ as transformers_version
 import usam
 from usam.data.index import content
 from usam.evaluation.grid import Cell
-from usam.spec.page import KeyPath
+from usam.spec.page import KeyPath, SpecError
+from usam.spec.spec import Spec
 from usam.training.checkpoints import OUTWARD
 from usam.training.run import cache_of, sources_of
 from usam.weights import local_path
@@ -26,13 +27,19 @@ TOLD = ("trainer_state.json", "training_args.bin", "README.md", "*.log", ".*")
 INSIDE = ("checkpoint-", "predictions", "runs")
 
 
-def made_of(cell: Cell) -> dict[str, Any]:
+def made_of(cell: Cell, then: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All that a run's answers depend on, as plain data: hashes stand for files, wherever these lie.
 
     Metrics are computed from the answers, so that they are not among it, unless they choose the best model. Of clips,
     only the manifests that name them are.
+
+    Args:
+        cell: the run.
+        then: what a run was made of before. Options of the model that it does not name are left out, where the run that
+            is asked for does not set them either: a component that has learned a new option is no other one.
     """
     run = cell.run
+    model = run.spec.to_dict() if then is None else _known(run.spec, then.get("model"))
     paths = ("train", "eval", "cache", "audio_root")
     data = {key: value for key, value in run.data.items() if key not in paths and value is not None}
     data["cache"] = (cache_of(run.data) or {}).get("dtype")
@@ -49,7 +56,7 @@ def made_of(cell: Cell) -> dict[str, Any]:
     return json.loads(  # type: ignore[no-any-return]
         json.dumps(
             {
-                "model": _placeless(run.spec.to_dict()),
+                "model": _placeless(model),
                 "start": _named(run.start),
                 "plugins": [_content(file) for file in run.plugins],
                 "data": data,
@@ -73,6 +80,11 @@ def identity(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def is_of(cell: Cell, record: Mapping[str, Any] | None) -> bool:
+    """Whether what was written of a run is of the very run that is asked for."""
+    return record is not None and record["identity"] == identity(made_of(cell, record["made_of"]))
+
+
 def differences(old: Any, new: Any, path: KeyPath = ()) -> Iterator[str]:
     """Lines such as `model.llm.dim: was 16, now 32`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -80,6 +92,25 @@ def differences(old: Any, new: Any, path: KeyPath = ()) -> Iterator[str]:
             yield from differences(old.get(key), new.get(key), (*path, str(key)))
     elif old != new:
         yield f"{'.'.join(path)}: was {old!s:.60}, now {new!s:.60}"
+
+
+def _known(spec: Spec, then: Any) -> Any:
+    """A spec without the options that were unknown then, if they are as they are where nobody names them."""
+    now = spec.to_dict()
+    known = _within(now, then)
+    try:
+        return known if Spec.from_tree(known).to_dict() == now else now
+    except SpecError:  # one of them must be named
+        return now
+
+
+def _within(now: Any, then: Any) -> Any:
+    """What of a tree another has, too."""
+    if isinstance(now, Mapping) and isinstance(then, Mapping):
+        return {key: _within(value, then[key]) for key, value in now.items() if key in then}
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        return [_within(*pair) for pair in zip(now, then, strict=True)]
+    return now
 
 
 def _placeless(node: Any) -> Any:

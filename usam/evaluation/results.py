@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from usam.evaluation.grid import Cell
-from usam.evaluation.identity import identity, made_of
+from usam.evaluation.identity import identity, is_of, made_of
 from usam.metrics import Metric, Statistics
 from usam.saving import write_whole
 from usam.spec.page import SpecError
@@ -69,7 +69,7 @@ def begun(cell: Cell) -> dict[str, Any] | None:
 
 def in_folder(cell: Cell) -> bool:
     """Whether the very run that is asked for is done in its folder."""
-    return saved(cell.folder) and (begun(cell) or {}).get("identity") == identity(made_of(cell))
+    return saved(cell.folder) and is_of(cell, begun(cell))
 
 
 def result(cell: Cell) -> Result:
@@ -160,8 +160,7 @@ def recorded(cell: Cell) -> dict[str, Any] | None:
 
 def is_recorded(cell: Cell) -> bool:
     """Whether the record of a run is that of the very run that is asked for."""
-    found = recorded(cell)
-    return found is not None and found["identity"] == identity(made_of(cell))
+    return is_of(cell, recorded(cell))
 
 
 def _of_record(found: Mapping[str, Any]) -> Result:
