@@ -29,7 +29,9 @@ RECORDS = HERE.parent / "results" / "ablation"
 DOCS = ROOT / "docs"
 BASE = "base"
 COMMAND = "make ablation"
-EPOCHS = 1  # half of the demo's, so that all rows fit into two hours; development tells words by then: 11 % are wrong
+EPOCHS = (
+    1  # a third of the demo's, so that all rows fit into two hours; development tells words by then: 11 % are wrong
+)
 
 
 @dataclass(frozen=True)

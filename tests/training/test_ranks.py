@@ -37,6 +37,7 @@ PAPER = [  # drawn at random: from trained weights the curves of one and two pro
     "model.llm.freeze=all",
     "model.llm.lora={r: 4, lora_alpha: 8}",
 ]
+CPU = "use_cpu: true, " if torch.accelerator.is_available() else ""  # where there is nothing else, it is the default
 STEPS = ["train.per_device_train_batch_size=2", "train.logging_steps=1", "train.save_total_limit=9"]
 
 
@@ -55,7 +56,7 @@ def run_file(rows, spec="tiny"):
     file = rows / f"{spec}.yaml"
     file.write_text(
         f"model: {spec}\ndata: {{train: rows.jsonl}}\n"
-        "train: {max_steps: 4, learning_rate: 1e-3, use_cpu: true, disable_tqdm: true, save_steps: 2}\n"
+        f"train: {{max_steps: 4, learning_rate: 1e-3, {CPU}disable_tqdm: true, save_steps: 2}}\n"
     )
     return file
 
@@ -107,6 +108,12 @@ def test_two_processes_make_the_steps_of_one_that_accumulates(launched, rows):
     whole = one(file, rows / "one", *SMALL, *ACCUMULATING)
     assert len(losses(whole)) == 4
     assert_learned_the_same(launched(file, rows / "two", *SMALL, *GLOO), whole)
+
+
+@pytest.mark.skipif(bool(CPU), reason="with a GPU each process has one, and knows of the others")
+def test_processes_that_would_train_each_by_itself_are_refused(rows):
+    with pytest.raises(AssertionError, match=r"train.use_cpu: 2 processes were started, .* write use_cpu: true"):
+        forks(run_file(rows), rows / "out", *SMALL, "train.use_cpu=false")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import Annotated
 
@@ -58,4 +59,5 @@ def train(
         count = (folder / LISTED).read_text(encoding="utf-8").count("\n")
         what = "1 row was" if count == 1 else f"{count:,} rows were"
         typer.echo(f"{what} skipped or cut: see {folder / LISTED}", err=True)
-    print(f"saved in {folder}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"saved in {folder}")

@@ -18,7 +18,7 @@ from usam.saving import write_whole
 from usam.spec.page import SpecError
 
 CLIPS = {"train": 2000, "dev": 100, "test": 200}  # of each task
-EPOCHS = 2
+EPOCHS = 3
 TRAIN: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 50,

@@ -48,6 +48,7 @@ DEFAULTS = {
     "report_to": "none",
     "save_total_limit": 2,
     "dataloader_pin_memory": torch.cuda.is_available(),
+    "use_cpu": not torch.accelerator.is_available(),  # else several processes would not know of each other there
 }
 
 

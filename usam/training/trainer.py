@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from usam.data.augment import Augment
@@ -54,6 +55,7 @@ class UsamTrainer(EvaluatingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_processes(self.args)
         self.share = share
         self.groups = groups or {}
         self.augment = augment
@@ -214,6 +216,20 @@ class _Epoch(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.augment.set_epoch(int(state.epoch or 0))
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Refuse processes that were started together and would train each by itself, into one folder.
+
+    Raises:
+        SpecError: says what to write.
+    """
+    started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if started > args.world_size:
+        raise SpecError(
+            f"train.use_cpu: {started} processes were started, and without a GPU each would train by itself; write "
+            "use_cpu: true"
+        )
 
 
 def trainable(model: nn.Module) -> int:
