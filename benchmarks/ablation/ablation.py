@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 from _record import machine  # noqa: E402
 
 GRID = HERE / "grid.yaml"
+REMARKS = HERE / "remarks.md"  # written by hand, of the table as it is
 RECORDS = HERE.parent / "results" / "ablation"
 DOCS = ROOT / "docs"
 BASE = "base"
@@ -115,6 +116,7 @@ def page(table: Mapping[str, Any] | None, about: Mapping[str, Any]) -> str:
     if any(row["seeds"] for row in rows):
         assert table is not None
         parts += ["## Does the direction agree?", _summary(rows)]
+        parts += ["## What to make of it", REMARKS.read_text(encoding="utf-8").rstrip()]
         for task, own in TASKS.items():
             parts += [f"## {own.title}", _of_task(rows, task)]
             parts += [f"![{own.ours} of each row, with intervals and the value of each seed]({figure(own)})"]
