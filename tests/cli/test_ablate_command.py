@@ -3,12 +3,11 @@
 import json
 import random
 import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import yaml
 from conftest import write_run
@@ -32,12 +31,9 @@ def write_small(folder, text=GRID):
     return write_grid(folder, text)
 
 
-def command(file, *options):
-    return [sys.executable, "-m", "usam.cli", "ablate", str(file), "--jobs", "2", *options]
-
-
 def finish(file):
-    return subprocess.run(command(file), capture_output=True, text=True)
+    """What the command ended with: (exit status, standard output, standard error)."""
+    return processes.usam(file.parent, "ablate", file, "--jobs", "2")
 
 
 def without_time(folder):
@@ -55,14 +51,15 @@ def finished(tmp_path_factory):
 
 def test_a_run_that_fails_is_a_row_with_its_error_and_the_others_go_on(finished):
     file, ended = finished
-    assert ended.returncode == 1
+    status, out, err = ended
+    assert status == 1
     rows = {row["name"]: row for row in json.loads((file.parent / "out" / "table.json").read_text())["rows"]}
     assert rows["base"]["seeds"] == rows["mlp"]["seeds"] == [0]
     assert rows["mlp"]["scores"]["wer"]["difference"]["samples"] == 8
     assert re.search("failed: .*nowhere.wav", rows["broken"]["faults"]["0"])
-    assert re.search(r"3/3 .*seed 0: ", ended.stderr)
-    assert "about" in ended.stderr
-    assert "| mlp | " in ended.stdout
+    assert re.search(r"3/3 .*seed 0: ", err)
+    assert "about" in err
+    assert "| mlp | " in out
 
 
 def test_a_dry_run_lists_what_is_done(finished, usam):
@@ -84,10 +81,11 @@ def test_tables_are_written_anew_without_training(finished, usam):
 
 def kill(file, until):
     """Start the command, and kill it when something has come about."""
-    with subprocess.Popen(command(file), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as runner:
-        while not until() and runner.poll() is None:
-            time.sleep(0.02)
-        runner.send_signal(signal.SIGKILL)
+    runner = processes.start(file.parent, "ablate", file, "--jobs", "2", name="killed")
+    while not until() and runner.is_alive():
+        time.sleep(0.02)
+    runner.kill()
+    runner.join()
 
 
 def killed_grid(file):
@@ -101,7 +99,7 @@ def test_killed_at_its_first_checkpoint_and_its_first_model_it_ends_with_the_sam
     other, folder = killed_grid(finished[0])
     kill(other, lambda: any(folder.glob("*/seed-0/checkpoint-*")))
     kill(other, lambda: any(folder.glob("*/seed-0/config.json")))
-    assert finish(other).returncode == 0
+    assert finish(other)[0] == 0
     assert len(without_time(folder)[0]) == 2
     assert without_time(folder) == without_time(finished[0].parent / "out")
 
@@ -113,7 +111,7 @@ def test_killed_twenty_times_at_random_it_ends_with_the_same_table(finished):
     for _ in range(20):
         end = time.monotonic() + moments.uniform(0, 40)
         kill(other, lambda end=end: time.monotonic() > end)
-    assert finish(other).returncode == 0
+    assert finish(other)[0] == 0
     assert len(without_time(folder)[0]) == 2
     assert without_time(folder) == without_time(finished[0].parent / "out")
 

@@ -11,7 +11,7 @@ from conftest import CHATML, noise
 from usam import UsamProcessor
 from usam.data.collate import Collator
 from usam.data.manifest import Sample
-from usam.processor import processor as rendering
+from usam.processor import drawing
 from usam.processor.audio import read_audio
 
 
@@ -73,7 +73,7 @@ def test_a_question_is_drawn_once_until_the_template_reads_something_else(proces
     own = UsamProcessor(processor.feature_extractor, processor.tokenizer, "{{ eos_token }}" + CHATML, prompts={})
     chat = [{"role": "user", "content": "?"}]
     before, eos = own.render(chat, add_generation_prompt=True).text, own.tokenizer.eos_token
-    assert len(rendering.DRAWN[own]) > 0
+    assert len(drawing.DRAWN[own]) > 0
     own.tokenizer.eos_token = "<|pad|>"
     try:
         after = own.render(chat, add_generation_prompt=True).text
@@ -84,9 +84,9 @@ def test_a_question_is_drawn_once_until_the_template_reads_something_else(proces
 
 def test_only_so_many_texts_are_remembered(processor):
     own = UsamProcessor(processor.feature_extractor, processor.tokenizer, CHATML, prompts={})
-    for i in range(rendering.REMEMBERED):
+    for i in range(drawing.REMEMBERED):
         own.render([{"role": "user", "content": f"{i}?"}], add_generation_prompt=True)
-    assert len(rendering.DRAWN[own]) == rendering.REMEMBERED
+    assert len(drawing.DRAWN[own]) == drawing.REMEMBERED
 
 
 def test_a_tokenizer_that_takes_the_placeholder_apart_is_refused(processor, rows, monkeypatch):

@@ -1,6 +1,7 @@
 """What a step takes is told without taking it, and held against one that is taken."""
 
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,13 @@ SPECS = [("tiny",), ("mini_paper",), ("tiny", *LORA)]
 ROWS = [Length(tokens=70, asked=61, seconds=1.0), Length(tokens=60, asked=51, seconds=0.6)]
 
 
+@cache
+def hollowed(*asked):
+    """A spec, and its model without memory, which any number of steps leave as it is."""
+    spec = resolve(load_spec(*asked))
+    return spec, hollow_model(spec, How())
+
+
 class NoModules(SimpleNamespace):
     """Instead of FlopCounterMode's hooks, which a gradient that is taken in the forward pass breaks."""
 
@@ -36,9 +44,8 @@ class NoModules(SimpleNamespace):
         pass
 
 
-def taken(spec, rows, checkpointing=False):
+def taken(spec, skeleton, rows, checkpointing=False):
     """A step on the CPU: operations by torch's counter, and the most bytes by its profiler, of the second step."""
-    skeleton = hollow_model(spec, How())
     with hollow() as values:
         batch = batch_of(spec, skeleton, rows, values)
         shapes = {n: values.known[t] for n, t in batch.items() if isinstance(t, torch.Tensor) and t in values.known}
@@ -71,26 +78,25 @@ def taken(spec, rows, checkpointing=False):
 
 @pytest.mark.parametrize("asked", SPECS, ids=["tiny", "mini_paper", "lora"])
 def test_a_step_takes_what_was_estimated(asked):
-    spec = resolve(load_spec(*asked))
-    cost = step(spec, hollow_model(spec, How()), ROWS, How())
-    operations, most = taken(spec, ROWS)
+    spec, model = hollowed(*asked)
+    cost = step(spec, model, ROWS, How())
+    operations, most = taken(spec, model, ROWS)
     assert cost.work.total == operations
     assert cost.peak == pytest.approx(most, rel=0.15)
 
 
 def test_checkpointed_states_are_computed_again():
-    spec, how = resolve(load_spec("mini_paper")), How(checkpointing=True)
+    (spec, model), how = hollowed("mini_paper"), How(checkpointing=True)
     cost = step(spec, hollow_model(spec, how), ROWS, how)
-    operations, most = taken(spec, ROWS, checkpointing=True)
+    operations, most = taken(spec, model, ROWS, checkpointing=True)
     assert cost.work.total == operations
     assert cost.peak == pytest.approx(most, rel=0.15)
-    assert cost.activations < step(spec, hollow_model(spec, How()), ROWS, How()).activations
+    assert cost.activations < step(spec, model, ROWS, How()).activations
 
 
 def test_a_dense_mixture_counts_all_experts_also_where_an_op_computes_them():
     small, large = ([Length(tokens=9, asked=8, seconds=s)] for s in (1.0, 40.0))
-    spec = resolve(load_spec("mini_paper", "projector.1.hidden=4096", "encoders.mert=null", "encoders.ced=null"))
-    model = hollow_model(spec, How())
+    spec, model = hollowed("mini_paper", "projector.1.hidden=4096", "encoders.mert=null", "encoders.ced=null")
     few, many = (step(spec, model, rows, How()).work.forward["projector.1"] for rows in (small, large))
     frames = [spec.placeholders(round(s * spec.sample_rate)) for s in (1.0, 40.0)]
     per_frame = 2 * 3 * 4096 * (128 + 96)  # two layers of three experts
@@ -101,15 +107,14 @@ def test_a_sparse_mixture_counts_the_experts_that_are_chosen():
     rows = [Length(tokens=40, asked=30, seconds=1.0)]
     found = {}
     for top_k in (1, 2):
-        spec = resolve(load_spec("mini_paper", f"projector.1.top_k={top_k}"))
-        found[top_k] = step(spec, hollow_model(spec, How()), rows, How()).work.forward["projector.1"]
+        spec, model = hollowed("mini_paper", f"projector.1.top_k={top_k}", "encoders.mert=null", "encoders.ced=null")
+        found[top_k] = step(spec, model, rows, How()).work.forward["projector.1"]
     frames = spec.placeholders(spec.sample_rate)
     assert found[2] - found[1] == frames * 2 * 128 * (128 + 96)
 
 
 def test_frames_from_a_cache_spare_the_encoders():
-    spec = resolve(load_spec("tiny", *LORA))
-    model = hollow_model(spec, How())
+    spec, model = hollowed("tiny", *LORA)
     with_cache = step(spec, model, ROWS, How(cached=True)).work
     without = step(spec, model, ROWS, How()).work
     assert "encoders.whisper" in without.forward
@@ -117,9 +122,8 @@ def test_frames_from_a_cache_spare_the_encoders():
 
 
 def test_bfloat16_keeps_less_and_computes_the_same():
-    spec = resolve(load_spec("tiny"))
-    narrow, wide = (How(autocast=torch.bfloat16), How())
-    costs = [step(spec, hollow_model(spec, how), ROWS, how) for how in (narrow, wide)]
+    spec, model = hollowed("tiny")
+    costs = [step(spec, model, ROWS, how) for how in (How(autocast=torch.bfloat16), How())]
     assert costs[0].activations < costs[1].activations
     assert costs[0].work == costs[1].work
     assert costs[0].gradients == costs[1].gradients
@@ -127,8 +131,8 @@ def test_bfloat16_keeps_less_and_computes_the_same():
 
 @pytest.mark.parametrize(("name", "times"), [("adamw_torch", 2), ("adamw_torch_fused", 2), ("sgd", 0), ("adagrad", 1)])
 def test_an_optimizer_keeps_so_many_numbers_for_each_that_trains(name, times):
-    spec = resolve(load_spec("tiny"))
-    cost = step(spec, hollow_model(spec, How()), ROWS, How(optimizer=name))
+    spec, model = hollowed("tiny")
+    cost = step(spec, model, ROWS, How(optimizer=name))
     assert cost.optimizer == pytest.approx(times * cost.gradients, rel=0.001, abs=1000)
 
 

@@ -10,12 +10,13 @@ import torch
 from short_runs import SMALL
 from transformers import TrainingArguments
 
+import usam.training.trainer
 from usam import UsamProcessor, build_model, losses
 from usam.data.collate import Collator
 from usam.data.manifest import Manifest
 from usam.training.run import read_run
 from usam.training.start import train
-from usam.training.trainer import UsamTrainer
+from usam.training.trainer import BESIDE, UsamTrainer
 from usam.types import LossOutput
 
 LOSSES = '''
@@ -174,3 +175,47 @@ def test_two_processes_stop_together_and_name_the_row_of_one(run_file, rows, kin
     found = [line for line in done.stderr.splitlines() if "at step 2, in" in line]
     assert found, done.stderr  # of one process at least: its launcher ends the other, which may not come to say it
     assert all("train.jsonl:6 (" in line and "train.jsonl:5" not in line for line in found)
+
+
+# What float16 rounds away
+
+FROZEN = ["model.llm.freeze=all", "model.llm.lora={r: 2}"]
+
+
+def gradients(run_file, dtype, scale):
+    """Of all that trains beside a frozen language model in a dtype, of a loss times `scale`."""
+    run = read_run(run_file, *SMALL, *FROZEN, f"model.llm.dtype={dtype}")
+    model = build_model(run.spec, seed=0)
+    samples = Manifest(run.data["train"], run.spec.prompts)[:2]
+    batch = Collator(UsamProcessor.from_spec(run.spec))(list(samples))
+    (model(**{name: batch[name] for name in batch.keys() - BESIDE}).loss * scale).backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", True), ("bfloat16", True), ("float16", False)])
+def test_gradients_through_a_frozen_language_model_grow_with_the_loss(run_file, dtype, exact):
+    """Two processes scale a loss by two, one that accumulates does not; float16 rounds what lies below 6e-5."""
+    pairs = zip(gradients(run_file, dtype, 2**-8), gradients(run_file, dtype, 1), strict=True)
+    assert all(torch.equal(small * 2**8, whole) for small, whole in pairs) == exact
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arguments", "told"),
+    [
+        (["model.llm.dtype=float16"], {}, ["llm"]),
+        (["model.llm.dtype=float16"], {"bf16": True}, []),
+        (["model.llm.dtype=bfloat16"], {}, []),
+        (["model.encoders.whisper.dtype=float16", "model.encoders.whisper.freeze=all"], {}, []),
+        (
+            ["model.encoders.whisper.dtype=float16", "model.encoders.whisper.lora={r: 2, target_modules: [q_proj]}"],
+            {},
+            ["encoders.whisper"],
+        ),
+    ],
+    ids=["float16", "bf16", "bfloat16", "frozen_encoder", "encoder_with_adapters"],
+)
+def test_gradients_that_pass_through_float16_are_told_of(run_file, monkeypatch, overrides, arguments, told):
+    said = []
+    monkeypatch.setattr(usam.training.trainer.logger, "filters", [lambda record: said.append(record.args[0])])
+    trainer(run_file, *FROZEN, *overrides, **arguments).create_optimizer()
+    assert said == told

@@ -26,15 +26,9 @@ from usam.training.start import train
 ACCUMULATING = ["train.gradient_accumulation_steps=2"]
 GLOO = ["train.ddp_backend=gloo"]
 FSDP2 = [*GLOO, "train.fsdp=true", "train.fsdp_config={version: 2}"]
-PAPER = [  # drawn at random: from trained weights the curves of one and two processes are 1e-4 apart after a step
-    "model.encoders.whisper={path: null, arch: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, "
-    "encoder_ffn_dim: 64, num_mel_bins: 80, max_source_positions: 100}}",
-    "model.encoders.ced={path: null, arch: {embed_dim: 32, depth: 1, num_heads: 2}}",
-    "model.encoders.mert={path: null, do_normalize: true, arch: {hidden_size: 32, num_hidden_layers: 1, "
-    "num_attention_heads: 2, intermediate_size: 64, conv_dim: [16, 16, 16, 16, 16, 16, 16], "
-    "num_conv_pos_embeddings: 16, num_conv_pos_embedding_groups: 4}}",
-    "model.llm.path=null",
+PAPER = [  # from trained weights; frozen, the language model would be float16, as it is stored
     "model.llm.freeze=all",
+    "model.llm.dtype=float32",
     "model.llm.lora={r: 4, lora_alpha: 8}",
 ]
 CPU = "use_cpu: true, " if torch.accelerator.is_available() else ""  # where there is nothing else, it is the default

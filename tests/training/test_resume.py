@@ -44,12 +44,19 @@ def assert_same_run(one, other):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing stopped: its file, and its folder with all checkpoints."""
+    file = write_run(tmp_path_factory.mktemp("undisturbed"))
+    return file, train(asked(file, "whole", "train.save_total_limit=9"))
+
+
 @pytest.mark.parametrize("step", [2, 4, 6])
-def test_a_resumed_run_is_the_undisturbed_one(step, run_file):
-    whole = train(asked(run_file, "whole", "train.save_total_limit=9"))
-    (run_file.parent / "half").mkdir()
-    shutil.copytree(whole / f"checkpoint-{step}", run_file.parent / "half" / f"checkpoint-{step}")
-    assert_same_run(train(asked(run_file, "half"), resume=True), whole)
+def test_a_resumed_run_is_the_undisturbed_one(step, undisturbed):
+    file, whole = undisturbed
+    half = file.parent / f"half-{step}"
+    shutil.copytree(whole / f"checkpoint-{step}", half / f"checkpoint-{step}")
+    assert_same_run(train(asked(file, half.name), resume=True), whole)
 
 
 @pytest.mark.parametrize("step", [2, 3])
@@ -163,9 +170,9 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(run_file):
-    """A finished run with checkpoints 2 and 4."""
-    return train(read_run(run_file, *SMALL))
+def trained(run_file, finished):
+    """The same in the folder of this test's own run, whose rows are the same: with checkpoints 2 and 4."""
+    return Path(shutil.copytree(finished[1], run_file.parent / "out"))
 
 
 @pytest.mark.parametrize(
@@ -274,8 +281,7 @@ def test_a_longer_run_may_go_on(run_file, trained):
 # Starting anew
 
 
-def test_a_folder_that_holds_a_run_is_not_begun_anew(run_file, finished):
-    trained = shutil.copytree(finished[1], run_file.parent / "out")
+def test_a_folder_that_holds_a_run_is_not_begun_anew(run_file, trained):
     with pytest.raises(SpecError, match="holds checkpoint-4: go on from there with --resume, start anew with --overwr"):
         train(read_run(run_file, *SMALL))
     for step in (2, 4):

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from usam.config import AUDIO_TOKEN, resolve
 from usam.llm import build_llm
-from usam.processor.chat import Rendered, Span, fill_template, flatten, mark_tokens, repeated
+from usam.processor.batching import KNOWN_OPTIONS, options_of, padded
+from usam.processor.chat import Rendered, Span, flatten, mark_tokens, repeated
+from usam.processor.drawing import check_variables, drawer, first_token
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.processor.lengths import ClipLength
-from usam.processor.turns import ROLES, Draw, Turn, Turns, wrapping
+from usam.processor.turns import ROLES, Draw, Turns, wrapping
 from usam.providers import providers
 from usam.registry import did_you_mean
 from usam.saving import SavedWhole
@@ -35,17 +33,7 @@ if TYPE_CHECKING:
     from usam.llm import LLM
     from usam.processor.audio import Waveform
 
-FIRST: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()  # `_bos` of tokenizers, asked once for each
-DRAWN: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()  # texts of turns, by processor
-REMEMBERED = 256  # of them
-UNSTEADY = re.compile("strftime_now|random|lipsum")  # what makes a template write the same turns differently
 PLAIN = "{prompt}\n{audio}\n---\n{answer}"
-NOT_VARIABLES = {
-    "messages",
-    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"tools", "documents"},
-}
-# Pipelines and servers pass these on to every processor.
-PASSED_ON = {"load_audio_from_video", "timeout", *GenerationConfig().to_dict()}
 
 
 class UsamProcessor(SavedWhole, ProcessorMixin):
@@ -103,7 +91,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             self.chat_template = tokenizer.chat_template
         if self.template_options:
             try:
-                self._check_variables(self._template(), self.template_options)
+                check_variables(tokenizer, self._template(), self.template_options)
             except ValueError as error:
                 raise ValueError(f"llm.template_options: {error}") from error
 
@@ -189,7 +177,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
                 f"{sum(counts)} placeholders for {len(clips)} clips (placeholders by prompt: {counts}): write one "
                 f"{AUDIO_TOKEN} in the text for each clip"
             )
-        bos = "" if _options(kwargs)["add_special_tokens"] is False else self._bos()
+        bos = "" if options_of(kwargs)["add_special_tokens"] is False else first_token(self.tokenizer)
         samples = []
         for t, count in zip(texts, counts, strict=True):
             own, clips = clips[:count], clips[count:]
@@ -201,7 +189,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
 
         With labels, each sample gives all of its `rows`, one after the other.
         """
-        options = _options(kwargs)
+        options = options_of(kwargs)
         if labels:
             samples = [row for sample in samples for row in sample.rows]
         audio = [clip for sample in samples for clip in sample.audio]
@@ -224,7 +212,7 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
                 own["mm_token_type_ids"] = 3 * (ids == self.audio_token_id)
             for name, row in own.items():
                 rows[name].append(row.repeat(times))
-        data = self._padded(rows, options)
+        data = padded(rows, options, self.tokenizer.pad_token_id)
         if clips:
             data |= self.feature_extractor.padded(clips, options["return_tensors"])
         batch = BatchFeature(data, tensor_type=options["return_tensors"])
@@ -237,22 +225,6 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             return [int(self.feature_extractor.placeholders(len(clip))) for clip in clips]
         lengths = torch.tensor([len(clip) for clip in clips])  # whose arithmetic is that of ints
         return cast(list[int], self.feature_extractor.placeholders(lengths).tolist())
-
-    def _padded(self, rows: Mapping[str, Sequence[NDArray[Any]]], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Rows as one array each, or as they are, in what `return_tensors` asks for."""
-        if options["padding"] in (False, "do_not_pad"):
-            return {name: [row.tolist() for row in own] for name, own in rows.items()}
-        size = max(map(len, rows["input_ids"]))
-        size = max(size, options["max_length"]) if options["padding"] == "max_length" else size
-        fill = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORE}
-        data: dict[str, Any] = {}
-        for name, own in rows.items():
-            data[name] = padded = np.full((len(own), size), fill.get(name, 0), own[0].dtype)
-            for i, row in enumerate(own):
-                padded[i, size - len(row) if options["padding_side"] == "left" else 0 :][: len(row)] = row
-        if options["return_tensors"] == "pt":  # transformers would look at each of them
-            return {name: torch.from_numpy(array) for name, array in data.items()}
-        return data if options["return_tensors"] else {name: array.tolist() for name, array in data.items()}
 
     def measure(self, sample: Rendered, names: Sequence[str] = ()) -> tuple[int, list[ClipLength]]:
         """Tokens of a rendered sample as the model reads it, and what each of its clips takes of them.
@@ -398,42 +370,9 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
 
     def _drawer(self, chat_template: str | None = None, variables: Mapping[str, Any] | None = None) -> Draw:
         """The template with its variables bound: those of the spec, and over them those of the call."""
+        plain = PLAIN if self.template == "auto" else self.template
         template = self._template(chat_template)
-        given = {key: value for key, value in (variables or {}).items() if value is not None and key not in PASSED_ON}
-        self._check_variables(template, given)
-        state: Any = self.template, self._bos(), self.tokenizer.eos_token
-        if template is None:
-            return self._remembered(self._draw_plain, state)
-        draw = partial(self._draw, template, {**self.template_options, **given})
-        own = type(self.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-        if given or not own or UNSTEADY.search(template):
-            return draw
-        state = template, repr(self.template_options), repr(self.tokenizer.special_tokens_map)
-        return self._remembered(draw, state)
-
-    def _remembered(self, draw: Draw, state: Any) -> Draw:
-        """The same, which draws turns that are often drawn (the question of a task, without its answer) once.
-
-        Args:
-            draw: gives the same text for the same turns.
-            state: all else that its text depends on.
-        """
-        known = DRAWN.setdefault(self, {})
-
-        def drawn(turns: Sequence[Turn], generate: bool, follow: bool) -> str:
-            said = tuple([(turn["role"], turn["content"]) for turn in turns if len(turn) == 2])
-            if len(said) < len(turns):  # with more than words
-                return draw(turns, generate, follow)
-            key = state, said, generate, follow
-            text = known.pop(key, None)
-            if text is None:
-                text = draw(turns, generate, follow)
-                while len(known) >= REMEMBERED:
-                    known.pop(next(iter(known)), None)  # the one that has not been asked for the longest
-            known[key] = text
-            return text
-
-        return drawn
+        return drawer(self, self.tokenizer, template, plain, self.template_options, variables)
 
     def _template(self, chat_template: str | None = None) -> str | None:
         """The chat template of a call, else of the processor; of several by name, `default`."""
@@ -443,52 +382,6 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         if name not in self.chat_template and chat_template is None:
             raise ValueError(f"several chat templates ({', '.join(self.chat_template)}): name one as 'chat_template'")
         return cast(str, self.chat_template.get(name, chat_template))
-
-    def _check_variables(self, template: str | None, variables: Mapping[str, Any]) -> None:
-        for name in variables:
-            if template is None:
-                raise ValueError(f"'{name}' is for a chat template, and this processor writes chats with a plain one")
-            if name in NOT_VARIABLES:
-                raise ValueError(f"'{name}' is no variable of a template, but what a chat is rendered with")
-            if not re.search(rf"\b{re.escape(name)}\b", template):
-                close = did_you_mean(name, set(re.findall(r"\b[a-z_]{4,}\b", template)))
-                raise ValueError(
-                    f"the chat template of '{self.tokenizer.name_or_path}' reads no variable '{name}'"
-                    + (f"; {close}" if close.startswith("did") else "")
-                )
-
-    def _draw(
-        self, template: str, variables: Mapping[str, Any], turns: Sequence[Turn], generate: bool, follow: bool
-    ) -> str:
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(turns),
-                    chat_template=template,
-                    tokenize=False,
-                    add_generation_prompt=generate,
-                    continue_final_message=follow,
-                    **variables,
-                )
-            )
-        except (TemplateError, TypeError) as error:
-            raise ValueError(
-                f"the chat template of '{self.tokenizer.name_or_path}' refuses these messages: {error}"
-            ) from error
-
-    def _draw_plain(self, turns: Sequence[Turn], generate: bool, follow: bool) -> str:
-        template = PLAIN if self.template == "auto" else self.template
-        head, tail = template.split("{answer}")
-        text = self._bos()
-        for i, turn in enumerate(turns):
-            if turn["role"] == "user":
-                text += fill_template(head, turn["content"])
-            elif turn["role"] == "assistant":
-                last = i == len(turns) - 1
-                text += turn["content"] + ("" if follow and last else f"{self.tokenizer.eos_token}{tail}")
-            else:
-                text += turn["content"] + "\n"
-        return text
 
     def answer_text(self, generated: Sequence[int] | Tensor) -> str:
         """The answer in generated tokens: without special tokens, and without what the template wraps around it."""
@@ -552,51 +445,10 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
             text = text.replace(token, "")
         return text
 
-    def _bos(self) -> str:
-        """The token that the tokenizer would put first, or nothing."""
-        bos = self.tokenizer.bos_token
-        state = bos, getattr(self.tokenizer, "add_bos_token", None)
-        if FIRST.get(self.tokenizer, (None, ""))[0] != state:
-            first = self.tokenizer("")["input_ids"][:1]
-            told = str(bos) if bos is not None and first == [self.tokenizer.bos_token_id] else ""
-            FIRST[self.tokenizer] = state, told
-        return FIRST[self.tokenizer][1]
-
     def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs: Any) -> str:
         """The placeholders of one clip, as servers ask for them."""
         samples = int(np.asarray(audio_inputs["input_values_mask"][audio_idx]).sum())
         return AUDIO_TOKEN * int(self.feature_extractor.placeholders(samples))
-
-
-KNOWN_OPTIONS: dict[str, Any] = {
-    "sampling_rate": None,
-    "padding": True,
-    "padding_side": "left",
-    "return_tensors": "pt",
-    "return_mm_token_type_ids": False,
-    "truncation": False,
-    "max_length": None,
-    "add_special_tokens": None,
-    "return_attention_mask": True,
-}
-
-
-def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as transformers spells them: flat, or grouped under `text_kwargs`, `audio_kwargs`."""
-    flat: dict[str, Any] = {}
-    for key, value in kwargs.items():
-        flat |= value if key in ("text_kwargs", "audio_kwargs", "common_kwargs") else {key: value}
-    for key in flat:
-        if key not in KNOWN_OPTIONS:
-            raise TypeError(f"no option '{key}'; {did_you_mean(key, KNOWN_OPTIONS)}")
-    if flat.get("truncation"):
-        raise ValueError("truncation would cut audio out of the prompt; shorten the text, or the clips, instead")
-    options = {**KNOWN_OPTIONS, **flat}
-    if options["padding"] not in (True, False, "longest", "max_length", "do_not_pad"):
-        raise ValueError(f"padding is True ('longest'), False or 'max_length', found {options['padding']!r}")
-    if options["padding"] == "max_length" and options["max_length"] is None:
-        raise ValueError("padding='max_length' needs 'max_length'")
-    return options
 
 
 def _loosely(text: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from usam.data.collate import SHOWN, Rows
+from usam.model.assembly import place_of
 from usam.training.parts import by_sample
 from usam.training.resuming import ResumingTrainer
 from usam.types import IGNORE
@@ -21,6 +23,19 @@ REMEDY = (
     "instead of fp16"
 )
 CLIPS = ("input_values", "input_values_mask")
+PREFIX = re.compile(r"(model\.)?((encoders|projector\.stages)\.[^.]+|\w+)")  # of a component's parameters
+
+
+def coarse(model: nn.Module) -> list[str]:
+    """Places of parts in float16 that gradients pass through: below 6e-8 they become zero there, below 6e-5 coarse."""
+    learns, half = set[str](), dict[str, None]()
+    for name, parameter in model.named_parameters():
+        place = place_of(cast(re.Match[str], PREFIX.match(name))[0].replace("lm_head", "language_model"))
+        if parameter.requires_grad:
+            learns.add(place)
+        if parameter.dtype == torch.float16:
+            half[place] = None
+    return [place for place in half if place in learns or not place.startswith("encoders.")]
 
 
 def row_of(rows: Rows, inputs: Mapping[str, Any], row: int) -> dict[str, Any]:

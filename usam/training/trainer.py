@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -19,10 +20,13 @@ from usam.data.collate import Collator, Rows, check_share
 from usam.spec.page import SpecError
 from usam.training import groups
 from usam.training.evaluating import EvaluatingTrainer
+from usam.training.guards import coarse
 from usam.training.parts import Parts
 from usam.training.routing import Routing
 from usam.training.sources import Seen
 from usam.types import IGNORE
+
+logger = logging.getLogger(__name__)
 
 BESIDE = ("tasks", "rows", "sources", "skipped", "clips")  # what a batch tells the Trainer, and not the model
 
@@ -72,7 +76,16 @@ class UsamTrainer(EvaluatingTrainer):
         self._seen = Seen(sources)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's own groups, split by those of the run and by each component's `lr_scale`."""
+        """The Trainer's own groups, split by those of the run and by each component's `lr_scale`.
+
+        Warns where gradients pass through weights in float16 and nothing keeps them from becoming zero.
+        """
+        if not (self.args.fp16 or self.args.bf16) and (parts := coarse(self.accelerator.unwrap_model(self.model))):
+            logger.warning(
+                "%s: in float16, where gradients below 6e-8 become zero on their way through; write dtype: bfloat16 or "
+                "float32 there, or train.bf16: true, or on a GPU train.fp16: true, which scales the loss",
+                ", ".join(parts),
+            )
         optimizer = cast(torch.optim.Optimizer, super().create_optimizer(model))
         groups.split(optimizer, groups.grouped(self.accelerator.unwrap_model(self.model), self.groups))
         return optimizer
