@@ -28,7 +28,7 @@ class SigLip(Loss):
         temperature: float = Field(10.0, gt=0)
         """Where the factor t of the cosines starts; its logarithm is learned. `freeze: [log_t]` keeps it."""
         bias: float = -10.0
-        """Where the bias b starts: low, for most pairs do not belong together; learned, unless `freeze: [b]` keeps it."""
+        """Where the bias b starts: low, for most pairs are of two samples; learned, unless `freeze: [b]` keeps it."""
 
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config, dim=dim)
