@@ -50,8 +50,8 @@ def write(usam, tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", EACH)
 def test_its_own_test_passes_at_once(family, write):
     folder, _ = write(family)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull, f"--rootdir={folder}"]
-    assert pytest.main([*options, str(folder / "tests")]) == pytest.ExitCode.OK
+    alone = ["-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull, f"--rootdir={folder}"]
+    assert pytest.main(["-q", *alone, "--import-mode=importlib", str(folder / "tests")]) == pytest.ExitCode.OK
 
 
 @pytest.mark.parametrize("family", FAMILIES)
