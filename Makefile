@@ -8,9 +8,10 @@ export TOKENIZERS_PARALLELISM = false
 # Threads that spin while they wait make everything slower on a busy machine.
 export OMP_WAIT_POLICY = passive
 
-# Environments at the ends of what usam works with; the one of the wheel stands outside the repository.
+# Environments at the ends of what usam works with; those of wheels stand outside the repository.
 ENVS ?= .envs
 WHEEL ?= $(or $(TMPDIR),/tmp)/usam-wheel
+PLUGGED ?= $(or $(TMPDIR),/tmp)/usam-plugged
 # The torch that `make lock` pins; torchvision's version belongs to it.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 PIP := pip --disable-pip-version-check
@@ -19,7 +20,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel lint specialists format bench readme clean
+.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +91,17 @@ test-wheel: $(STAMP)  ## Build sdist and wheel, and test the wheel, with the sdi
 	$(PINNED) $(WHEEL)/venv/bin/$(PIP) install --quiet "$$(echo dist/*.whl)[dev]"
 	tar -xzf dist/*.tar.gz --directory $(WHEEL) && mv $(WHEEL)/usam-* $(WHEEL)/sdist && rm -r $(WHEEL)/sdist/usam
 	cd $(WHEEL)/sdist && $(WHEEL)/venv/bin/python $(PYTEST) -m "not slow"
+
+test-plugins: $(STAMP)  ## Build wheels of usam and of each plugin, and run the plugins' tests on them, outside the repository
+	rm -rf $(PLUGGED)
+	for project in . plugins/*; do \
+	  (cd $$project && $(abspath $(BIN))/python -m hatchling build --target wheel --directory $(PLUGGED)/wheels) || exit 1; \
+	done
+	for project in plugins/*; do mkdir -p $(PLUGGED)/$$project && cp -r $$project/tests $(PLUGGED)/$$project || exit 1; done
+	$(PYTHON) -m venv $(PLUGGED)/venv
+	$(PINNED) $(PLUGGED)/venv/bin/$(PIP) install --quiet pytest $(PLUGGED)/wheels/*.whl
+	cd $(PLUGGED) && venv/bin/usam list --check
+	cd $(PLUGGED) && venv/bin/python -m pytest -q plugins
 
 specialists: $(STAMP)  ## Train the encoders that come with the package anew (18 minutes on two cores)
 	$(BIN)/python -m usam.demo.specialists

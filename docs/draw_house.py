@@ -41,7 +41,12 @@ FLOORS = [
     ("violet", {"demo/": "the main job in miniature"}),
     (
         "red",
-        {"harnesses/": "for others' boards", "testing/": "what components promise", "cli/": "one file a command"},
+        {
+            "harnesses/": "for others' boards",
+            "testing/": "what components promise",
+            "pytest/": "is it kept?",
+            "cli/": "one file a command",
+        },
     ),
 ]
 BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 16: "whoever uses it"}

@@ -41,6 +41,7 @@ ORDER = [
     ["usam.demo", "usam.demo.*"],
     ["usam.harnesses", "usam.harnesses.*"],
     ["usam.testing", "usam.testing.*"],
+    ["usam.pytest"],
     ["usam.cli", "usam.cli.*"],
 ]
 

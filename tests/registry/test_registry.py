@@ -88,6 +88,13 @@ def test_an_unknown_provider_suggests_the_closest():
     assert "no component 'usan:linear'; did you mean 'usam:linear'?" in fault("usan:linear")
 
 
+def test_a_provider_that_is_gone_is_what_to_install():
+    assert fault("words-package:of") == (
+        "usam.projectors: no component 'words-package:of'; no package 'words-package' that offers any is installed: "
+        "pip install words-package"
+    )
+
+
 def test_no_names_are_said_to_be_none():
     assert did_you_mean("x", []) == "known: none"
 

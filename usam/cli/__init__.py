@@ -7,7 +7,22 @@ import sys
 
 import typer
 
-from usam.cli import ablate, cache, check, data, demo, doctor, estimate, export, generate, report, schema, show, train
+from usam.cli import (
+    ablate,
+    cache,
+    check,
+    data,
+    demo,
+    doctor,
+    estimate,
+    export,
+    generate,
+    new,
+    report,
+    schema,
+    show,
+    train,
+)
 from usam.cli import eval as eval_
 from usam.cli import list as list_
 
@@ -20,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_.list_components)
-for module in (show, check, estimate, schema, train, ablate, generate, eval_, report, export, doctor, demo):
+for module in (show, check, estimate, schema, train, ablate, generate, eval_, report, export, new, doctor, demo):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(data.data, name="data")
 app.add_typer(cache.cache, name="cache")

@@ -231,8 +231,12 @@ class Registry(Generic[T]):
             choices = " or ".join(f"'{entry}'" for entry in found)
             raise ComponentError(f"{self.group}: '{name}' is provided more than once: write {choices}")
         known = [str(e) for e in self.entries()] if provider else self.names()
+        hint = did_you_mean(name, known)
+        if provider and all(entry.provider != provider for entry in self.entries()):
+            install = f"no package '{provider}' that offers any is installed: pip install {provider}"
+            hint = f"{hint} Else {install}" if hint.startswith("did") else install
         hints = [f"\n{fault} ({fault.cure})" for fault in faults() if fault.name in ("", bare)]
-        raise ComponentError(f"{self.group}: no component '{name}'; {did_you_mean(name, known)}{''.join(hints)}")
+        raise ComponentError(f"{self.group}: no component '{name}'; {hint}{''.join(hints)}")
 
     def get(self, name: str) -> type[T]:
         """The class called `name`, imported now if it was not yet.
