@@ -29,7 +29,7 @@ def site(tmp_path_factory):
     """The plugins of this repository, installed by pip, and two others that its user never asked for."""
     folder = tmp_path_factory.mktemp("site")
     command = "install --quiet --no-index --no-build-isolation --no-deps --disable-pip-version-check --target"
-    plugins = [str(PLUGINS / name) for name in ("usam-encodec", "usam-lhotse")]
+    plugins = [str(PLUGINS / name) for name in ("usam-encodec", "usam-lhotse", "usam-real")]
     subprocess.run([sys.executable, "-m", "pip", *command.split(), str(folder), *plugins], check=True)
     offer(folder, "usam-broken", "0.3", "broken", BROKEN)
     offer(folder, "whisper-clone", "2.0", "whisper", CLONE)
@@ -51,10 +51,11 @@ def test_its_entry_point_is_discovered_and_nothing_is_imported(site):
     import sys
     from usam.registry import discover
     print(*sorted(map(str, discover("usam.encoders"))))
-    assert not {"usam_encodec", "usam_broken", "whisper_clone", "torch"} & set(sys.modules)
+    assert not {"usam_encodec", "usam_real", "usam_broken", "whisper_clone", "torch"} & set(sys.modules)
     """
     found = python(site, "-c", textwrap.dedent(code)).split()
-    assert {"usam-encodec:encodec", "usam-broken:broken", "whisper-clone:whisper", "usam:whisper"} <= set(found)
+    assert {"usam-encodec:encodec", "usam-real:crepe", "usam-broken:broken", "whisper-clone:whisper"} <= set(found)
+    assert "usam:whisper" in found
 
 
 def test_it_works_in_a_spec_by_name_and_only_who_names_the_others_meets_them(site):

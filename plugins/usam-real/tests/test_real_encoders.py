@@ -1,5 +1,6 @@
 """aiSFX and CREPE keep usam's promises, and compute what the originals do, from files such as their packages carry."""
 
+import hashlib
 import math
 import zipfile
 from collections import OrderedDict
@@ -180,6 +181,14 @@ def test_safetensors_give_the_same_frames(crepe, tmp_path):
     audio = 0.1 * torch.randn(1, 1000)
     first, second = (build_encoder("crepe", path=str(p))(audio, heard(audio)).x for p in (path, tmp_path))
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("name", ["aisfx", "crepe"])
+def test_a_folder_of_the_package_is_a_source_whose_hash_is_known(name, request):
+    path, _ = request.getfixturevalue(name)
+    source = build_encoder(name, path=str(path.parent)).source()
+    assert source.files == (path,)
+    assert source.provenance()["sha256"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @pytest.mark.parametrize("name", ["aisfx", "crepe"])

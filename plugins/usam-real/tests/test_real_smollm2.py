@@ -196,6 +196,8 @@ def test_the_chat_template_comes_along_and_its_marks_are_single_tokens(converted
         ({"tokenizer.ggml.token_type": [6] * len(WORDS)}, "token '<|endoftext|>' is of kind 6"),
         ({"tokenizer.ggml.merges": ["q z"]}, "no table of byte pairs"),
         ({"tokenizer.ggml.padding_token_id": 5000}, "'tokenizer.ggml.padding_token_id' is 5000"),
+        ({"llama.attention.head_count": 5}, r"tiny\.gguf: .*5"),
+        ({"general.alignment": 0}, "'general.alignment' is 0; expected a positive number"),
         ({"llama.feed_forward_length": 64}, r"mlp\.down_proj\.weight is \[64, 96\], expected \[64, 64\]"),
     ],
 )

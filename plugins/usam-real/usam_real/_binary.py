@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from usam import ComponentError
+
+T = TypeVar("T")
+
+
+def once(file: Path, items: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """A map of names that stand once.
+
+    Raises:
+        ComponentError: one stands twice.
+    """
+    found: dict[str, T] = {}
+    for name, item in items:
+        if name in found:
+            raise ComponentError(f"{file}: '{name}' stands there twice")
+        found[name] = item
+    return found
 
 
 class Bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from usam import ComponentError
-from usam.weights import check_finite, local_path, locate, read
+from usam.weights import Source, check_finite, local_path, locate, read
 
 # What aisfx's checkpoint has beside tensors: the numbers of its data sets, as numpy's integers.
 SCALAR = np._core.multiarray.scalar
@@ -26,27 +27,38 @@ def tensors_of(path: str) -> dict[str, Tensor]:
     Raises:
         ComponentError: it is not there, is not whole, or holds anything but tensors and plain numbers.
     """
-    file = file_of(path)
-    tensors = read_pickle(file) if file.suffix == ".pth" else read(locate(str(file)))
+    source = located(path)
+    tensors = read_pickle(source.files[0]) if source.files[0].suffix == ".pth" else read(source)
     return {name: tensor for name, tensor in tensors.items() if not COUNTER.fullmatch(name)}
 
 
-def file_of(path: str) -> Path:
-    """The one file of weights at a path.
+def located(path: str) -> Source:
+    """Where the weights lie: a file, or a folder of safetensors or of one `.pth`.
 
     Raises:
-        ComponentError: there is none, or several.
+        ComponentError: there is nothing there, or no weights.
     """
     place = local_path(path)
-    if place.is_file():
-        return place
-    if not place.is_dir():
+    if not place.exists():
         raise ComponentError(f"{path}: no such file or folder; `python -m usam_real fetch FOLDER` makes FOLDER/models")
-    found = sorted(file for ending in ("*.safetensors", "*.pth") for file in place.glob(ending))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise ComponentError(f"{path}: expected one .safetensors or .pth file there, found {names}; name the file")
-    return found[0]
+    if place.is_dir() and len(packed := list(place.glob("*.pth"))) == 1:
+        return locate(str(packed[0]))
+    return locate(path)
+
+
+@contextmanager
+def told_of(file: Path) -> Iterator[None]:
+    """While what a file says is used: whatever goes wrong is told as of that file.
+
+    Raises:
+        ComponentError: begins with the file.
+    """
+    try:
+        yield
+    except ComponentError as error:
+        raise ComponentError(f"{file}: {error}") from error
+    except Exception as error:  # configs of transformers, for one, raise errors of huggingface_hub
+        raise ComponentError(f"{file}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def read_pickle(file: Path) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from usam.parts import of_saved
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import prefix_mask
-from usam_real._checkpoint import tensors_of
+from usam.weights import Source
+from usam_real._checkpoint import located, tensors_of
 from usam_real._norm import StoredNorm
 
 RATE, FFT, HOP, BINS = 44100, 2048, 1024, 96
@@ -95,6 +96,10 @@ class AiSfx(Encoder):
         self.conv_block2 = Block(width, 2 * width)
         self.conv_block3 = Block(2 * width, 4 * width)
         self.conv_block4 = Block(4 * width, 8 * width)
+
+    def source(self) -> Source | None:
+        """The file or folder of the weights; None when they are random."""
+        return located(self.config.path) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The tensors of the embedding network; the classifiers behind it are left out."""

@@ -17,7 +17,8 @@ from usam.parts import of_saved
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import prefix_mask
-from usam_real._checkpoint import tensors_of
+from usam.weights import Source
+from usam_real._checkpoint import located, tensors_of
 from usam_real._norm import StoredNorm
 
 RATE, WINDOW = 16000, 1024
@@ -109,6 +110,10 @@ class Crepe(Encoder):
         embedding, last = 8 * channels[4], 4 * channels[-1]
         self.classifier = None if config.features == "embedding" else nn.Linear(last, PITCHES)
         self.dim = {"embedding": embedding, "pitch": PITCHES, "both": embedding + PITCHES}[config.features]
+
+    def source(self) -> Source | None:
+        """The file or folder of the weights; None when they are random."""
+        return located(self.config.path) if self.config.path else None
 
     def pretrained(self) -> dict[str, Tensor]:
         """The tensors of the network, up to the last layer needed."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +50,8 @@ def read_model(file: str | Path) -> Model:
     options: dict[str, int] = {}
     for _ in range(data.number("I")):
         name = _name(data)
+        if name in tensors or name in options:
+            raise ComponentError(f"{file}: '{name}' stands there twice")
         rank = data.number("B")
         if rank > DIMENSIONS:
             raise ComponentError(f"{file}: '{name}' has {rank} dimensions; the file is broken")
@@ -58,7 +60,7 @@ def read_model(file: str | Path) -> Model:
         if kind not in TYPES:
             raise ComponentError(f"{file}: '{name}' is of an unknown type ({kind}); known are 0 to {max(TYPES)}")
         dtype = TYPES[kind]
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if len(raw) != size:
             raise ComponentError(f"{file}: '{name}' of shape {list(shape)} has {len(raw)} bytes, expected {size}")
         value = torch.from_numpy(raw.copy()).view(dtype).reshape(shape)

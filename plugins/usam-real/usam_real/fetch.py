@@ -126,7 +126,8 @@ def download(store: Path, package: Package) -> Path:
         said = run(command, work, package.size)
         found = find(work, package)
         if found is None:
-            raise FetchError(f"`{' '.join(command[-2:])}` fetched nothing: {said}; be online, {by_hand}")
+            first = "run `apt-get update` as root" if package.tool == "apt" else "be online"
+            raise FetchError(f"`{package.tool} download {command[-1]}` fetched nothing: {said}; {first}, {by_hand}")
     return store / found.name
 
 
@@ -136,7 +137,9 @@ def run(command: Sequence[str], work: Path, size: int) -> str:
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "LC_ALL": "C"}
     with log.open("wb") as output, tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        process = subprocess.Popen(command, cwd=work, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
         try:
             while process.poll() is None:
                 bar.n = min(size, sum(file.stat().st_size for file in present(work)))

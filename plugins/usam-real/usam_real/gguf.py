@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from usam import ComponentError
 from usam.weights import check_finite
-from usam_real._binary import Bytes
+from usam_real._binary import Bytes, once
 
 VERSION, BLOCK = 3, 32
 DIMENSIONS, TENSORS, KEYS = 4, 100_000, 100_000
@@ -35,8 +36,11 @@ def read_gguf(file: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ComponentError(f"{file}: version {version} of GGUF; only {VERSION} is read")
     if tensors > TENSORS or keys > KEYS:
         raise ComponentError(f"{file}: says that it has {tensors} tensors and {keys} entries; it is broken")
-    entries = dict(_entry(data) for _ in range(keys))
-    found = dict(_tensors(data, tensors, int(entries.get("general.alignment", BLOCK))))
+    entries = once(data.file, (_entry(data) for _ in range(keys)))
+    alignment = entries.get("general.alignment", BLOCK)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ComponentError(f"{file}: 'general.alignment' is {alignment!r}; expected a positive number")
+    found = once(data.file, _tensors(data, tensors, alignment))
     check_finite(found, str(file))
     return entries, found
 
@@ -77,7 +81,7 @@ def _tensors(data: Bytes, count: int, alignment: int) -> Iterator[tuple[str, Ten
         per_block = BLOCK if decode in (q4_1, q8_0) else 1
         if shape and shape[-1] % per_block:
             raise ComponentError(f"{data.file}: '{name}' of shape {list(shape)} has rows of no whole blocks of {BLOCK}")
-        blocks = int(np.prod(shape, dtype=np.int64)) // per_block
+        blocks = math.prod(shape) // per_block
         raw = data.at(start + place, blocks * size).reshape(blocks, size)
         yield name, torch.from_numpy(decode(raw).reshape(shape))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from usam import ComponentError
-from usam_real._checkpoint import check_shapes
+from usam_real._checkpoint import check_shapes, told_of
 from usam_real.gguf import read_gguf
 
 ENTRIES = {  # what LlamaConfig calls them
@@ -72,12 +72,10 @@ def convert(file: Path, folder: Path) -> None:
         ComponentError: something in the file is unknown, missing or of another shape; it is named.
     """
     entries, tensors = read_gguf(file)
-    try:
+    with told_of(file):
         config = llama_config(entries, tied="output.weight" not in tensors)
         tokenizer = make_tokenizer(entries)
         own = llama_tensors(tensors, config)
-    except ComponentError as error:
-        raise ComponentError(f"{file}: {error}") from error
     config.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id

@@ -19,7 +19,7 @@ from transformers import (
 
 from usam import ComponentError
 from usam.weights import read_json
-from usam_real._checkpoint import check_shapes
+from usam_real._checkpoint import check_shapes, told_of
 from usam_real.ctranslate2 import Model, read_model
 
 ENGLISH = 51864  # tokens of a model that knows English alone
@@ -45,10 +45,8 @@ def convert(source: Path, folder: Path) -> None:
         ComponentError: something there is unknown, missing or of another shape; it is named.
     """
     model = read_model(source / "model.bin")
-    try:
+    with told_of(source / "model.bin"):
         config, tensors = whisper_config(model), whisper_tensors(model)
-    except ComponentError as error:
-        raise ComponentError(f"{source / 'model.bin'}: {error}") from error
     generation = generation_config(source / "config.json")
     write_tokenizer(source, folder)
     config.save_pretrained(folder)
