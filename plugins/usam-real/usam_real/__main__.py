@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         return 0
     chosen = [package for package in PACKAGES if options.only is None or package.name in options.only]
-    missing = fetch(options.folder, chosen)
+    try:
+        missing = fetch(options.folder, chosen)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     if missing:
         print(f"{len(missing)} of {len(chosen)} packages are missing: {', '.join(missing)}; the same command goes on")
     return 2 if missing else 0

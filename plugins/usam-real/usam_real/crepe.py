@@ -58,7 +58,7 @@ class Crepe(Encoder):
         arch: dict[str, Any] | None = None
         """`channels` of the six layers; null reads them from `path`."""
         features: Literal["embedding", "pitch", "both"] = "embedding"
-        """What makes a frame: the fifth layer, the strength of 360 pitches (20 cents apart, from 32.7 Hz), or both."""
+        """What makes a frame: the fifth layer, the strength of 360 pitches (20 cents apart, from 31.7 Hz), or both."""
         hop: int = Field(320, ge=1, le=WINDOW)
         """Samples from one frame to the next, at 16 kHz: 320 gives 50 frames a second."""
         frames_at_once: int = Field(256, ge=1)
