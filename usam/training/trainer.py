@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
@@ -15,6 +16,7 @@ from transformers.trainer_utils import has_length
 from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
 from usam.data.collate import Collator, Rows, check_share
+from usam.model.statistics import gather
 from usam.spec.page import SpecError
 from usam.training import groups
 from usam.training.evaluating import EvaluatingTrainer
@@ -23,6 +25,7 @@ from usam.training.routing import Routing
 from usam.training.sources import Seen
 from usam.types import IGNORE
 
+LOOKED_AT = 256  # rows, for the statistics of streams
 BESIDE = ("tasks", "rows", "sources", "skipped", "clips")  # what a batch tells the Trainer, and not the model
 
 
@@ -68,6 +71,32 @@ class UsamTrainer(EvaluatingTrainer):
         self._parts = Parts()
         self._routing = Routing()
         self._seen = Seen(sources)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As EvaluatingTrainer; what a fusion needs to standardise its streams is gathered first, and only once."""
+        if not resume_from_checkpoint and not self.accelerator.unwrap_model(self.model).model.fusion.gathered:
+            self._gather()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _gather(self) -> None:
+        """Statistics of rows from all over the data, or of a stream's first; of all processes one looks."""
+        body = self.accelerator.unwrap_model(self.model).model
+        data: Any = self.train_dataset
+        if has_length(data):
+            count = min(len(data), LOOKED_AT)
+            rows = (data[i * len(data) // count] for i in range(count))
+        else:
+            rows = islice(iter(data), LOOKED_AT)
+        if self.is_world_process_zero():
+            gather(body, self._encodable(rows))
+        told = [{name: tensor.cpu() for name, tensor in body.fusion.statistics.state_dict().items()}]
+        body.fusion.statistics.load_state_dict(broadcast_object_list(told)[0])
+
+    def _encodable(self, rows: Iterator[Any]) -> Iterator[Any]:
+        device = next(iter(self.model.parameters())).device
+        while some := list(islice(rows, self.args.per_device_train_batch_size)):
+            inputs, _ = self.inputs_of(send_to_device(self.data_collator(some), device))
+            yield inputs
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own groups, split by those of the run and by each component's `lr_scale`."""
