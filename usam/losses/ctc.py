@@ -72,12 +72,12 @@ class CTC(Loss):
         if inputs.vocabulary is None:
             raise ValueError("ctc reads the language model's vocabulary: a model lends it (LossInputs.vocabulary)")
         mask = inputs.audio.mask
-        x, blank = self._frames(inputs)
         targets, lengths = _targets(answer_ids(inputs), inputs.vocabulary.ends)
         counted = self._counted(inputs, targets, lengths)
         # The classes: the blank, the tokens that stand here, and all others as one, whose logit is that of their sum.
         words = targets[targets != IGNORE].unique()
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(mask.device.type, enabled=False):
+            x, blank = self._frames(inputs)
             scores = [blank.unsqueeze(-1), self._score(inputs.vocabulary)(x, words)]
             if (rest := self._rest(x, words, inputs.vocabulary)) is not None:
                 scores.append(rest.unsqueeze(-1))

@@ -18,8 +18,8 @@ ONLY_ITS_OWN = ("use_cache", "output_hidden_states", "output_attentions")
 def needed(model: Any, labels: Tensor | None, *asked: Any) -> dict[str, bool]:
     """What has to be computed: the language model's `states`, and the projected `frames`.
 
-    States are needed for an answer, by a loss that reads them, or if they are asked for; frames by the language model,
-    or by a loss that reads them.
+    States are needed for an answer, by a loss that reads them, without any loss, or if they are asked for; frames by the
+    language model, or by a loss that reads them.
 
     Args:
         model: with losses.
@@ -29,7 +29,7 @@ def needed(model: Any, labels: Tensor | None, *asked: Any) -> dict[str, bool]:
     *given, options = asked
     kept = any(value is not None and not (isinstance(value, int) and value == 0) for value in given)
     losses = [loss for _, loss in model.losses.parts()]
-    states = labels is None or kept or any(options.get(name) for name in ONLY_ITS_OWN)
+    states = labels is None or not losses or kept or any(options.get(name) for name in ONLY_ITS_OWN)
     states = states or any(loss.needs_states for loss in losses)
     return {"states": states, "frames": states or any(loss.needs_frames for loss in losses)}
 

@@ -6,9 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from usam.model.inputs import audio_of
+from usam.model.model import UsamModel
 from usam.types import Frames
+
+
+def ungathered(model: nn.Module) -> UsamModel | None:
+    """What of a model still needs statistics."""
+    bodies = (module for module in model.modules() if isinstance(module, UsamModel))
+    return next((body for body in bodies if not body.fusion.gathered), None)
 
 
 @torch.no_grad()

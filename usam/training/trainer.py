@@ -16,7 +16,7 @@ from transformers.trainer_utils import has_length
 from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
 from usam.data.collate import Collator, Rows, check_share
-from usam.model.statistics import gather
+from usam.model.statistics import gather, ungathered
 from usam.spec.page import SpecError
 from usam.training import groups
 from usam.training.evaluating import EvaluatingTrainer
@@ -74,13 +74,13 @@ class UsamTrainer(EvaluatingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As EvaluatingTrainer; what a fusion needs to standardise its streams is gathered first, and only once."""
-        if not resume_from_checkpoint and not self.accelerator.unwrap_model(self.model).model.fusion.gathered:
-            self._gather()
+        body = None if resume_from_checkpoint else ungathered(self.model)
+        if body is not None:
+            self._gather(body)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _gather(self) -> None:
+    def _gather(self, body: Any) -> None:
         """Statistics of rows from all over the data, or of a stream's first; of all processes one looks."""
-        body = self.accelerator.unwrap_model(self.model).model
         data: Any = self.train_dataset
         if has_length(data):
             count = min(len(data), LOOKED_AT)
