@@ -18,8 +18,8 @@ ONLY_ITS_OWN = ("use_cache", "output_hidden_states", "output_attentions")
 def needed(model: Any, labels: Tensor | None, *asked: Any) -> dict[str, bool]:
     """What has to be computed: the language model's `states`, and the projected `frames`.
 
-    States are needed for an answer, by a loss that reads them, without any loss, or if they are asked for; frames by the
-    language model, or by a loss that reads them.
+    States are needed for an answer, by a loss that reads them, without any loss, or if they are asked for. Frames are
+    needed by the language model, or by a loss that reads them.
 
     Args:
         model: with losses.
