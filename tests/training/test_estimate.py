@@ -182,7 +182,7 @@ def test_the_paper_at_full_size_needs_no_memory():
 def test_a_stage_that_does_not_run_the_language_model_is_followed():
     stages = {
         "projector": [{"type": "linear", "stack": 4}, "soft_tokens"],
-        "losses": {"ctc": {"against": "soft_tokens"}},
+        "losses": {"cross_entropy": None, "ctc": {"against": "soft_tokens"}},
     }
     spec = resolve(load_spec("tiny", stages, "llm.freeze=all", "fusion.standardize=true"))
     work = step(spec, hollow_model(spec, How()), ROWS, How()).work

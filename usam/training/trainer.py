@@ -82,6 +82,7 @@ class UsamTrainer(EvaluatingTrainer):
     def _gather(self, body: Any) -> None:
         """Statistics of rows from all over the data, or of a stream's first; of all processes one looks."""
         data: Any = self.train_dataset
+        rows: Iterator[Any]
         if has_length(data):
             count = min(len(data), LOOKED_AT)
             rows = (data[i * len(data) // count] for i in range(count))
