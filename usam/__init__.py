@@ -39,6 +39,7 @@ _HOME = {
     "Audio": "usam.types",
     "Frames": "usam.types",
     "Prompt": "usam.types",
+    "Vocabulary": "usam.types",
     "LossInputs": "usam.types",
     "LossOutput": "usam.types",
 }

@@ -102,16 +102,48 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """The language model's words, lent to whoever asks: its table and its head stay the model's own.
+
+    Both are called as the model calls them, with what they do to a row (a scale, adapters, quantisation).
+    """
+
+    size: int  # rows of the table
+    dim: int  # width of an embedding, and of a projected frame
+    embed: Callable[[Tensor], Tensor]  # ids (...) -> embeddings (..., dim), as the language model reads them
+    logits: Callable[
+        [Tensor, Tensor], Tensor
+    ]  # states (..., dim), ids (word,) -> the head's logits of these (..., word)
+    ends: tuple[int, ...] = ()  # ids that end an answer
+    frames_read: bool = True  # whether anyone reads the frames that are made with it, and not their by-products alone
+
+    def scores(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Products of vectors (..., dim) with the embeddings of ids (word,), in float32 or wider: (..., word)."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return x.to(wide) @ self.embed(ids).to(wide).mT
+
+    def parts(self, rows: int, device: torch.device) -> tuple[Tensor, ...]:
+        """All ids, in parts whose scores beside `rows` vectors may stand in memory at once."""
+        most = max(1, (SCORES if device.type == "cuda" else SCORES_ELSEWHERE) // max(1, rows))
+        return torch.split(torch.arange(self.size, device=device), most)
+
+
+SCORES, SCORES_ELSEWHERE = 2**26, 2**24  # entries
+
+
+@dataclass(frozen=True)
 class LossInputs:
     """What every loss is given, at N supervised positions of B samples."""
 
-    hidden: Tensor  # N dim: the states that predict the labels
+    hidden: Tensor  # N dim: the states that predict the labels; 0 dim where no loss of the model needs them
     labels: Tensor  # N
     head: Callable[[Tensor], Tensor]  # hidden -> logits; may say its `size`, and whether it `trains`
     audio: Frames  # each sample's projected clips, joined in order
     answer: tuple[Tensor, Tensor]  # detached input embeddings of the supervised tokens, and their mask
     aux: Mapping[str, Tensor] = field(default_factory=dict)  # by-products of the projector
     batch: Mapping[str, Any] = field(default_factory=dict)  # what else the collator passed along: ids, tasks, columns
+    vocabulary: Vocabulary | None = None  # the language model's words
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ STAGES = {
 }
 LOSSES = {
     "cross_entropy": {},
+    "ctc": {},
     "info_nce": {"dim": 4},
     "load_balance": {},
     "router_z": {},

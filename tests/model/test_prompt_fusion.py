@@ -7,6 +7,7 @@ from conftest import noise, randomize
 
 from usam import ComponentError, SpecError, UsamProcessor, build_fusion, build_model, fusions
 from usam.model.checkpoint import export, load
+from usam.model.inputs import audio_of
 from usam.training.routing import Routing
 from usam.types import Frames
 
@@ -96,7 +97,7 @@ def test_a_loss_of_routers_and_a_further_mixture_are_told_apart(processor):
 def test_frames_from_a_cache_are_fused_by_the_prompt_too(model, processor):
     batch = asked(processor, chat("Who?"))
     values, mask = batch["input_values"], batch["input_values_mask"].bool()
-    audio = model.model._audio(values, mask)
+    audio = audio_of(values, mask, None, model.config.parsed)
     given = {}
     for name, encoder in model.model.encoders.parts():
         heard = audio.at(encoder.config.sample_rate)

@@ -119,3 +119,10 @@ def test_the_trainer_trains_what_is_not_quantised(speech, processor, tmp_path):
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert any("projector" in name for name in moved)
     assert not any(name.startswith("model.language_model") and ".lora_" not in name for name in moved)
+
+
+def test_its_words_are_lent_as_they_are(speech):
+    model, ids, states = build_model(speech, COARSE), torch.tensor([3, 300]), torch.randn(2, 32)
+    lent = model.model.vocabulary
+    assert torch.equal(lent.embed(ids), model.model.embed(ids))
+    torch.testing.assert_close(lent.logits(states, ids), model.lm_head(states)[:, ids])

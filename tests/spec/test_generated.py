@@ -12,6 +12,7 @@ from generated import Specs
 
 from usam import ComponentError, SpecError, UsamProcessor, build_model, load_spec
 from usam.data.trial import try_spec
+from usam.model.statistics import gather
 
 LONGEST = 120  # seconds for a spec, which takes less than one
 
@@ -48,6 +49,8 @@ def trains(spec) -> str | None:
             for i, (seconds, answer) in enumerate([(0.9, "yes"), (0.4, "no"), (0.7, "perhaps")])
         ]
         batch = processor.encode([processor.render(chat) for chat in chats], labels=True)
+        if not model.model.fusion.gathered:
+            gather(model, [batch])
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5)
         loss = model.train()(**batch).loss
         loss.backward()

@@ -511,7 +511,14 @@ class FusesWithoutThePrompt(HonestPromptedFusion):
         return {"type": "concat"}, {}
 
 
+@fusions.register("kit_standardizes_its_streams")
+class TakesThemAsTheyAre(HonestFusion):
+    def __init__(self, config, *, dims):
+        super().__init__(config.model_copy(update={"standardize": False}), dims=dims)
+
+
 FUSIONS = {
+    "standardizes_its_streams": "that it knows statistics; found none",
     "true_width": r"expected frames \(3, 13, 6\); found \(3, 13, 15\)",
     "keeps_the_clock": r"\[1, 1, 1, 1, 1, 1, 2, 4, 13\] frames",
     "keeps_the_clock_mask": r"masks of \[1, 1, 1, 1, 1, 1, 2, 4, 13\]",
@@ -535,8 +542,8 @@ def test_a_broken_fusion_is_caught(name):
 
 
 def test_an_honest_fusion_keeps_all():
-    assert len(check_fusion("kit_honest").kept) == 22
-    assert len(check_fusion("kit_honest_prompted").kept) == 22
+    assert len(check_fusion("kit_honest").kept) == 23
+    assert len(check_fusion("kit_honest_prompted").kept) == 23
 
 
 # Projectors: frames scaled by what the prompt says.
@@ -661,7 +668,25 @@ class FixesWithoutThePrompt(HonestProjector):
         return {"type": "linear", "stack": 1}, {"map.0.weight": self.map.weight, "map.0.bias": self.map.bias}
 
 
+@projectors.register("kit_borrows_the_vocabulary")
+class ReadsNoVocabulary(HonestProjector):
+    reads_vocabulary = True
+
+    def forward(self, frames, prompt=None, vocabulary=None):
+        return super().forward(frames, prompt)
+
+
+@projectors.register("kit_borrows_the_vocabulary_for_good")
+class KeepsTheVocabulary(ReadsNoVocabulary):
+    def forward(self, frames, prompt=None, vocabulary=None):
+        self.lent = vocabulary
+        found = super().forward(frames, prompt)
+        return Frames(found.x + vocabulary.embed(torch.tensor(0)), found.mask, found.rate)
+
+
 PROJECTORS = {
+    "borrows_the_vocabulary": "other frames with another vocabulary; found the same",
+    "borrows_the_vocabulary_for_good": r"keeps no vocabulary; found \.lent",
     "true_width": "dim 8 for out_dim=8; found 12",
     "true_rate": "at least 1 frame for 1 frame; found 0",
     "true_rate_says": "the rate 12.5; found 25",
@@ -686,7 +711,7 @@ def test_a_broken_projector_is_caught(name):
 
 
 def test_an_honest_projector_keeps_all():
-    assert len(check_projector("kit_honest").kept) == 20
+    assert len(check_projector("kit_honest").kept) == 21
 
 
 # Losses: the distance of the states from the mean embedding of the answers.
@@ -787,7 +812,35 @@ class HoldsItsGraph(HonestLoss):
         return LossOutput(value, {"distance": value})
 
 
+@losses.register("kit_reads_states_or_says_so")
+class CallsTheHead(HonestLoss):
+    needs_states = False
+
+    def forward(self, inputs):
+        if inputs.labels.numel() == 0:
+            return LossOutput(self.nothing(inputs))
+        return LossOutput(inputs.head(inputs.hidden).square().mean() + self.nothing(inputs))
+
+
+@losses.register("kit_reads_states_or_says_so_of_frames")
+class ReadsFrames(HonestLoss):
+    needs_frames = False
+
+    def forward(self, inputs):
+        return LossOutput(super().forward(inputs).value + inputs.audio.x.square().mean())
+
+
+@losses.register("kit_borrows_the_vocabulary")
+class LossKeepsTheVocabulary(HonestLoss):
+    def forward(self, inputs):
+        self.lent = inputs.vocabulary
+        return super().forward(inputs)
+
+
 LOSSES = {
+    "reads_states_or_says_so": "that the head is not called; found a call",
+    "reads_states_or_says_so_of_frames": "the value with other frames",
+    "borrows_the_vocabulary": r"keeps no vocabulary; found \.lent",
     "gives_a_finite_scalar": r"a scalar; found shape \(19,\)",
     "says_nothing_without_supervision": "expected 0; found nan",
     "says_nothing_without_supervision_alone": "none for map.weight, map.bias",
@@ -811,7 +864,7 @@ def test_a_broken_loss_is_caught(name):
 
 
 def test_an_honest_loss_keeps_all():
-    assert len(check_loss("kit_honest").kept) == 19
+    assert len(check_loss("kit_honest").kept) == 21
 
 
 @losses.register("kit_aux")
@@ -835,7 +888,7 @@ class WeighsItsSamples(HonestLoss):
 
 def test_a_loss_is_given_the_columns_it_reads():
     report = check_loss("kit_columns", batch={"extra": [{"x_weight": weight} for weight in (1.0, 2.0, 0.5, 3.0)]})
-    assert len(report.kept) == 19
+    assert len(report.kept) == 21
 
 
 def test_a_loss_is_given_the_by_products_it_reads():
@@ -1142,7 +1195,16 @@ class Noisy(Tiny):
         return backbone
 
 
+@llm.register("kit_chooses_words")
+class SaysHalf(Tiny):
+    def head(self, text_config):
+        head = super().head(text_config)
+        head.shaped = lambda logits: logits / 2  # which its forward does not do
+        return head
+
+
 LLMS = {
+    "chooses_words": "the head's logits of these words",
     "true_width": "dim 16, as the embeddings have it; found 32",
     "keeps_its_text_config": "backbone.config is text_config; found a copy",
     "matches_the_causal_lm": "the causal LM's logits",
@@ -1238,12 +1300,12 @@ def test_adapters_and_freezing_are_done_outside_whether_the_builder_does_them_or
 
 @pytest.mark.parametrize("name", ["kit_bare", "kit_diligent"])
 def test_a_builder_keeps_its_promises_either_way(name):
-    assert len(check_llm(name, dim=16, heads=2, lora={"r": 2, "target_modules": ["q_proj"]}).kept) == 22
+    assert len(check_llm(name, dim=16, heads=2, lora={"r": 2, "target_modules": ["q_proj"]}).kept) == 23
 
 
 def test_an_honest_llm_keeps_all():
     report = check_llm("tiny", dim=16, heads=2, injection="cross_attention")
-    assert len(report.kept) == 22
+    assert len(report.kept) == 23
     assert "hears_from_beside" not in report.notes
 
 

@@ -181,3 +181,14 @@ def test_the_paper_at_full_size_needs_no_memory():
     assert found.parts[-1].parameters > 9e9
     assert found.cost.peak > 20 * 2**30
     assert found.cost.work.forward["llm"] > 1e12
+
+
+def test_a_stage_that_does_not_run_the_language_model_is_followed():
+    stages = {
+        "projector": [{"type": "linear", "stack": 4}, "soft_tokens"],
+        "losses": {"cross_entropy": None, "ctc": {"against": "soft_tokens"}},
+    }
+    spec = resolve(load_spec("tiny", stages, "llm.freeze=all", "fusion.standardize=true"))
+    work = step(spec, hollow_model(spec, How()), ROWS, How()).work
+    assert not work.forward.get("llm")
+    assert work.backward["projector.0"] > 0

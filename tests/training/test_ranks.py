@@ -77,6 +77,14 @@ def forks(file, folder, *overrides):
     return folder
 
 
+STAGE = [
+    "model.projector=[{type: linear, stack: 4}, {type: soft_tokens}]",
+    "model.fusion.standardize=true",
+    "model.llm.freeze=all",
+]
+CTC = "ctc: {against: soft_tokens, negatives: null}"
+
+
 def losses(folder, name="loss"):
     return [line[name] for line in logged(folder) if name in line]
 
@@ -297,3 +305,12 @@ def test_the_package_that_is_missing_is_named(rows):
     (rows / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(SpecError, match="deepspeed"):
         one(run_file(rows), rows / "out", *SMALL, "train.deepspeed=zero.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [GLOO, FSDP2], ids=["whole", "in parts"])
+@pytest.mark.parametrize("objective", [f"{{{CTC}, cross_entropy: null}}", f"{{{CTC}, cross_entropy: {{}}}}"], ids=["ctc", "both"])
+def test_processes_lend_the_vocabulary_that_one_has(objective, spread, rows):
+    file, stage = run_file(rows), [*SMALL, *STAGE, f"model.losses={objective}"]
+    whole = one(file, rows / "one", *stage, *ACCUMULATING)
+    assert_learned_the_same(two(file, rows / "two", *stage, *spread), whole)

@@ -16,6 +16,7 @@ from usam.data.hollow import Flops, Memory, Values, hollow
 from usam.data.sampling import Length
 from usam.model.assembly import outline, parts, place_of, plan_dtypes
 from usam.model.build import config_of
+from usam.model.inputs import audio_of
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
@@ -207,7 +208,8 @@ def _frames(model: UsamForConditionalGeneration, batch: Mapping[str, Any]) -> di
     """What a cache gives for the clips of a batch."""
     if "input_values" not in batch:
         return {}
-    audio = model.model._audio(batch["input_values"], batch["input_values_mask"])
+    audio = audio_of(batch["input_values"], batch["input_values_mask"], None, model.config.parsed)
+    assert audio is not None
     found = {}
     for name, encoder in model.model.encoders.parts():
         if is_frozen(encoder):

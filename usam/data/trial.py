@@ -18,6 +18,7 @@ from usam.model.assembly import outline, parts, place_of, plan_dtypes
 from usam.model.build import build_model
 from usam.model.learning import check_learns
 from usam.model.model import UsamForConditionalGeneration
+from usam.model.statistics import gather
 from usam.processor.lengths import context_length
 from usam.processor.processor import UsamProcessor
 from usam.registry import ComponentError
@@ -29,7 +30,7 @@ from usam.weights import local_path
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 GIB = 2**30
 SECONDS = (1.0, 0.6)  # of the clips that are tried
-ANSWERS = ("A dog barks.", "It rains.")
+ANSWERS = ("A dog barks.", "Rain.")
 RATE = 5e-5  # the Trainer's own
 
 
@@ -198,6 +199,8 @@ def _step(
     else:  # from what is there already
         model = UsamForConditionalGeneration(skeleton.config, plan_dtypes(skeleton, {}, (), None), seed=0)
     batch = _stand_in(spec, model) if batch is None else batch
+    if not model.model.fusion.gathered:
+        gather(model, [batch])
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         _evaluate(model, batch, "at the start")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from usam.clock import N, at_least_one, rescale
-from usam.component import Component, ComponentConfig, build, finish, own_dtype
+from usam.component import Component, ComponentConfig, Parts, build, finish, own_dtype
 from usam.registry import ComponentError, Registry
 from usam.spec.spec import Config
 from usam.types import Audio, Frames, Prompt, named, prefix_mask, same_dtype
@@ -34,6 +35,9 @@ class Fusion(Component):
 
         rate: float | None = Field(None, ge=0.1, le=1000)
         """Frames per second of the common clock; null takes the lowest rate among the encoders."""
+        standardize: bool = False
+        """Every channel of each stream gets mean 0 and variance 1 first, by statistics of training's clips, which are
+        gathered once, when training begins, and saved with the model."""
 
         def length(self, streams: Mapping[str, tuple[N, float]], samples: N, sample_rate: int) -> tuple[N, float]:
             """Frames and rate of the fused stream; ints or integer tensors.
@@ -60,6 +64,10 @@ class Fusion(Component):
     def __init__(self, config: Any, *, dims: Mapping[str, int]) -> None:
         super().__init__(config)
         self.names = sorted(dims)  # config.json is written with sorted keys: the order must not depend on it
+        self.statistics: Parts | None = None
+        if config.standardize:
+            self.statistics = Parts({name: Statistics(dims[name]) for name in self.names})
+            self.register_forward_pre_hook(_standardized)  # before any fusion's own forward
 
     def forward(self, streams: Mapping[str, Frames], audio: Audio) -> Frames:
         """Fuse the streams of the clips in `audio`: Frames of (clip, time, dim)."""
@@ -73,6 +81,25 @@ class Fusion(Component):
         """
         raise ComponentError(f"fusion '{self.config.type}' reads the prompt in a way that cannot be fixed for a task")
 
+    @torch.no_grad()
+    def gather(self, heard: Iterable[Mapping[str, Frames]]) -> None:
+        """Take the statistics of a fusion that standardises from the streams of some clips.
+
+        Raises:
+            ValueError: there is no frame, or a value that is not finite.
+        """
+        sums = {name: Sums() for name in self.names}
+        for streams in heard:
+            for name, each in sums.items():
+                each.add(streams[name])
+        for name, statistics in self.statistics.parts() if self.statistics is not None else ():
+            statistics.take(*sums[name].moments(name))
+
+    @property
+    def gathered(self) -> bool:
+        """Whether it has the statistics that it needs."""
+        return self.statistics is None or all(each.gathered for _, each in self.statistics.parts())
+
     def align(self, streams: Mapping[str, Frames], audio: Audio) -> tuple[list[Tensor], Tensor, float]:
         """The streams on one clock, in name order: tensors (clip, time, dim), their mask, the rate."""
         rates = {name: frames.rate for name, frames in streams.items()}
@@ -83,6 +110,87 @@ class Fusion(Component):
         mask = prefix_mask(lengths, size)
         aligned = [_on_clock(streams[name], rate, size).masked_fill(~mask.unsqueeze(-1), 0) for name in self.names]
         return aligned, mask, rate
+
+
+class Statistics(nn.Module):
+    """A stream's channels at mean 0 and variance 1, by statistics that are part of the model."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(dim))
+        self.register_buffer("scale", torch.empty(dim))  # 0 until it is known
+        self.known = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Nothing is known."""
+        nn.init.zeros_(self.mean)
+        nn.init.zeros_(self.scale)
+        self.known = False
+
+    def take(self, mean: Tensor, variance: Tensor) -> None:
+        """Of each channel; one that stands still is only centred."""
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(variance.sqrt() > STILL, variance.sqrt(), 1))
+
+    @property
+    def gathered(self) -> bool:
+        """Whether they are known; looked at until they are, for to look waits for the device."""
+        if not self.known:
+            self.known = bool((self.scale > 0).all())
+        return self.known
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to the same.
+
+        Raises:
+            ValueError: nothing is known yet.
+        """
+        if not (torch.compiler.is_compiling() or self.scale.is_meta or self.gathered):
+            raise ValueError(
+                "fusion.standardize: the statistics of the streams are not gathered yet: `usam train` and UsamTrainer "
+                "do it when training begins, usam.model.statistics.gather(model, batches) at any time"
+            )
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return ((x.to(wide) - self.mean.to(wide)) / self.scale.to(wide)).to(x.dtype)
+
+
+STILL = 1e-6  # the deviation of a channel that stands still
+
+
+class Sums:
+    """What mean and variance are made of, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, frames: Frames) -> None:
+        """The real frames of some clips."""
+        x = frames.x[frames.mask].cpu().double()
+        self.count += len(x)
+        self.total = self.total + x.sum(0)
+        self.squares = self.squares + x.square().sum(0)
+
+    def moments(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel of the stream called so."""
+        if self.count == 0:
+            raise ValueError(
+                f"fusion.standardize: no clip gives a frame of encoders.{name}: there is nothing to gather"
+            )
+        mean, squares = self.total / self.count, self.squares / self.count
+        if not bool(squares.isfinite().all()):
+            raise ValueError(f"fusion.standardize: NaN or infinity in the frames of encoders.{name}")
+        return mean, (squares - mean.square()).clamp_min(0)
+
+
+def _standardized(fusion: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    streams, *rest = given
+    return ({name: replace(f, x=fusion.statistics[name](f.x)) for name, f in streams.items()}, *rest)
 
 
 def widths_for(cls: type[Fusion], dims: Mapping[str, int], prompt_dim: int) -> dict[str, Any]:

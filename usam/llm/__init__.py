@@ -94,6 +94,9 @@ class LLM:
     def head(self, text_config: PreTrainedConfig) -> nn.Linear:
         """States to logits: a Linear, or a subclass that adds the model's logit scale or soft cap.
 
+        One that has a method `shaped(logits)`, what is done to each logit of the linear map, is asked for the logits of
+        a few words without those of all others.
+
         Whether it trains is decided outside, by `freeze`: not under `all`, nor where a pattern begins with `lm_head`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no head(text_config)")

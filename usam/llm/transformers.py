@@ -205,7 +205,10 @@ class Head(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits (..., vocab) of states (..., in_dim)."""
-        logits = super().forward(input)[..., : self.words]
+        return self.shaped(super().forward(input)[..., : self.words])
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """What is done to each logit that the linear map gives."""
         if self.factor != 1:
             logits = logits * self.factor
         if self.cap is not None:

@@ -27,6 +27,13 @@ class Loss(Component):
         weight: float = Field(1.0, ge=0)
         """Its share in the weighted sum."""
 
+    needs_states: bool = True
+    """Whether it reads `hidden` or `head`; of the class, or of one loss by its options. Where no loss of a model does,
+    its language model is not run, and `hidden` holds no state."""
+
+    needs_frames: bool = True
+    """Whether it reads `audio.x`, and not its mask or by-products alone: a projector may spare what nothing reads."""
+
     def __init__(self, config: Any, *, dim: int) -> None:
         super().__init__(config)
 
@@ -40,7 +47,8 @@ class Loss(Component):
 
     def nothing(self, inputs: LossInputs) -> Tensor:
         """Zero, with a path to every parameter, so that distributed training does not wait for a gradient."""
-        return sum((p.sum() for p in self.parameters()), inputs.hidden.sum()) * 0.0
+        heard = inputs.hidden.sum() + inputs.audio.x[:, :0].sum()  # no frame, for padding may hold anything
+        return sum((p.sum() for p in self.parameters()), heard) * 0.0
 
 
 registry: Registry[Loss] = Registry(Loss, "usam.losses")

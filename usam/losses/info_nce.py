@@ -27,6 +27,8 @@ class InfoNCE(Loss):
         temperature: float = Field(0.07, ge=0.01)
         """Where the temperature starts; it is learned, and stays at least 0.01. `freeze: [log_scale]` keeps it."""
 
+    needs_states = False
+
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config, dim=dim)
         self.pairs = Pairs(dim, config.dim)

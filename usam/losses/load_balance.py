@@ -16,6 +16,8 @@ class LoadBalance(Loss):
     everywhere: there the load is the probability, and the loss pulls the mean probabilities together.
     """
 
+    needs_states = needs_frames = False
+
     def forward(self, inputs: LossInputs) -> LossOutput:
         """Mean over the stages that route.
 

@@ -12,6 +12,8 @@ from usam.types import LossInputs, LossOutput
 class RouterZ(Loss):
     """Mean square of the logarithm of the sum of the logits' exponentials."""
 
+    needs_states = needs_frames = False
+
     def forward(self, inputs: LossInputs) -> LossOutput:
         """Mean over the routed rows of the batch, then over the stages that route.
 

@@ -92,6 +92,8 @@ class SemanticContrastive(Loss):
                 )
             return self
 
+    needs_states = False
+
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config, dim=dim)
         self.score = nn.Sequential(nn.Linear(dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1))

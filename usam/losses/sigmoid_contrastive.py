@@ -28,6 +28,8 @@ class SigmoidContrastive(Loss):
         bias: float = -10.0
         """Where the bias starts: low, for most pairs do not belong together. It is learned."""
 
+    needs_states = False
+
     def __init__(self, config: Config, *, dim: int) -> None:
         super().__init__(config, dim=dim)
         self.pairs = Pairs(dim, config.dim)

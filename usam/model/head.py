@@ -1,10 +1,13 @@
-"""The token table and the head: where they are found, how they grow with the vocabulary, how losses call the head."""
+"""The token table and the head: where they are found, how they grow with the vocabulary, how they are lent."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from usam.types import Vocabulary
 
 
 class WithHead:
@@ -29,6 +32,7 @@ class WithHead:
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head's weights."""
         self.lm_head = new_embeddings
+        know_head(self.model, new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """transformers' resize; table and head are then in every checkpoint, for no source has them any more."""
@@ -56,6 +60,21 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         return cast(Tensor, self.head(as_head(self.head, hidden)))
 
+    def chosen(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logits of some words, `self(hidden)[..., ids]`; of other words none is computed, where that is possible.
+
+        Args:
+            hidden: (..., dim).
+            ids: (word,).
+        """
+        head, rows = self.head, getattr(self.head, "weight", None)
+        plain = type(rows) is nn.Parameter and not self.spread and not hasattr(head, "_hf_hook")
+        if not plain or not (type(head) is nn.Linear or hasattr(head, "shaped")):
+            return self(hidden)[..., ids]
+        bias = None if head.bias is None else cast(Tensor, head.bias)[ids]
+        logits = F.linear(as_head(head, hidden), cast(Tensor, rows)[ids], bias)
+        return cast(Tensor, cast(Any, head).shaped(logits)) if hasattr(head, "shaped") else logits
+
     @property
     def size(self) -> int:
         """Entries of a row of logits."""
@@ -76,3 +95,26 @@ class Head:
 def as_head(head: nn.Module, hidden: Tensor) -> Tensor:
     weight = getattr(head, "weight", hidden)
     return hidden.to(weight.dtype) if weight.dtype.is_floating_point else hidden
+
+
+def know_head(body: nn.Module, head: nn.Module) -> None:
+    """Let a model without its head find it; as a plain attribute, or its parameters would stand there twice."""
+    body.__dict__["head"] = head
+
+
+def vocabulary_of(body: Any) -> Vocabulary:
+    """The words of a model's language model, with its head where that is known."""
+    table, head = body.get_input_embeddings(), getattr(body, "head", None)
+    plain = getattr(table, "base_layer", table)  # beneath adapters
+    ends = body.config.eos_token_id
+    return Vocabulary(
+        size=plain.num_embeddings,
+        dim=plain.embedding_dim,
+        embed=table,
+        logits=_no_logits if head is None else Head(head).chosen,
+        ends=() if ends is None else tuple(ends) if isinstance(ends, (list, tuple)) else (ends,),
+    )
+
+
+def _no_logits(hidden: Tensor, ids: Tensor) -> Tensor:
+    raise ValueError("a UsamModel has no head, and so no logits: UsamForConditionalGeneration has both")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from transformers.utils import TransformersKwargs
 from usam.clock import rescale
 from usam.component import Parts
 from usam.registry import did_you_mean
+from usam.spec.spec import Spec
 from usam.types import Audio, Frames, prefix_mask
 
-Given = Mapping[str, tuple[Tensor, Tensor]] | None
-"""What encoders gave before, by name: frames (clip, time, dim) and their mask (clip, time)."""
+Given = Mapping[str, tuple[Tensor, Tensor]] | tuple[Tensor, Tensor] | None
+"""What was computed before: frames (clip, time, dim) and mask (clip, time), of encoders by name, or of the fusion."""
 
 # What transformers and vLLM hand to whatever they run, for the attention in it; and what would do nothing here.
 HANDED_ON = {*TransformersKwargs.__optional_keys__, "use_cache", "cache_position", "attention_instances"}
@@ -70,6 +71,7 @@ def check_shapes(
     attention_mask: Any,
     prompt_mask: Tensor | None,
     cache: Any,
+    given: Given = None,
 ) -> None:
     """Compare the inputs with each other.
 
@@ -82,9 +84,10 @@ def check_shapes(
         raise ValueError("give input_ids or inputs_embeds")
     if input_ids is not None and inputs_embeds is not None:
         raise ValueError("input_ids and inputs_embeds are two ways to say the same: give one of the two")
-    if inputs_embeds is not None and input_values is not None:
+    if inputs_embeds is not None and (input_values is not None or given is not None):
+        name = "audio_frames" if input_values is None else "input_values"
         raise ValueError(
-            "inputs_embeds do not say where the clips stand: give input_ids with input_values, or leave input_values "
+            f"inputs_embeds do not say where the clips stand: give input_ids with {name}, or leave {name} "
             "out where the embeddings hold the audio already"
         )
     which = "input_ids" if input_ids is not None else "inputs_embeds"
@@ -99,7 +102,7 @@ def check_shapes(
         _check_attention_mask(attention_mask, which, rows, length, _cached(cache))
     if input_values is not None:
         _check_clips(input_values, input_values_mask)
-    elif input_values_mask is not None:
+    elif input_values_mask is not None and not isinstance(given, Mapping):
         raise ValueError("input_values_mask says which of input_values are a clip's own: give input_values")
 
 
@@ -124,8 +127,14 @@ def _check_clips(values: Tensor, mask: Tensor | None) -> None:
         return
     if mask.shape != values.shape:
         raise _other("input_values_mask", mask, "input_values", tuple(values.shape))
-    if not mask.is_meta and bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()):
-        raise ValueError("input_values_mask: a clip's own samples come first, padding goes on their right")
+    _check_prefix(mask, "input_values_mask", "samples")
+
+
+def _check_prefix(mask: Tensor, name: str, what: str) -> None:
+    if torch.compiler.is_compiling() or mask.is_meta:
+        return
+    if bool((mask[:, 1:].bool() & ~mask[:, :-1].bool()).any()):
+        raise ValueError(f"{name}: a clip's own {what} come first, padding goes on their right")
 
 
 def _other(name: str, found: Tensor, beside: str, expected: tuple[int, ...], why: str = "") -> ValueError:
@@ -145,14 +154,50 @@ def _cached(cache: Any) -> int | None:
     return int(cache.get_seq_length())
 
 
-def check_given(frames: Given, input_values: Tensor | None) -> None:
-    """Frames stand for clips.
+def audio_of(values: Tensor | None, mask: Tensor | None, given: Given, spec: Spec) -> Audio | None:
+    """The clips: of those that encoders' frames stand for, the lengths alone; None where the fusion's frames do.
+
+    Args:
+        values: (clip, samples).
+        mask: (clip, samples); None for clips that fill their rows.
+        given: what stands for the clips, or beside them.
+        spec: of the model.
 
     Raises:
-        ValueError: there are none.
+        ValueError: what is given does not tell what is heard.
     """
-    if frames is not None and input_values is None:
-        raise ValueError("audio_frames are what encoders gave for input_values: give these too")
+    if given is not None and not isinstance(given, Mapping):
+        if values is not None:
+            raise ValueError("audio_frames of the fusion stand for input_values: leave these out")
+        if isinstance(given, Tensor) or len(given) != 2 or not all(isinstance(part, Tensor) for part in given):
+            raise ValueError("audio_frames are (frames, mask) of the fusion, or such a pair for each encoder by name")
+        return None
+    if values is None:
+        if missing := [name for name in sorted(spec.encoders) if name not in (given or {})]:
+            raise ValueError(
+                f"audio_frames: none for {', '.join(missing)}, and no input_values that would be encoded; give one of "
+                "the two"
+            )
+        if mask is None:
+            raise ValueError(
+                "audio_frames of encoders do not say how long the clips are: give input_values_mask with them, True on "
+                "each clip's own samples, or input_values; or the fusion's frames, as (frames, mask)"
+            )
+        if mask.ndim != 2 or len(mask) == 0:
+            raise ValueError(f"input_values_mask is (clip, samples), found {tuple(mask.shape)}")
+        _check_prefix(mask, "input_values_mask", "samples")
+        values = torch.zeros(1, 1, device=mask.device).expand(mask.shape)
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    return Audio(values.float(), mask, spec.sample_rate)
+
+
+def taken(values: Tensor | None, mask: Tensor | None, given: Given, spec: Spec) -> Tensor:
+    """How many placeholders each clip takes, before anything is computed of it; arguments as of `audio_of`."""
+    audio = audio_of(values, mask, given, spec)
+    if audio is not None:
+        return spec.placeholders(audio.lengths)
+    frames: Tensor = cast(Any, given)[1].sum(-1)
+    return frames * 0 + 1 if spec.beside else spec.projected_length(frames, spec.fused_length(spec.sample_rate)[1])[0]
 
 
 def given_frames(given: Given, encoders: Parts, audio: Audio) -> dict[str, Frames]:
@@ -163,7 +208,7 @@ def given_frames(given: Given, encoders: Parts, audio: Audio) -> dict[str, Frame
     """
     known = dict(encoders.parts())
     found = {}
-    for name, (x, mask) in (given or {}).items():
+    for name, (x, mask) in (given if isinstance(given, Mapping) else {}).items():
         if name not in known:
             raise ValueError(f"audio_frames: no encoder '{name}'; {did_you_mean(name, known)}")
         config, what = known[name].config, f"audio_frames['{name}']"
@@ -181,6 +226,23 @@ def given_frames(given: Given, encoders: Parts, audio: Audio) -> dict[str, Frame
             )
         found[name] = Frames(x, mask, config.rate)
     return found
+
+
+def fused_frames(given: tuple[Tensor, Tensor], fusion: Any, spec: Spec) -> Frames:
+    """What the fusion gave before.
+
+    Raises:
+        ValueError: they are not its frames.
+    """
+    x, mask = given
+    if x.ndim != 3 or len(x) == 0 or x.shape[2] != fusion.dim or not x.is_floating_point():
+        raise ValueError(
+            f"audio_frames is {tuple(x.shape)} of {x.dtype}, and the fusion gives (clip, time, {fusion.dim}) of floats"
+        )
+    if mask.shape != x.shape[:2]:
+        raise _other("the mask of audio_frames", mask, "these frames", tuple(x.shape[:2]))
+    _check_prefix(mask, "the mask of audio_frames", "frames")
+    return Frames(x, mask.bool(), spec.fused_length(spec.sample_rate)[1])
 
 
 def check_heard(slots: Tensor) -> None:

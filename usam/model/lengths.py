@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from usam.fusions import run
+from usam.model.inputs import audio_of
 from usam.types import Frames, Prompt
 
 if TYPE_CHECKING:
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def wrong_length(model: UsamModel, values: Tensor, mask: Tensor | None, prompt: Prompt | None) -> str | None:
+def wrong_length(model: UsamModel, values: Tensor | None, mask: Tensor | None, prompt: Prompt | None) -> str | None:
     """The first part on the way whose config counts other frames than come out; None when all agree."""
-    audio = model._audio(values, mask)
+    audio = None if values is None else audio_of(values, mask, None, model.config.parsed)
+    if audio is None:  # the encoders were not asked
+        return None
     streams: dict[str, Frames] = {}
     for name, encoder in model.encoders.parts():
         config = encoder.config
@@ -36,7 +39,7 @@ def wrong_length(model: UsamModel, values: Tensor, mask: Tensor | None, prompt: 
     for i, module in enumerate(model.projector.stages):
         stage: Any = module
         before, said = frames.lengths, stage.config.length(frames.lengths, frames.rate)
-        frames = model.projector.run(stage, frames, prompt)
+        frames = model.projector.run(stage, frames, prompt, model.vocabulary)
         if fault := _compare(f"projector.{i}", said, frames, f"{before.tolist()} frames"):
             return fault
     return None

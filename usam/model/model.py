@@ -20,15 +20,15 @@ from usam.llm import build_backbone, build_head
 from usam.model import inputs
 from usam.model.cross_attention import GatedBlock, Listening, blocks_before, hearing
 from usam.model.generation import UsamGeneration
-from usam.model.head import WithHead, as_head
-from usam.model.inputs import Given, check_given, check_heard, check_names, check_shapes, given_frames, names_of
+from usam.model.head import WithHead, as_head, know_head, vocabulary_of
+from usam.model.inputs import Given, check_heard, check_names, check_shapes, names_of
 from usam.model.lengths import wrong_length
-from usam.model.objective import loss_inputs
+from usam.model.objective import needed, weighted
 from usam.model.outputs import UsamModelOutput, UsamOutput, may_be_tuple
 from usam.model.pretrained import UsamPreTrainedModel, check_adapter, give_dtypes, in_float32
 from usam.model.splice import beside, by_sample, check_counts, owners, prompts_of, scatter
 from usam.projectors import Chain
-from usam.types import Audio, Frames, Prompt, joined
+from usam.types import Audio, Frames, Prompt, Vocabulary, joined
 from usam.versions.compat import CACHE, cache_argument, one_cache
 
 
@@ -94,43 +94,54 @@ class UsamModel(UsamPreTrainedModel):
         table = self.get_input_embeddings()
         return cast(Tensor, table(input_ids.masked_fill(audio, 0))).masked_fill(audio.unsqueeze(-1), 0)
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The language model's words, as projectors and losses may ask for them."""
+        return vocabulary_of(self)
+
     def encode(
         self,
-        input_values: Tensor,
+        input_values: Tensor | None = None,
         input_values_mask: Tensor | None = None,
         given: Given = None,
         prompt: Prompt | None = None,
     ) -> Frames:
         """The fused frames of clips (clip, samples) at the spec's rate, before projection; `given`: `audio_frames`."""
-        audio = self._audio(input_values, input_values_mask)
-        streams = given_frames(given, self.encoders, audio)
+        audio = inputs.audio_of(input_values, input_values_mask, given, self.config.parsed)
+        if audio is None:
+            return inputs.fused_frames(cast(Any, given), self.fusion, self.config.parsed)
+        return fusions.run(self.fusion, self.streams(audio, given), audio, prompt)
+
+    def streams(self, audio: Audio, given: Given = None) -> dict[str, Frames]:
+        """Each encoder's frames of clips, by name; of those in `given` none is run."""
+        streams = inputs.given_frames(given, self.encoders, audio)
         for name, encoder in [part for part in self.encoders.parts() if part[0] not in streams]:
             heard = audio.at(encoder.config.sample_rate)
             with torch.no_grad() if is_frozen(encoder) else nullcontext():
                 streams[name] = encoder(heard.x, heard.mask)
-        return fusions.run(self.fusion, streams, audio, prompt)
+        return streams
 
-    def _audio(self, values: Tensor, mask: Tensor | None = None) -> Audio:
-        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
-        return Audio(values.float(), mask, self.config.parsed.sample_rate)
-
-    def project(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
-        """Fused frames as tokens of the language model's width; clip i hears prompt i."""
-        return cast(Frames, self.projector(frames, prompt))
+    def project(self, frames: Frames, prompt: Prompt | None = None, read: bool = True) -> Frames:
+        """Fused frames as tokens of the language model's width; clip i hears prompt i; `read`: not for `aux` alone."""
+        lent = replace(self.vocabulary, frames_read=read) if self.projector.reads_vocabulary else None
+        return cast(Frames, self.projector(frames, prompt, lent))
 
     @may_be_tuple
     def get_audio_features(
-        self, input_values: Tensor, input_values_mask: Tensor | None = None, prompt: Prompt | None = None
+        self,
+        input_values: Tensor | None = None,
+        input_values_mask: Tensor | None = None,
+        prompt: Prompt | None = None,
+        audio_frames: Given = None,
     ) -> BaseModelOutputWithPooling:
         """The projected clips: `last_hidden_state` (clip, time, dim) and, flat, `pooler_output` (tokens, dim).
 
         Args:
-            input_values: (clip, samples) at the spec's sample rate.
-            input_values_mask: (clip, samples); None for clips that fill their rows.
+            input_values, input_values_mask, audio_frames: as `forward` takes them.
             prompt: each clip's instruction, for fusions and projectors that read it.
         """
         inputs.check_prompt(self, prompt is not None)
-        frames = self.project(self.encode(input_values, input_values_mask, None, prompt), prompt)
+        frames = self.project(self.encode(input_values, input_values_mask, audio_frames, prompt), prompt)
         return BaseModelOutputWithPooling(last_hidden_state=frames.x, pooler_output=frames.x[frames.mask])
 
     @may_be_tuple
@@ -146,6 +157,8 @@ class UsamModel(UsamPreTrainedModel):
         prompt_mask: Tensor | None = None,
         past_key_values: Any = None,
         audio_frames: Given = None,
+        states: bool = True,
+        frames: bool = True,
         **kwargs: Any,
     ) -> UsamModelOutput:
         """Put the projected clips in place of the placeholders, or beside the words, and run the language model.
@@ -159,7 +172,11 @@ class UsamModel(UsamPreTrainedModel):
             cache: the language model's; `past_key_values` is its older name.
             inputs_embeds: (batch, length, dim) instead of `input_ids`, with the audio already in place.
             prompt_mask: (batch, length), True on the instruction, for fusions and projectors that read it.
-            audio_frames: what encoders gave for these clips before, by name: (clip, time, dim) and mask (clip, time).
+            audio_frames: what was computed of these clips before, as frames (clip, time, dim) and mask (clip, time):
+                of encoders, by name, beside `input_values`, or of all of them instead, with `input_values_mask` for
+                the clips' lengths; or of the fusion, instead of both.
+            states: False stops before the language model, which is then not run: `last_hidden_state` is None.
+            frames: False says that of `audio` nothing but mask and by-products will be read.
             kwargs: what the language model's `forward` takes, such as `use_cache` and `output_hidden_states`.
 
         Raises:
@@ -168,20 +185,21 @@ class UsamModel(UsamPreTrainedModel):
         """
         cache = one_cache(cache, past_key_values)
         check_names(kwargs, self._known)
-        check_shapes(input_ids, inputs_embeds, input_values, input_values_mask, attention_mask, prompt_mask, cache)
-        check_given(audio_frames, input_values)
+        clips = input_values, input_values_mask
+        check_shapes(input_ids, inputs_embeds, *clips, attention_mask, prompt_mask, cache, audio_frames)
         audio, places = None, None
         if input_ids is not None:
             inputs_embeds = self.embed(input_ids)
-            if input_values is not None:
-                inputs_embeds, audio, places = self._hear(
-                    input_ids, inputs_embeds, input_values, input_values_mask, prompt_mask, audio_frames
-                )
+            if input_values is not None or audio_frames is not None:
+                given = clips, prompt_mask, audio_frames, frames
+                inputs_embeds, audio, places = self._hear(input_ids, inputs_embeds, *given)
             else:
                 check_heard(self.is_audio(input_ids))
                 if self.training and torch.is_grad_enabled():
                     inputs_embeds = inputs_embeds + self._silence().to(inputs_embeds.dtype)
         inputs_embeds = cast(Tensor, inputs_embeds)
+        if not states:
+            return UsamModelOutput(audio=audio, inputs_embeds=inputs_embeds)
         heard = self._beside(inputs_embeds, audio, places, cache)
         if position_ids is None and isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
@@ -207,10 +225,10 @@ class UsamModel(UsamPreTrainedModel):
         self,
         input_ids: Tensor,
         embeds: Tensor,
-        input_values: Tensor,
-        input_values_mask: Tensor | None,
+        clips: tuple[Tensor | None, Tensor | None],
         prompt_mask: Tensor | None,
         given: Given,
+        read: bool,
     ) -> tuple[Tensor, Frames, Tensor | None]:
         """Embeddings, the audio frames joined for each sample, and where they stand if not among the embeddings."""
         inputs.check_prompt(self, prompt_mask is not None)
@@ -218,16 +236,16 @@ class UsamModel(UsamPreTrainedModel):
         prompt = None
         if prompt_mask is not None and (self.fusion.reads_prompt or self.projector.reads_prompt):
             # The count of a clip's tokens is known before they are projected.
-            counts = self.config.parsed.placeholders(self._audio(input_values, input_values_mask).lengths)
+            counts = inputs.taken(*clips, given, self.config.parsed)
             prompt = prompts_of(embeds, prompt_mask, owners(slots, counts))
-        frames = self.project(self.encode(input_values, input_values_mask, given, prompt), prompt)
+        frames = self.project(self.encode(*clips, given, prompt), prompt, read)
         if frames.aux:  # by-products are a clip's: tell the sample of each
-            taken = frames.lengths if self.cross_attention is None else torch.ones_like(frames.lengths)
-            frames = replace(frames, aux=joined(frames.aux, {"sample": owners(slots, taken)}))
+            each = frames.lengths if self.cross_attention is None else torch.ones_like(frames.lengths)
+            frames = replace(frames, aux=joined(frames.aux, {"sample": owners(slots, each)}))
         if self.cross_attention is not None:
             check_counts(slots, torch.ones_like(frames.lengths), "clips")
             return embeds, *beside(slots, frames)
-        check_counts(slots, frames.lengths, why=lambda: wrong_length(self, input_values, input_values_mask, prompt))
+        check_counts(slots, frames.lengths, why=lambda: wrong_length(self, *clips, prompt))
         return scatter(embeds, slots, frames), by_sample(slots, frames), None
 
     def _beside(self, embeds: Tensor, audio: Frames | None, places: Tensor | None, cache: Any) -> Listening | None:
@@ -275,6 +293,7 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             self.losses = Parts(built)
         table = self.model.get_input_embeddings()
         path = next(name for name, module in self.model.named_modules() if module is table)
+        know_head(self.model, self.lm_head)
         self._tied_weights_keys = {"lm_head.weight": f"model.{path}.weight"}
         give_dtypes(self, dtypes or {})
         self.post_init()
@@ -339,6 +358,9 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             num_items_in_batch: supervised tokens of the whole batch; the loss is then this micro-batch's share.
             batch: whatever else the losses may want to read, such as ids and tasks of the samples.
 
+        With labels, and where no loss needs its states, the language model is run only for what else is asked of it (a
+        cache, states, attentions, some logits); `logits` are None without it.
+
         Raises:
             ValueError: labels without one supervised token, or of another shape than the inputs; another adapter has
                 switched off the model's own.
@@ -355,15 +377,16 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             inputs_embeds=inputs_embeds,
             prompt_mask=prompt_mask,
             return_dict=True,
+            **needed(self, labels, cache, past_key_values, logits_to_keep, kwargs),
             **kwargs,
         )
         hidden = outputs.last_hidden_state
         loss, parts, aux = None, None, outputs.audio.aux if outputs.audio is not None else {}
         if labels is not None:
-            loss, parts, more = self._losses(hidden, labels, outputs.audio, num_items_in_batch, batch)
+            loss, parts, more = weighted(self, outputs, labels, num_items_in_batch, batch)
             aux = joined(aux, more)
         logits = None
-        if labels is None or not self.training:
+        if hidden is not None and (labels is None or not self.training):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(as_head(self.lm_head, hidden[:, kept]))
         return UsamOutput(
@@ -375,24 +398,3 @@ class UsamForConditionalGeneration(WithHead, UsamPreTrainedModel, UsamGeneration
             losses=parts,
             aux=aux or None,
         )
-
-    def _losses(
-        self,
-        hidden: Tensor,
-        labels: Tensor,
-        audio: Frames | None,
-        total: Tensor | int | None,
-        batch: Mapping[str, Any] | None,
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        inputs = loss_inputs(self, hidden, labels, audio, batch)
-        # This micro-batch's share of the supervised tokens: gradient accumulation then sums to the mean.
-        share = 1.0 if total is None else inputs.labels.numel() / total
-        parts: dict[str, Tensor] = {}
-        aux: dict[str, Tensor] = {}
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        for name, module in self.losses.parts():
-            found = module(inputs)
-            parts[name] = found.value.detach()
-            aux |= {f"{name}.{key}": value for key, value in found.aux.items()}
-            loss = loss + module.config.weight * found.value.float()
-        return loss * share, parts, aux

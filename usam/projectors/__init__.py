@@ -16,7 +16,7 @@ from usam.component import Component, ComponentConfig, build, build_part, finish
 from usam.registry import ComponentError, Registry
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
-from usam.types import Frames, Prompt, joined, named
+from usam.types import Frames, Prompt, Vocabulary, joined, named
 
 
 class Projector(Component):
@@ -44,6 +44,10 @@ class Projector(Component):
 
     reads_prompt: bool = False
     """Whether `forward` needs the prompt; of the class, or of one stage by its options."""
+    reads_vocabulary: bool = False
+    """Whether `forward` takes a third argument, the language model's `Vocabulary`; it is lent for the call."""
+    keeps_width: bool = False
+    """Of a class whose frames go out as wide as they come in: the stage before it gets the width that it would get."""
     any_dtype: bool = False
     """Whether `forward` takes frames and prompts of any dtype; inside a model they come in that of its weights else."""
     dim: int
@@ -53,7 +57,10 @@ class Projector(Component):
         super().__init__(config)
 
     def forward(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
-        """Project frames (batch, time, in_dim) to (batch, config.length(time), dim); item i hears prompt i."""
+        """Project frames (batch, time, in_dim) to (batch, config.length(time), dim); item i hears prompt i.
+
+        One that `reads_vocabulary` takes it as a third argument.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward(frames, prompt)")
 
     def fixed(self, prompt: Prompt) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -76,7 +83,8 @@ class Chain(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList()
         for i, config in enumerate(configs):
-            width = out_dim if i == len(configs) - 1 else None
+            later = [registry.get(c.type).keeps_width for c in configs[i + 1 :]]
+            width = out_dim if all(later) else None
             widths = {"in_dim": in_dim, "prompt_dim": prompt_dim, "out_dim": width}
             stage = build_part(f"projector.{i}", registry, config, seed, **widths)
             if config.match_embeddings:
@@ -89,20 +97,26 @@ class Chain(nn.Module):
         """Whether any stage needs the prompt."""
         return any(stage.reads_prompt for stage in self.stages)
 
-    def forward(self, frames: Frames, prompt: Prompt | None = None) -> Frames:
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether any stage needs the vocabulary."""
+        return any(stage.reads_vocabulary for stage in self.stages)
+
+    def forward(self, frames: Frames, prompt: Prompt | None = None, vocabulary: Vocabulary | None = None) -> Frames:
         """All stages; `aux` gathers the by-products of each under `<index>.<name>`."""
         aux = [frames.aux]
         for i, stage in enumerate(self.stages):
-            frames = self.run(stage, frames, prompt)
+            frames = self.run(stage, frames, prompt, vocabulary)
             aux.append(named(f"{i}.", frames.aux))
         return Frames(frames.x, frames.mask, frames.rate, joined(*aux))
 
-    def run(self, stage: Any, frames: Frames, prompt: Prompt | None) -> Frames:
+    def run(self, stage: Any, frames: Frames, prompt: Prompt | None, vocabulary: Vocabulary | None = None) -> Frames:
         """One stage, on frames and a prompt of its own dtype."""
         dtype = None if stage.any_dtype else own_dtype(stage)
         x = frames.x if dtype is None else frames.x.to(dtype)
         read = prompt if dtype is None or prompt is None else Prompt(prompt.x.to(dtype), prompt.mask)
-        found: Frames = stage(Frames(x, frames.mask, frames.rate), read)
+        more = (vocabulary,) if stage.reads_vocabulary else ()
+        found: Frames = stage(Frames(x, frames.mask, frames.rate), read, *more)
         matched = getattr(stage, "matched", None)
         return found if matched is None else replace(found, x=matched(found.x))
 

@@ -204,15 +204,22 @@ class Spec(BaseModel):
 
     def audio_length(self, samples: N) -> tuple[N, float]:
         """Tokens of a clip, and tokens per second."""
+        return self.projected_length(*self.fused_length(samples))
+
+    def projected_length(self, frames: N, rate: float) -> tuple[N, float]:
+        """Tokens of a clip of so many fused frames, and tokens per second."""
+        for stage in self.projector:
+            frames, rate = cast("Projector.Config", stage).length(frames, rate)
+        return frames, rate
+
+    def fused_length(self, samples: N) -> tuple[N, float]:
+        """Frames of a clip that the fusion gives, and their rate."""
         streams = {}
         for name in sorted(self.encoders):  # of the names alone: torch 2.11 does not trace a sort of pairs
             encoder = cast("Encoder.Config", self.encoders[name])
             heard = encoder.length(rescale(samples, self.sample_rate, encoder.sample_rate))
             streams[name] = (heard, encoder.rate)
-        frames, rate = cast("Fusion.Config", self.fusion).length(streams, samples, self.sample_rate)
-        for stage in self.projector:
-            frames, rate = cast("Projector.Config", stage).length(frames, rate)
-        return frames, rate
+        return cast("Fusion.Config", self.fusion).length(streams, samples, self.sample_rate)
 
 
 def load_spec(source: SpecSource, *overrides: Override) -> Spec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from usam.fusions import widths_for
 from usam.registry import ComponentError
 from usam.spec.spec import Config
 from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
-from usam.testing.promises import Claim, Promise, Report, check, promises, require, require_same
+from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Audio, Frames, Prompt, prefix_mask
 
 SAMPLE_RATE = 16000
@@ -60,8 +60,11 @@ class FusionCase(Case):
     group = "usam.fusions"
 
     def construct(self, cls: Any, config: Any) -> Any:
-        """A fusion takes the encoders' widths, and the prompt's where its class reads it."""
-        return cls(config, **widths_for(cls, {name: STREAMS[name][0] for name in self.names}, PROMPT_DIM))
+        """A fusion takes the encoders' widths, and the prompt's where its class reads it; it knows the statistics."""
+        fusion = cls(config, **widths_for(cls, {name: STREAMS[name][0] for name in self.names}, PROMPT_DIM))
+        if fusion.statistics is not None and not fusion.statistics[self.names[0]].mean.is_meta:
+            fusion.gather([self.clips()[0]])
+        return fusion
 
     @cached_property
     def reads_prompt(self) -> bool:
@@ -203,7 +206,7 @@ def leaves_a_single_stream_unchanged(case: FusionCase) -> str | None:
     require(frames.rate == own.rate, f"the rate {own.rate:g}", f"{frames.rate:g}", "config.length")
     same = frames.mask.shape == own.mask.shape and bool((frames.mask == own.mask).all())
     require(same, "the stream's own mask", "another", "forward")
-    if not any(True for _ in fusion.parameters()):
+    if not any(True for _ in fusion.parameters()) and fusion.statistics is None:
         require_same(frames.x[frames.mask], own.x[own.mask], "the stream's own frames", "forward", 1e-6)
     return None
 
@@ -308,6 +311,26 @@ def fixes_its_prompt(case: FusionCase) -> str | None:
     return None
 
 
+def standardizes_its_streams(case: FusionCase) -> None:
+    """With `standardize` it refuses streams before it knows their statistics; then scale and offset do not matter."""
+    fusion = case.structure(standardize=True).eval()
+    found, audio = case.clips()
+    look_at = "__init__: super().__init__(config, dims=dims) sees to it"
+    require(fusion.statistics is not None, "that it knows statistics", "none", look_at)
+    reference = _fuse(fusion, found, audio)
+    louder = {name: replace(frames, x=frames.x * 7 + 3) for name, frames in found.items()}
+    fusion.gather([louder])
+    ours = _fuse(fusion, louder, audio)
+    require_same(ours.x, reference.x, "the frames of the same streams at another scale", look_at, TOLERANCE)
+    for _, statistics in fusion.statistics.parts():
+        statistics.reset_parameters()
+    try:
+        _fuse(fusion, found, audio)
+    except ValueError:
+        return
+    raise Broken("a ValueError before the statistics are known", "none", look_at)
+
+
 CLAIMS: list[Claim] = [
     true_width,
     keeps_the_clock,
@@ -320,5 +343,6 @@ CLAIMS: list[Claim] = [
     hears_its_own_prompt,
     ignores_prompt_padding,
     fixes_its_prompt,
+    standardizes_its_streams,
     *EVERY,
 ]

@@ -16,6 +16,7 @@ from usam.component import LoRA, is_adapter, with_base_layers
 from usam.llm import build_backbone, build_head
 from usam.model.build import build_model
 from usam.model.cross_attention import CrossAttention, decoder_layers, hearing
+from usam.model.head import Head
 from usam.model.model import UsamForConditionalGeneration
 from usam.registry import ComponentError
 from usam.spec.page import SpecError
@@ -116,6 +117,21 @@ def true_width(case: LLMCase) -> None:
     require(isinstance(head, nn.Linear), "a Linear, or a subclass", f"a {type(head).__name__}", "head")
     wide = f"states of {states.shape[-1]}"
     require(states.shape[-1] == head.in_features, f"a head for {wide}", f"{head.in_features}", "head")
+
+
+def chooses_words(case: LLMCase) -> None:
+    """The logits of a few words are those that the head gives for all, also on the meta device."""
+    llm = case.structure()
+    config = llm.text_config()
+    head = build_head(llm, config).float().eval()
+    shake(head)
+    ids = case.inputs()[0].flatten().unique()
+    states = torch.randn(3, head.in_features)
+    with torch.no_grad():
+        ours, reference = Head(head).chosen(states, ids), head(states)[..., ids]
+    require_same(ours, reference, "the head's logits of these words", "head: `shaped`, and what forward does", 1e-5)
+    found = tuple(Head(head.to("meta")).chosen(states.to("meta"), ids.to("meta")).shape)
+    require(found == (3, len(ids)), f"{(3, len(ids))}", f"{found}", "head: `shaped`")
 
 
 def keeps_its_text_config(case: LLMCase) -> None:
@@ -486,6 +502,7 @@ def is_deterministic(case: LLMCase) -> None:
 
 CLAIMS: list[Claim] = [
     true_width,
+    chooses_words,
     keeps_its_text_config,
     matches_the_causal_lm,
     hears_embeddings_as_ids,

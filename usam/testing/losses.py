@@ -11,11 +11,11 @@ from torch import Tensor
 
 from usam.registry import ComponentError
 from usam.spec.spec import Config
-from usam.testing.every import BFLOAT16, EVERY, Case
+from usam.testing.every import BFLOAT16, EVERY, WORDS, Case, require_nothing_kept, vocabulary
 from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
 from usam.types import Frames, LossInputs, LossOutput, prefix_mask
 
-DIM, VOCAB = 8, 11
+DIM, VOCAB = 8, WORDS
 SAMPLES, LENGTH, TIME = 4, 9, 7  # of the batch: samples, tokens of the longest, audio frames of the longest
 
 
@@ -100,6 +100,7 @@ def batch(samples: Sequence[int], aux: Mapping[str, Tensor], *, seed: int = 0, c
         audio=Frames(audio[order].requires_grad_(), heard[order], 12.5),
         answer=(embeds[order], said[order]),
         aux={name: value[order] for name, value in aux.items()},
+        vocabulary=vocabulary(DIM),
     )
 
 
@@ -209,6 +210,34 @@ def does_without_what_is_not_given(case: LossCase) -> None:
     require(bool(value.isfinite()), "a finite value", f"{value.item()}", look_at)
 
 
+def reads_states_or_says_so(case: LossCase) -> str | None:
+    """Where it says that it needs no states, or no frames, it gives the same without them and without the head."""
+    loss = case.build()
+    (inputs,) = case.inputs()
+    if not loss.needs_frames:
+        unread = replace(inputs.audio, x=torch.zeros_like(inputs.audio.x))
+        value, reference = (_value(loss, given).reshape(1) for given in (replace(inputs, audio=unread), inputs))
+        require_same(value, reference, "the value with other frames", "needs_frames, which is False", 1e-6)
+    if loss.needs_states:
+        return "it needs them"
+
+    def head(hidden: Tensor) -> Tensor:
+        raise Broken("that the head is not called", "a call", "needs_states, which is False")
+
+    without = replace(inputs, hidden=inputs.hidden[:0], head=head)
+    value, reference = (_value(loss, given).reshape(1) for given in (without, inputs))
+    require_same(value, reference, "the value with states", "needs_states, which is False", 1e-6)
+    return None
+
+
+def borrows_the_vocabulary(case: LossCase) -> None:
+    """It keeps nothing of the vocabulary that it is lent."""
+    loss = case.build()
+    (inputs,) = case.inputs()
+    _value(loss, inputs)
+    require_nothing_kept(loss, vocabulary(DIM))
+
+
 def takes_states_of_another_dtype(case: LossCase) -> None:
     """In float32 it takes a model's bfloat16 states, to within a tenth of the value."""
     loss, inputs = case.build(), case.inputs()
@@ -228,5 +257,7 @@ CLAIMS: list[Claim] = [
     ignores_the_order_of_samples,
     does_without_what_is_not_given,
     takes_states_of_another_dtype,
+    reads_states_or_says_so,
+    borrows_the_vocabulary,
     *EVERY,
 ]

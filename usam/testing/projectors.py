@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -12,9 +13,17 @@ from torch import Tensor
 from usam.component import build
 from usam.registry import ComponentError
 from usam.spec.spec import Config
-from usam.testing.every import EVERY, TOLERANCE, Case, own_frames, require_no_leak
+from usam.testing.every import (
+    EVERY,
+    TOLERANCE,
+    Case,
+    own_frames,
+    require_no_leak,
+    require_nothing_kept,
+    vocabulary,
+)
 from usam.testing.promises import Broken, Claim, Promise, Report, check, promises, require, require_same
-from usam.types import Frames, Prompt, prefix_mask
+from usam.types import Frames, Prompt, Vocabulary, prefix_mask
 
 IN_DIM, PROMPT_DIM, OUT_DIM = 12, 10, 8
 TIME, RATE = 40, 25.0
@@ -58,11 +67,18 @@ class ProjectorCase(Case):
 
     def construct(self, cls: Any, config: Any) -> Any:
         """A projector takes the widths around it."""
-        return cls(config, in_dim=IN_DIM, prompt_dim=PROMPT_DIM, out_dim=self.out_dim)
+        out_dim = IN_DIM if cls.keeps_width and self.out_dim is not None else self.out_dim
+        return cls(config, in_dim=IN_DIM, prompt_dim=PROMPT_DIM, out_dim=out_dim)
+
+    @cached_property
+    def lent(self) -> tuple[Vocabulary, ...]:
+        """The vocabulary, for a projector that reads it."""
+        projector = self.structure()
+        return (vocabulary(projector.dim),) if projector.reads_vocabulary else ()
 
     def inputs(self, seed: int = 0) -> tuple[Any, ...]:
-        """Three items of up to 1.6 s."""
-        return items([TIME, TIME // 2 + 1, 3], seed=seed)
+        """Three items of up to 1.6 s; the vocabulary only for a projector that reads it."""
+        return (*items([TIME, TIME // 2 + 1, 3], seed=seed), *self.lent)
 
 
 def items(
@@ -87,9 +103,15 @@ def words_of(item: int) -> int:
     return WORDS - item % 3
 
 
-def _project(projector: Any, frames: Frames, prompt: Prompt | None) -> Frames:
+def _project(projector: Any, frames: Frames, prompt: Prompt | None, lent: Vocabulary | None = None) -> Frames:
+    """As a model calls it; one that reads the vocabulary is lent the same each time, if no other is given."""
     with torch.no_grad():
-        out: Frames = projector(frames, prompt)
+        return _called(projector, frames, prompt, lent)
+
+
+def _called(projector: Any, frames: Frames, prompt: Prompt | None, lent: Vocabulary | None = None) -> Frames:
+    more = (lent or vocabulary(projector.dim),) if projector.reads_vocabulary else ()
+    out: Frames = projector(frames, prompt, *more)
     return out
 
 
@@ -98,7 +120,7 @@ def true_width(case: ProjectorCase) -> None:
     for asked in (OUT_DIM, None):
         projector = replace(case, out_dim=asked).build()
         frames = _project(projector, *case.inputs())
-        wanted = asked or projector.dim
+        wanted = IN_DIM if projector.keeps_width else asked or projector.dim
         require(projector.dim == wanted, f"dim {wanted} for out_dim={asked}", f"{projector.dim}", "__init__")
         shape = (*frames.mask.shape, wanted)
         require(tuple(frames.x.shape) == shape, f"frames {shape}", f"{tuple(frames.x.shape)}", "dim, and forward")
@@ -143,7 +165,7 @@ def _heard(projector: Any, seed: int) -> Tensor:
     """How much each frame that goes out depends on each that comes in: (time out, time in), of one item."""
     frames, prompt = items([TIME], seed=seed)
     x = frames.x.clone().requires_grad_()
-    out = projector(Frames(x, frames.mask, frames.rate), prompt).x[0]
+    out = _called(projector, Frames(x, frames.mask, frames.rate), prompt).x[0]
     direction = torch.randn(out.shape[-1])
     rows = [torch.autograd.grad((row * direction).sum(), x, retain_graph=True)[0][0].norm(dim=-1) for row in out]
     return torch.stack(rows)
@@ -188,8 +210,7 @@ def fixes_its_prompt(case: ProjectorCase) -> str | None:
         options, state = projector.fixed(prompt)
     except ComponentError:
         return "it cannot be fixed for a task, and says so"
-    cls, config = build(case.group, options, {})
-    other = cls(config, in_dim=IN_DIM, prompt_dim=PROMPT_DIM, out_dim=OUT_DIM)
+    other = case.construct(*build(case.group, options, {}))
     other.load_state_dict(state)
     require(not other.reads_prompt, "a stage that reads no prompt", "one that does", "the options that fixed gives")
     ours = _project(other.eval(), frames, None)
@@ -201,7 +222,7 @@ def fixes_its_prompt(case: ProjectorCase) -> str | None:
 def hears_its_own_prompt(case: ProjectorCase) -> None:
     """Item i hears prompt i and no other; one that does not read the prompt does without."""
     projector = case.build()
-    frames, prompt = case.inputs()
+    frames, prompt, *_ = case.inputs()
     before = _project(projector, frames, prompt)
     other = prompt.x.clone()
     other[1] = -3 * other[1].flip(0)
@@ -253,7 +274,28 @@ def keeps_batch_items_apart(case: ProjectorCase) -> None:
     require_same(own_frames(other, 0), own_frames(first, 2), "the frames of an item beside others", look_at, TOLERANCE)
     frames, prompt = items([TIME] * 3)
     frames.x.requires_grad_()
-    require_no_leak(projector(frames, prompt).x, frames.x, look_at)
+    require_no_leak(_called(projector, frames, prompt).x, frames.x, look_at)
+
+
+def borrows_the_vocabulary(case: ProjectorCase) -> str | None:
+    """What it is lent of the language model it reads, says if it is missing, and does not keep."""
+    projector = case.build()
+    if not projector.reads_vocabulary:
+        return "it reads no vocabulary"
+    frames, prompt, lent = case.inputs()
+    before = _project(projector, frames, prompt, lent)
+    other = _project(projector, frames, prompt, vocabulary(projector.dim, seed=8))
+    read = not torch.equal(own_frames(before, 0), own_frames(other, 0))
+    require(read, "other frames with another vocabulary", "the same", "reads_vocabulary, which is True")
+    require_nothing_kept(projector, lent)
+    try:
+        projector(frames, prompt)
+    except ValueError:
+        return None
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise Broken("a ValueError that says what is missing", found, "what forward does without it") from error
+    raise Broken("a ValueError without a vocabulary", "none", "reads_vocabulary, which is True")
 
 
 CLAIMS: list[Claim] = [
@@ -266,5 +308,6 @@ CLAIMS: list[Claim] = [
     ignores_prompt_padding,
     ignores_padding,
     keeps_batch_items_apart,
+    borrows_the_vocabulary,
     *EVERY,
 ]

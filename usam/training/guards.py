@@ -47,8 +47,10 @@ def row_of(rows: Rows, inputs: Mapping[str, Any], row: int) -> dict[str, Any]:
         if name in (*CLIPS, "audio_frames"):
             if not rows.clips[row]:
                 continue
-            frames = name == "audio_frames"
-            own[name] = {e: (x[heard], mask[heard]) for e, (x, mask) in value.items()} if frames else value[heard]
+            if name == "audio_frames" and isinstance(value, Mapping):
+                own[name] = {encoder: tuple(part[heard] for part in pair) for encoder, pair in value.items()}
+            else:
+                own[name] = tuple(part[heard] for part in value) if name == "audio_frames" else value[heard]
         elif name == "batch":
             own[name] = {key: column[row : row + 1] for key, column in value.items()}
         else:

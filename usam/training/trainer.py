@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -17,6 +18,7 @@ from transformers.trainer_utils import has_length
 from usam.data.augment import Augment
 from usam.data.cache import FeatureCache
 from usam.data.collate import Collator, Rows, check_share
+from usam.model.statistics import gather, ungathered
 from usam.spec.page import SpecError
 from usam.training import groups
 from usam.training.evaluating import EvaluatingTrainer
@@ -28,6 +30,7 @@ from usam.types import IGNORE
 
 logger = logging.getLogger(__name__)
 
+LOOKED_AT = 256  # rows, for the statistics of streams
 BESIDE = ("tasks", "rows", "sources", "skipped", "clips")  # what a batch tells the Trainer, and not the model
 
 
@@ -74,6 +77,33 @@ class UsamTrainer(EvaluatingTrainer):
         self._parts = Parts()
         self._routing = Routing()
         self._seen = Seen(sources)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As EvaluatingTrainer; what a fusion needs to standardise its streams is gathered first, and only once."""
+        body = None if resume_from_checkpoint else ungathered(self.model)
+        if body is not None:
+            self._gather(body)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _gather(self, body: Any) -> None:
+        """Statistics of rows from all over the data, or of a stream's first; of all processes one looks."""
+        data: Any = self.train_dataset
+        rows: Iterator[Any]
+        if has_length(data):
+            count = min(len(data), LOOKED_AT)
+            rows = (data[i * len(data) // count] for i in range(count))
+        else:
+            rows = islice(iter(data), LOOKED_AT)
+        if self.is_world_process_zero():
+            gather(body, self._encodable(rows))
+        told = [{name: tensor.cpu() for name, tensor in body.fusion.statistics.state_dict().items()}]
+        body.fusion.statistics.load_state_dict(broadcast_object_list(told)[0])
+
+    def _encodable(self, rows: Iterator[Any]) -> Iterator[Any]:
+        device = next(iter(self.model.parameters())).device
+        while some := list(islice(rows, self.args.per_device_train_batch_size)):
+            inputs, _ = self.inputs_of(send_to_device(self.data_collator(some), device))
+            yield inputs
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's own groups, split by those of the run and by each component's `lr_scale`.
