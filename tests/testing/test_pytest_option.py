@@ -65,7 +65,18 @@ def run(tmp_path, capfd):
     empty.mkdir()
 
     def run(*options):
-        own = ["-p", "usam.pytest", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={empty}", str(empty)]
+        own = [
+            "-p",
+            "usam.pytest",
+            "-p",
+            "no:cacheprovider",
+            "-c",
+            os.devnull,
+            f"--rootdir={empty}",
+            str(empty),
+            "-k",
+            "birds_",
+        ]
         status = pytest.main([*own, *map(str, options)])
         out, err = capfd.readouterr()
         return status, out + err

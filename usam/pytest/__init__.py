@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # so that -k chooses among them
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Behind the tests that were collected come the promises, one test each."""
     if config.getoption("--usam-options") and not config.getoption("--usam"):
@@ -112,6 +113,7 @@ def _promises(session: pytest.Session, options: Mapping[str, Any]) -> Iterator[p
         for name, call in _calls(group, entry, options.get(place, {})):
             item = Promised.from_parent(session, name=name, nodeid=f"{entry.provider}:{place}::{name}", call=call)
             item.user_properties.append((MARK, (place, package, name)))
+            item.extra_keyword_matches.update({place, entry.provider})
             yield item
 
 
