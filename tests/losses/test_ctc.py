@@ -13,7 +13,8 @@ from usam.types import Frames, LossInputs, Vocabulary, prefix_mask
 DIM, WORDS, END = 6, 13, 12
 SHAPES = {"compiles": "which tokens stand in a batch is known by their values"}
 OWN = prefix_mask(torch.tensor([7, 3, 5, 1]), 7)  # the kit's clips
-SCORED = {"2.ctc_frames": torch.randn(4, 7, 8), "2.ctc_blank": torch.randn(4, 7), "2.ctc_mask": OWN}
+SCORED = {"2.ctc_frames": torch.randn(4, 7, 8), "2.ctc_blank": torch.randn(4, 7)}
+SCORED = {**{name: value.requires_grad_() for name, value in SCORED.items()}, "2.ctc_mask": OWN}
 PROMISES = {
     "ctc": loss_promises("ctc", too_long="skip", expected_failures=SHAPES),
     "ctc of the head, sampled": loss_promises(

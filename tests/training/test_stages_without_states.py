@@ -136,5 +136,6 @@ def test_the_stages_of_the_page(run_file, runs, monkeypatch):
     assert line.keys() >= {"loss_ctc", "loss_cross_entropy"}
     kept = [load_file(saved / "model.safetensors") for saved in (first, second)]
     assert "model.fusion.statistics.whisper.mean" in kept[0]
-    moved = {name for name, tensor in kept[0].items() if not torch.equal(tensor, kept[1][name])}
+    both = kept[0].keys() & kept[1].keys()  # what adapters are laid over has other names then
+    moved = {name for name in both if not torch.equal(kept[0][name], kept[1][name])}
     assert moved == {name for name in kept[0] if name.startswith("model.projector.")}

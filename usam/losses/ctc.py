@@ -166,7 +166,9 @@ def _log_sum(score: Score, x: Tensor, ids: Tensor) -> Tensor:
 
 def _targets(ids: Tensor, ends: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """What is to be said, from the first column on, then IGNORE: (batch, token); and how many each: (batch,)."""
-    said = (ids != IGNORE) & ~torch.isin(ids, torch.tensor(ends, dtype=ids.dtype, device=ids.device))
+    said = ids != IGNORE
+    for end in ends:
+        said = said & (ids != end)
     first = said.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     return ids.masked_fill(~said, IGNORE).gather(1, first), said.sum(-1)
 
