@@ -75,7 +75,7 @@ class CTC(Loss):
         targets, lengths = _targets(answer_ids(inputs), inputs.vocabulary.ends)
         counted = self._counted(inputs, targets, lengths)
         # The classes: the blank, the tokens that stand here, and all others as one, whose logit is that of their sum.
-        words = targets[targets != IGNORE].unique()
+        words = torch.unique(targets[targets != IGNORE])
         with torch.autocast(mask.device.type, enabled=False):
             x, blank = self._frames(inputs)
             scores = [blank.unsqueeze(-1), self._score(inputs.vocabulary)(x, words)]

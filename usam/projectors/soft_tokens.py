@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -129,4 +129,4 @@ def _best(vocabulary: Vocabulary, x: Tensor, count: int) -> Tensor:
         scores.append(found.values)
         words.append(ids[found.indices])
     place = torch.cat(scores, -1).topk(count, -1).indices
-    return cast(Tensor, torch.cat(words, -1).gather(-1, place))
+    return torch.cat(words, -1).gather(-1, place)
