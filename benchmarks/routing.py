@@ -25,6 +25,7 @@ from usam.projectors.moe import even, fixed_gates, largest
 from usam.training.routing import Routing
 
 Gates = dict[str, list[float]]  # by task
+PICTURE = Path(__file__).parents[1] / "docs" / "routing.svg"
 VARIANTS = {"normalised": True, "as it is": False}
 GATES = ("as learned", "even", "of another task", "the largest alone")
 
@@ -41,6 +42,30 @@ def main() -> None:
             raw.setdefault(name, []).append(measured(study, out))
             print(name, seed, json.dumps(raw[name][-1]["losses"]), flush=True)
     record(__file__, [row for name in VARIANTS for row in rows(name, raw[name])], raw)
+    draw(raw)
+
+
+def draw(raw: Mapping[str, Any]) -> None:
+    """The largest gate of each task over training: a line a task, a panel a seed, a row a way to read the prompt."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "routing"
+    figure, panels = plt.subplots(
+        len(VARIANTS), len(raw["seeds"]), figsize=(9, 5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    styles = ("-", "--", ":", "-.")
+    for row, name in zip(panels, VARIANTS, strict=True):
+        for axes, seed, found in zip(row, raw["seeds"], raw[name], strict=True):
+            for style, (task, gate) in zip(styles, found["gates"].items(), strict=True):
+                expert = gate.index(max(gate))
+                lines = [(line["step"], line["gates"][task][expert]) for line in found["training"]]
+                axes.plot(*zip(*lines, strict=True), color="black", linestyle=style, label=f"{task}, expert {expert}")
+            axes.set(title=f"prompt {name}, seed {seed}", ylim=(0, 1))
+            axes.legend(fontsize=7)
+            axes.grid(alpha=0.3)
+    figure.supxlabel("step")
+    figure.supylabel("gate of the expert that the task takes most in the end")
+    figure.savefig(PICTURE, metadata={"Date": None})
 
 
 def measured(study: Study, out: Path) -> dict[str, Any]:
