@@ -36,7 +36,7 @@ SAYS = {
     "another one without it, so that a trained model wants the windows; one that trains with the clip alone does not.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
     "routing.py": "What the router's gates tell of the task, and what development loses under gates that are even, "
-    "another task's, or the largest alone.",
+    "another task's, or the largest alone; [routing.md](routing.md) has the rest.",
     "norms.py": "How long projected audio is beside the language model's embeddings, 1 being as long; and what it is "
     "worth to begin with their norm.",
     "mixture.py": "All experts as two stacked products, against a loop over the experts; above 1 means that the loop "
