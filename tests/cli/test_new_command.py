@@ -37,13 +37,15 @@ def write(usam, tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
         monkeypatch.syspath_prepend(folder)
         registry_of(group).refresh()
-        written.append((group, f"usam_{name}"))
+        written.append(group)
         return folder, project
 
     yield write
     monkeypatch.undo()
-    for group, module in written:
-        sys.modules.pop(module, None)
+    for name, module in list(sys.modules.items()):  # the next package has a test of the same name
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    for group in written:
         registry_of(group).refresh()
 
 

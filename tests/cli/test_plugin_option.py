@@ -14,8 +14,9 @@ from usam.registry import ComponentError
 from usam.spec.page import SpecError
 from usam.training.run import read_run
 
-# One looks at what is installed, one trains a bundled spec, two look at a folder, one makes sounds.
-WITHOUT = {"doctor", "demo", "cache stat", "cache verify", "data world"}
+# One looks at what is installed, one trains a bundled spec, two look at a folder, one makes sounds, one writes a
+# package.
+WITHOUT = {"doctor", "demo", "cache stat", "cache verify", "data world", "new"}
 
 
 @pytest.fixture
