@@ -43,7 +43,7 @@ ASKED = {
 }
 LONGEST = 100  # bytes of an answer
 PROCESSES = 4  # that fill one cache, at most
-RANKS = 2  # that share a batch, at most: a step of half the batch takes two thirds of the time
+RANKS = 2  # that share a batch, at most: faster by a few percent than one with as many threads
 
 
 def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> None:
