@@ -135,7 +135,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 def _train(prepared: Prepared) -> None:
     """Train with a process for each of two processors, which share every batch; on a GPU with one."""
-    ranks = 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, RANKS)
+    ranks = 1 if torch.accelerator.is_available() else min(os.cpu_count() or 1, RANKS)
     batch = TRAIN["per_device_train_batch_size"] // ranks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["-m", "usam.cli", "train", str(prepared.run_file), f"--set=train.per_device_train_batch_size={batch}"]
