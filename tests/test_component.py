@@ -62,6 +62,18 @@ def test_a_pattern_that_matches_nothing_is_an_error():
         build_encoder("whisper", arch=TINY, freeze=["layrs.*"])
 
 
+@pytest.mark.parametrize(("pattern", "trains"), [("*", set()), ("lm_head*", {"backbone"}), ("layers.*", {"head"})])
+def test_a_language_model_s_head_is_frozen_by_the_patterns_that_match_it(pattern, trains):
+    model = build_model("tiny", {"llm": {"freeze": ["embed_tokens*", "norm*", pattern]}})
+    halves = {"backbone": model.model.language_model, "head": model.lm_head}
+    assert {name for name, half in halves.items() if training(half)} == trains
+
+
+def test_a_misspelt_head_freezes_nothing():
+    with pytest.raises(SpecError, match=r"no parameter matches \['lm_head.wieght'\]"):
+        build_model("tiny", {"llm": {"freeze": ["lm_head.wieght"]}})
+
+
 def test_adapters_train_whatever_is_frozen_and_start_as_a_no_op():
     plain = build_encoder("whisper", arch=TINY)
     adapted = build_encoder("whisper", arch=TINY, lora={"target_modules": ["q_proj"]})

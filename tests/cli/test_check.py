@@ -38,6 +38,7 @@ def tokenizer(tmp_path):
         ("tiny",),
         ("mini_paper",),
         ("tiny", "llm.injection=cross_attention"),
+        ("tiny", "projector={type: pool, freeze: all}", "llm.freeze=['embed*', 'layers*', norm*]"),  # but for the head
         ("tiny", "projector=[{type: moe, hidden: 8, router_hidden: 8}]", "losses.load_balance={weight: 0.1}"),
     ],
 )

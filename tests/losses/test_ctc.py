@@ -113,6 +113,11 @@ def test_negatives_are_drawn_in_training_only():
     torch.testing.assert_close(loss.eval()(inputs).value, whole(loss, inputs))
 
 
+def test_all_negatives_leave_nothing_to_chance():
+    loss, inputs = ctc(True, negatives="all"), batch()
+    torch.testing.assert_close(loss(inputs).value, whole(loss, inputs))
+
+
 def test_a_clips_loss_is_its_own_whatever_stands_beside_it():
     loss = ctc()
     together = loss(batch()).aux["samples"]

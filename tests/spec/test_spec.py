@@ -1,7 +1,9 @@
 """A spec says what it means, and every fault in one is told with its file, its line and what to write instead."""
 
 import re
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -597,3 +599,15 @@ def test_a_spec_is_given_in_the_same_ways_everywhere(read, page, tmp_path):
 def test_a_structure_is_built_without_a_network(name):
     with torch.device("meta"):
         assert build_model(name, weights=False).config.audio_token_id
+
+
+@pytest.mark.parametrize(
+    "family", ["encoders", "fusions", "projectors", "losses", "llm", "augmentations", "metrics", "suites"]
+)
+def test_null_is_no_value_that_differs_from_the_default(family):
+    """For in a spec null removes, and what it would mean could not be written."""
+    registry = import_module(f"usam.{family}").registry
+    for name in registry.names():
+        fields = registry.get(name).Config.model_fields
+        nullable = [key for key, field in fields.items() if type(None) in get_args(field.annotation)]
+        assert [key for key in nullable if fields[key].default is not None] == [], name

@@ -197,7 +197,7 @@ def test_a_limit_answers_the_same_rows_each_time(two_tasks):
     folder = train(asked(two_tasks, *ANSWER, *OFTEN, "eval.generate.limit=3"))
     rows = [[row["id"] for row in predictions(folder, step)] for step in (1, 2, 3, 4)]
     assert rows == [[f"row {i}" for i in drawn(7, 3, 0)]] * 4
-    assert [len(drawn(7, limit, 0)) for limit in (3, 7, 9, None)] == [3, 7, 7, 7]
+    assert [len(drawn(7, limit, 0)) for limit in (3, 7, 9, None, "all")] == [3, 7, 7, 7, 7]
     assert len([line for line in logged(folder) if "eval_wer_id" in line]) == 1
 
 

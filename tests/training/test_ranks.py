@@ -82,7 +82,7 @@ STAGE = [
     "model.fusion.standardize=true",
     "model.llm.freeze=all",
 ]
-CTC = "ctc: {against: soft_tokens, negatives: null}"
+CTC = "ctc: {against: soft_tokens, negatives: all}"
 
 
 def losses(folder, name="loss"):

@@ -204,11 +204,11 @@ def _step(
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         _evaluate(model, batch, "at the start")
+        scales = {prefix: part.config.lr_scale for prefix, part in parts(model)}
         groups = [
-            {"params": [p], "lr": RATE * part.config.lr_scale}
-            for prefix, part in parts(model)
-            for name, p in model.named_parameters()
-            if name.startswith(prefix) and p.requires_grad
+            {"params": [p], "lr": RATE * next((s for x, s in scales.items() if name.startswith(x)), spec.llm.lr_scale)}
+            for name, p in model.named_parameters()  # the head belongs to the language model
+            if p.requires_grad
         ]
         output = _run(model.train(), batch, "in a training step")
         if not output.loss.requires_grad:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from usam.component import ComponentConfig, adapt, build, is_adapter, own_config, source_of
+from usam.component import ComponentConfig, adapt, base_name, build, is_adapter, own_config, source_of
 from usam.registry import ComponentError, Registry, did_you_mean
 from usam.spec.sizes import HEADS, LAYERS, TOKENS, WIDTH
 from usam.spec.spec import Config
@@ -62,7 +63,7 @@ class LLM:
         """Options every language model has."""
 
         freeze: Literal["all", "none"] | list[str] = "all"
-        """What does not train: all, none, or patterns of parameter names."""
+        """What does not train: all, none, or patterns of parameter names; the head's is `lm_head.weight`."""
         injection: Injection = None
         """How the audio comes in: prefix, in place of its placeholders; or cross_attention, from beside the words."""
         template_options: dict[str, Any] | None = None
@@ -97,7 +98,7 @@ class LLM:
         One that has a method `shaped(logits)`, what is done to each logit of the linear map, is asked for the logits of
         a few words without those of all others.
 
-        Whether it trains is decided outside, by `freeze`: not under `all`, nor where a pattern begins with `lm_head`.
+        Whether it trains is decided outside, by `freeze`: not under `all`, nor where a pattern fits `lm_head.weight`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no head(text_config)")
 
@@ -120,19 +121,23 @@ def build_backbone(llm: LLM, text_config: PreTrainedConfig) -> nn.Module:
     changes: dict[str, Any] = {}
     if any(is_adapter(name) for name, _ in backbone.named_parameters()):  # it has called `adapt` by itself
         changes["lora"] = None
-    if isinstance(config.freeze, list):
-        changes["freeze"] = [pattern for pattern in config.freeze if not pattern.startswith(HEAD)]
+    if isinstance(config.freeze, list):  # what means the head alone matches nothing here
+        here = [base_name(name) for name, _ in backbone.named_parameters()]
+        head = [pattern for pattern in config.freeze if _means_head(pattern)]
+        changes["freeze"] = [p for p in config.freeze if p not in head or any(fnmatchcase(name, p) for name in here)]
     return adapt(backbone, config.model_copy(update=changes))
 
 
 def build_head(llm: LLM, text_config: PreTrainedConfig) -> nn.Linear:
     """A builder's head, frozen where its config says so."""
     freeze = llm.config.freeze
-    named = isinstance(freeze, list) and any(pattern.startswith(HEAD) for pattern in freeze)
+    named = isinstance(freeze, list) and any(_means_head(pattern) for pattern in freeze)
     return llm.head(text_config).requires_grad_(freeze != "all" and not named)
 
 
-HEAD = "lm_head"  # how a pattern of `freeze` that means the head begins
+def _means_head(pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in ("lm_head", "lm_head.weight", "lm_head.bias"))
+
 
 registry: Registry[LLM] = Registry(LLM, "usam.llm")
 register = registry.register

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,9 @@ class CTC(Loss):
         against: Literal["embeddings", "head", "soft_tokens"] = "embeddings"
         """What scores the frames: the token table, or the rows of the head, each beside a blank of the loss's own; or
         the projector's stage soft_tokens, by the table and by its blank."""
-        negatives: int | None = Field(1000, ge=1, le=LONG)
-        """Tokens drawn anew in each step of training for all that stand in no answer of the batch; null takes them all,
-        as evaluations do."""
+        negatives: Annotated[int, Field(ge=1, le=LONG)] | Literal["all"] = 1000
+        """Tokens drawn anew in each step of training for all that stand in no answer of the batch; `all` takes all of
+        them, as evaluations do."""
         too_long: Literal["error", "skip"] = "error"
         """A sample that has fewer frames than tokens (and one more for each token that follows itself) has no CTC: it
         stops training, or is left out with a warning, as evaluations leave it out, where clips may be shuffled."""
@@ -149,7 +149,7 @@ class CTC(Loss):
         if count == 0:
             return None
         score = partial(_log_sum, self._score(vocabulary))
-        if self.training and drawn is not None and drawn < count:
+        if self.training and drawn != "all" and drawn < count:
             chance = torch.rand(vocabulary.size, device=x.device).masked_fill(~others, -1)
             # Each one drawn stands for count / drawn of them.
             return score(x, chance.topk(drawn).indices) + math.log(count / drawn)

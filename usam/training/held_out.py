@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,8 @@ class Generate(_Part):
 
     metrics: list[Any] | dict[str, Any] = Field(min_length=1)
     """Names of metrics, or `{type: name, option: value}`; a map gives them names of its own: `{wer_basic: {...}}`."""
-    limit: int | None = Field(200, ge=1)
-    """The most rows, drawn once, so that each evaluation answers the same ones; null answers all."""
+    limit: Annotated[int, Field(ge=1)] | Literal["all"] | None = 200
+    """The most rows, drawn once, so that each evaluation answers the same ones; `all` (or null) answers all."""
     seed: int = 0
     """What the rows are drawn with, and the answers where they are sampled."""
     max_new_tokens: int = Field(LONGEST, ge=1)
@@ -248,9 +248,9 @@ def batches(samples: Sequence[Any], size: int, order: Sequence[float] | None = N
     return found
 
 
-def drawn(count: int, limit: int | None, seed: int) -> list[int]:
+def drawn(count: int, limit: int | Literal["all"] | None, seed: int) -> list[int]:
     """Places of at most `limit` of `count` rows, in their order; the same ones each time."""
-    if limit is None or limit >= count:
+    if limit is None or limit == "all" or limit >= count:
         return list(range(count))
     return sorted(random.Random(seed).sample(range(count), limit))
 
