@@ -45,6 +45,22 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_task_may_have_clips_of_its_own_number(tmp_path, quiet):
+    made = write_world(
+        tmp_path / "world", train={"aac": 3, "mc": 1}, dev=0, test={"mc": 2}, domains=("sounds", "music")
+    )
+    assert {split: {task: len(rows(file)) for task, file in of.items()} for split, of in made.items()} == {
+        "train": {"aac": 3, "mc": 1},
+        "test": {"mc": 2},
+    }
+    assert rows(made["train"]["aac"]) == rows(quiet / "train" / "aac.jsonl")[:3]  # fewer clips are the first ones
+
+
+def test_a_number_for_no_task_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train: no task 'acc'; did you mean 'aac'"):
+        write_world(tmp_path / "world", train={"acc": 3}, domains=("sounds",))
+
+
 # Numbers
 
 

@@ -204,10 +204,11 @@ def _step(
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         _evaluate(model, batch, "at the start")
-        scales = {prefix: part.config.lr_scale for prefix, part in parts(model)}
+        head: Any = spec.llm
+        scales = {**{prefix: part.config.lr_scale for prefix, part in parts(model)}, "": head.lr_scale}
         groups = [
-            {"params": [p], "lr": RATE * next((s for x, s in scales.items() if name.startswith(x)), spec.llm.lr_scale)}
-            for name, p in model.named_parameters()  # the head belongs to the language model
+            {"params": [p], "lr": RATE * next(scale for prefix, scale in scales.items() if name.startswith(prefix))}
+            for name, p in model.named_parameters()
             if p.requires_grad
         ]
         output = _run(model.train(), batch, "in a training step")

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from usam.data.world import write_world
+from usam.data.world import PROMPTS, write_world
 from usam.saving import write_whole
 from usam.spec.page import SpecError
 
-CLIPS = {"train": 2000, "dev": 100, "test": 200}  # of each task
+Clips = Mapping[str, int | Mapping[str, int]]  # by split: of each task, or by task
+CLIPS: Clips = {"train": {"asr": 2000, "s2tt": 2000, "aac": 1000, "mc": 1000}, "dev": 100, "test": 200}
 EPOCHS = 3
 TRAIN: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -30,6 +31,7 @@ TRAIN: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "logging_steps": 25,
     "save_strategy": "no",
+    "dataloader_num_workers": 1,  # reads while the other processor computes
 }
 
 
@@ -44,13 +46,13 @@ class Prepared:
     """Trains `mini_paper` on all four tasks."""
 
 
-def prepare(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> Prepared:
+def prepare(folder: str | Path, *, seed: int = 0, clips: Clips = CLIPS, epochs: float = EPOCHS) -> Prepared:
     """Write the world and the run file; a world that is there already is left alone.
 
     Args:
         folder: receives `world/` and `run.yaml`; the run caches features in `cache/`, and is saved in `model/`.
         seed: of the world and of the run.
-        clips: of each task, by split.
+        clips: by split, of each task or by task.
         epochs: of the run.
 
     Raises:
@@ -59,7 +61,8 @@ def prepare(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLI
     """
     folder = Path(folder).resolve()
     check_own(folder)
-    with tqdm(total=4 * sum(clips.values()), desc="world", unit="clip") as bar:
+    total = sum(sum(size.values()) if isinstance(size, Mapping) else len(PROMPTS) * size for size in clips.values())
+    with tqdm(total=total, desc="world", unit="clip") as bar:
         world = write_world(
             folder / "world",
             train=clips["train"],

@@ -17,7 +17,7 @@ import torch
 
 from usam.data.inspection import describe_parts
 from usam.data.manifest import Manifest
-from usam.demo.recipe import CLIPS, EPOCHS, TRAIN, Prepared, prepare
+from usam.demo.recipe import CLIPS, EPOCHS, Clips, Prepared, prepare
 from usam.evaluation.evaluate import evaluate
 from usam.evaluation.record import Record, aligned
 from usam.generate import Answerer
@@ -43,10 +43,9 @@ ASKED = {
 }
 LONGEST = 100  # bytes of an answer
 PROCESSES = 4  # that fill one cache, at most
-RANKS = 2  # that share a batch, at most: faster by a few percent than one with as many threads
 
 
-def run(folder: str | Path, *, seed: int = 0, clips: Mapping[str, int] = CLIPS, epochs: float = EPOCHS) -> None:
+def run(folder: str | Path, *, seed: int = 0, clips: Clips = CLIPS, epochs: float = EPOCHS) -> None:
     """Run every stage, print a table of the four tasks, and write `report.html` and `results.json`.
 
     It may be run again in its folder, where it writes over what it wrote before, and over nothing else; world and
@@ -134,17 +133,9 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def _train(prepared: Prepared) -> None:
-    """Train with a process for each of two processors, which share every batch; on a GPU with one."""
-    ranks = 1 if torch.accelerator.is_available() else min(os.cpu_count() or 1, RANKS)
-    batch = TRAIN["per_device_train_batch_size"] // ranks
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "usam.cli", "train", str(prepared.run_file), f"--set=train.per_device_train_batch_size={batch}"]
-    command += ["--set=model.losses.semantic_contrastive.gather=true"]  # the other process's samples, too
-    command += ["--overwrite"] * (prepared.folder / "model").exists()
-    threads = {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // ranks)}
-    done = subprocess.run(command, check=False, env={**os.environ, **threads})
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    """Train in a process of its own, as a user would."""
+    again = ["--overwrite"] * (prepared.folder / "model").exists()
+    _usam("train", str(prepared.run_file), *again)
 
 
 def _cache(run_file: Path) -> None:

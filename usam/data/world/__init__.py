@@ -7,7 +7,7 @@ numbers, and held-out voices, sentences, scenes, combinations and parameters.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,9 +35,9 @@ PROMPTS = {
 def write_world(
     folder: str | Path,
     *,
-    train: int = 2000,
-    dev: int = 200,
-    test: int = 200,
+    train: int | Mapping[str, int] = 2000,
+    dev: int | Mapping[str, int] = 200,
+    test: int | Mapping[str, int] = 200,
     seed: int = 0,
     domains: Sequence[str] = tuple(DOMAINS),
     progress: Callable[[int], None] | None = None,
@@ -47,7 +47,7 @@ def write_world(
     Args:
         folder: receives, for each split, `SPLIT/TASK.jsonl` and the clips in `SPLIT/TASK/`; and `world.json`, which
             says how all was made.
-        train: clips of each task to train on; 0 writes no such split.
+        train: clips of each task to train on, or a number for each by its name; 0 writes none.
         dev: clips of each task to choose by.
         test: clips of each task to report on, once.
         seed: another seed draws other clips. What a split may draw from stays, so that no test, of whatever seed,
@@ -69,19 +69,23 @@ def write_world(
     sizes = {"train": train, "dev": dev, "test": test}
     recipe = _recipe(sizes, seed, domains)
     asked = [
-        (split, task, DOMAINS[name]) for split in SPLITS if sizes[split] for name in domains for task in _tasks(name)
+        (split, task, DOMAINS[name], count)
+        for split in SPLITS
+        for name in domains
+        for task in _tasks(name)
+        if (count := _count(sizes[split], task))
     ]
     manifests: dict[str, dict[str, Path]] = {}
-    for split, task, _ in asked:
+    for split, task, *_ in asked:
         manifests.setdefault(split, {})[task] = folder / split / f"{task}.jsonl"
     if holds(folder, recipe, "world"):
         return manifests
     written = 0
     with whole(folder) as made:
-        for split, task, domain in asked:
+        for split, task, domain, count in asked:
             rows = []
             (made / split / task).mkdir(parents=True)
-            for number, (wave, row) in enumerate(domain.clips(task, split, sizes[split], seed), start=1):
+            for number, (wave, row) in enumerate(domain.clips(task, split, count, seed), start=1):
                 audio = f"{task}/{number:05d}.wav"
                 soundfile.write(made / split / audio, np.round(wave * 32767).astype(np.int16), SAMPLE_RATE)
                 row["meta"] = {"seconds": round(len(wave) / SAMPLE_RATE, 4), **row["meta"]}
@@ -99,19 +103,28 @@ def _tasks(domain: str) -> tuple[str, ...]:
     return tuple(DOMAINS[domain].TASKS)
 
 
-def _recipe(sizes: dict[str, int], seed: int, domains: Sequence[str]) -> dict[str, Any]:
+def _count(size: int | Mapping[str, int], task: str) -> int:
+    return size.get(task, 0) if isinstance(size, Mapping) else size
+
+
+def _recipe(sizes: dict[str, int | Mapping[str, int]], seed: int, domains: Sequence[str]) -> dict[str, Any]:
     """All that decides the bytes of a world."""
     for name in domains:
         if name not in DOMAINS:
             raise ValueError(f"no domain '{name}'; {did_you_mean(name, DOMAINS)}")
     if not domains or len(set(domains)) < len(domains):
         raise ValueError(f"domains are {list(domains)}; name each once, and at least one of {', '.join(DOMAINS)}")
+    tasks = [task for name in domains for task in _tasks(name)]
     for split, size in sizes.items():
-        if size < 0:
+        for task in size if isinstance(size, Mapping) else ():
+            if task not in tasks:
+                raise ValueError(f"{split}: no task '{task}'; {did_you_mean(task, tasks)}")
+        if any(_count(size, task) < 0 for task in tasks):
             raise ValueError(f"{split} is {size}; write how many clips of each task, or 0 for none")
-    if not any(sizes.values()):
+    if not any(_count(size, task) for size in sizes.values() for task in tasks):
         raise ValueError("train, dev and test are 0: there is nothing to write")
     modules = (draw, synthesis, numerals, speech, sounds, music)
     code = {module.__name__.rpartition(".")[2]: code_of(module.__name__) for module in modules}
     spoken = {"espeak": espeak_version()} if "speech" in domains else {}
-    return {**sizes, "seed": seed, "domains": list(domains), **spoken, "code": code}
+    counts = {split: dict(size) if isinstance(size, Mapping) else size for split, size in sizes.items()}
+    return {**counts, "seed": seed, "domains": list(domains), **spoken, "code": code}
