@@ -18,7 +18,7 @@ from usam.saving import write_whole
 from usam.spec.page import SpecError
 
 Clips = Mapping[str, int | Mapping[str, int]]  # by split: of each task, or by task
-CLIPS: Clips = {"train": {"asr": 2000, "s2tt": 2000, "aac": 1000, "mc": 1000}, "dev": 100, "test": 200}
+CLIPS: Clips = {"train": {"asr": 1500, "s2tt": 2500, "aac": 1000, "mc": 1000}, "dev": 100, "test": 200}
 EPOCHS = 3
 TRAIN: dict[str, Any] = {
     "per_device_train_batch_size": 8,
