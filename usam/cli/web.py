@@ -12,9 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def web(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Saved folders or hub ids; two are compared.")
-    ],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Saved folders, or hub ids.")],
     host: Annotated[
         str, typer.Option(help="Where it listens; 0.0.0.0 lets all who reach this machine ask.")
     ] = "127.0.0.1",

@@ -381,7 +381,7 @@ def _kept(one: Look, scored: Scored) -> str:
     return f"{text}; something sounds in {right / kept.sum():.0%} of these, and in {true.mean():.0%} of all; {recall}"
 
 
-def heard(one: Look) -> Panel:
+def unscored(one: Look) -> Panel:
     """A clip's spectrogram alone, under what is known of it."""
     title = f"{one.task}, {one.name}"
     return Panel(_spectrogram(title, one, None), f"Spectrogram: {title}")

@@ -18,6 +18,7 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 from starlette.middleware import Middleware
 
+from usam.report.drawing import matplotlib
 from usam.serving.page_answers import OWN_WORDS, Limits, Listener, Told
 from usam.serving.page_door import Door, sweep
 from usam.serving.page_examples import MISSING, Example, examples
@@ -34,7 +35,8 @@ STYLE = """
 .usam-fault { border-left: .3rem solid var(--error-border-color); background: var(--background-fill-secondary);
   padding: .6rem .8rem; margin: 0; font-size: 1rem; overflow-wrap: anywhere; }
 .usam-note { margin: 0; overflow-wrap: anywhere; }
-.usam-timing { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .6rem 1rem; margin: 0; }
+.usam-timing { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .6rem 1rem;
+  margin: 0; }
 .usam-timing dt { font-size: .8rem; }
 .usam-timing dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .usam-figures section + section { margin-top: 1rem; }
@@ -44,7 +46,7 @@ STYLE = """
 .usam-figures figcaption { font-size: .85rem; line-height: 1.4; }
 .usam-figures svg { display: block; width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
 .dark .usam-figures svg { filter: invert(1) hue-rotate(180deg); }
-@media (max-width: 640px) { .gradio-container main { padding-left: .8rem !important; padding-right: .8rem !important; } }
+@media (max-width: 640px) { .gradio-container .main.fillable { padding: .4rem .4rem 1rem !important; } }
 """
 
 
@@ -75,7 +77,9 @@ def served(
 
     Raises:
         OSError: the port is taken.
+        ComponentError: matplotlib is not installed.
     """
+    matplotlib()  # takes seconds, which no visitor shall wait
     with tempfile.TemporaryDirectory(prefix="usam-web-") as made, _apart(Path(made) / "uploads"):
         folder = Path(made)
         given, note = _examples(folder / "world") if with_examples else ([], "")
@@ -129,21 +133,23 @@ def _ask(listeners: Sequence[Listener], given: Sequence[Example], note: str, run
     by_name = {listener.name: listener for listener in listeners}
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            clips, prompt = _question(listeners, given, note, run)
+            clips, taken = _clips(listeners[0].limits, given, note)
+            task, prompt, prompts = _words(listeners)
             name = gr.Dropdown(list(by_name), value=listeners[0].name, label="Model", visible=len(by_name) > 1)
             with gr.Row():
-                button = gr.Button("Ask", variant="primary", elem_id="ask", scale=3, min_width=120)
-                stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
+                button = gr.Button("Ask", variant="primary", scale=3, min_width=120)
+                stop = gr.Button("Stop", scale=1, min_width=80)
         with gr.Column(scale=3, min_width=320):
             shown = _shown("Answer", "answer")
+    _take(taken, given, clips, task, prompt, prompts)
 
     def answer(name: str, prompt: str, *files: str | None) -> Iterator[tuple[Any, ...]]:
-        yield "", "", "", ""
+        yield ("",) * 4
         for told in by_name[name].told(files, prompt):
             yield _outputs(told, name, "a")
 
-    asked = [gr.on([button.click, prompt.submit], answer, [name, prompt, *clips], shown, **run)]
-    stop.click(None, cancels=asked)
+    asked = gr.on([button.click, prompt.submit], answer, [name, prompt, *clips], shown, **run)
+    stop.click(None, cancels=[asked])
 
 
 def _compare(listeners: Sequence[Listener], given: Sequence[Example], note: str, run: Mapping[str, Any]) -> None:
@@ -151,18 +157,20 @@ def _compare(listeners: Sequence[Listener], given: Sequence[Example], note: str,
     names = list(by_name)
     with gr.Row():
         with gr.Column(min_width=320):
-            clips, prompt = _question(listeners, given, note, run)
+            clips, taken = _clips(listeners[0].limits, given, note)
         with gr.Column(min_width=320):
+            task, prompt, prompts = _words(listeners)
             left = gr.Dropdown(names, value=names[0], label="First model")
             right = gr.Dropdown(names, value=names[1], label="Second model")
             with gr.Row():
-                button = gr.Button("Ask both", variant="primary", elem_id="ask-both", scale=3, min_width=120)
+                button = gr.Button("Ask both", variant="primary", scale=3, min_width=120)
                 stop = gr.Button("Stop", scale=1, min_width=80)
     with gr.Row():
         with gr.Column(min_width=320):
             first = _shown("Answer of the first", "answer-first")
         with gr.Column(min_width=320):
             second = _shown("Answer of the second", "answer-second")
+    _take(taken, given, clips, task, prompt, prompts)
 
     def answer(left: str, right: str, prompt: str, *files: str | None) -> Iterator[tuple[Any, ...]]:
         same = [gr.skip()] * 4
@@ -172,55 +180,61 @@ def _compare(listeners: Sequence[Listener], given: Sequence[Example], note: str,
         for told in by_name[right].told(files, prompt):
             yield (*same, *_outputs(told, right, "c"))
 
-    asked = [gr.on([button.click, prompt.submit], answer, [left, right, prompt, *clips], [*first, *second], **run)]
-    stop.click(None, cancels=asked)
+    asked = gr.on([button.click, prompt.submit], answer, [left, right, prompt, *clips], [*first, *second], **run)
+    stop.click(None, cancels=[asked])
 
 
-def _question(
-    listeners: Sequence[Listener], given: Sequence[Example], note: str, run: Mapping[str, Any]
-) -> tuple[list[Any], Any]:
-    """Where clips and words are given; the components of both."""
-    most = listeners[0].limits.clips
-    prompts: dict[str, str] = {}
-    for listener in reversed(listeners):
-        prompts |= listener.prompts
-    tasks = [*listeners[0].prompts, *(task for task in prompts if task not in listeners[0].prompts)]
+def _clips(limits: Limits, given: Sequence[Example], note: str) -> tuple[list[Any], Any]:
+    """Where clips are given, and the examples, if there are any."""
     clips = [_clip("Sound")]
-    if most > 1:
+    if limits.clips > 1:
         with gr.Accordion("More clips, for a question about several", open=False):
-            clips += [_clip(f"Sound {number}") for number in range(2, most + 1)]
-    taken = None
-    if given:
-        labels = [example.label for example in given]
-        taken = gr.Dataset(
-            label="Or take an example", components=[gr.Textbox(visible=False)], samples=[[label] for label in labels],
-            sample_labels=labels, samples_per_page=len(labels), type="index",
-        )  # fmt: skip
-    elif note:
-        gr.Markdown(note)
-    first = tasks[0] if tasks else OWN_WORDS
-    task = gr.Radio([*tasks, OWN_WORDS], value=first, label="Task", visible=bool(tasks))
+            clips += [_clip(f"Sound {number}") for number in range(2, limits.clips + 1)]
+    if not given:
+        if note:
+            gr.Markdown(note)
+        return clips, None
+    labels = [example.label for example in given]
+    taken = gr.Dataset(
+        label="Or take an example", components=[gr.Textbox(visible=False)], samples=[[label] for label in labels],
+        sample_labels=labels, samples_per_page=len(labels), type="index",
+    )  # fmt: skip
+    return clips, taken
+
+
+def _words(listeners: Sequence[Listener]) -> tuple[Any, Any, dict[str, str]]:
+    """Where a task is chosen or a question is written, and the instructions by task."""
+    prompts: dict[str, str] = {}
+    for listener in listeners:  # the first one's words, where two have a task
+        prompts = listener.prompts | prompts
+    task = gr.Radio([*prompts, OWN_WORDS], value=next(iter(prompts), OWN_WORDS), label="Task", visible=bool(prompts))
     prompt = gr.Textbox(
-        prompts.get(first, ""), label="Question", lines=2, max_lines=6, max_length=listeners[0].limits.letters,
+        next(iter(prompts.values()), ""), label="Question", lines=2, max_lines=6,
+        max_length=listeners[0].limits.letters,
         placeholder="What do you want to know? <audio> says where a clip stands.",
-        elem_classes="usam-question",
     )  # fmt: skip
     words = json.dumps(prompts)
     task.input(None, [task], [prompt], js=f"(task) => ({words})[task] ?? ''")
     named = f"Object.entries({words}).find(([task, words]) => words === text.trim())?.[0] ?? {json.dumps(OWN_WORDS)}"
     prompt.input(None, [prompt], [task], js=f"(text) => {named}")
-    if taken is not None:
+    return task, prompt, prompts
 
-        def take(index: int) -> tuple[Any, ...]:
-            example = given[index]
-            own = example.task in prompts
-            words = prompts.get(example.task, example.prompt)
-            return (str(example.file), *[None] * (most - 1), example.task if own else OWN_WORDS, words)
 
-        taken.click(
-            take, [taken], [*clips, task, prompt], queue=False, api_visibility="private", show_progress="hidden"
-        )
-    return clips, prompt
+def _take(
+    taken: Any, given: Sequence[Example], clips: Sequence[Any], task: Any, prompt: Any, prompts: Mapping[str, str]
+) -> None:
+    """An example that is chosen stands where clips and words do."""
+    if taken is None:
+        return
+
+    def take(index: int) -> tuple[Any, ...]:
+        example = given[index]
+        words = prompts.get(example.task, example.prompt)
+        own = example.task if example.task in prompts else OWN_WORDS
+        return (str(example.file), *[None] * (len(clips) - 1), own, words)
+
+    at_once: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    taken.click(take, [taken], [*clips, task, prompt], **at_once)
 
 
 def _clip(label: str) -> Any:
@@ -243,8 +257,8 @@ def _outputs(told: Told, model: str, place: str) -> tuple[str, str, str, str]:
 def _head(listeners: Sequence[Listener]) -> str:
     names = " and ".join(f"<b>{escape(listener.name)}</b>" for listener in listeners)
     return (
-        f'<div class="usam-head"><h1>Ask {names} about sound</h1><p>Give a clip, choose a task or write a question, and '
-        "read the answer as it comes, beside what the model attends to.</p></div>"
+        f'<div class="usam-head"><h1>Ask {names} about sound</h1><p>Give a clip, choose a task or write a question, '
+        "and read the answer as it comes, beside what the model attends to.</p></div>"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a visitor asks is read within limits, answered in pieces, and looked at; what cannot be is said in a sentence."""
+"""What a visitor asks is read within limits and answered in pieces; what cannot be is said in a sentence."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from usam.generate import Answerer, Chat, Reply
 from usam.processor.audio import AudioWarning, Waveform, open_audio, read_audio
 from usam.readers import Sample
+from usam.readers.usam import TAG
 from usam.report.clips import Look, has_parts, seen
 
 OWN_WORDS = "own words"  # what a question is called that is no task of the model
@@ -114,6 +115,7 @@ class Listener:
         try:
             words = self._words(prompt)
             clips = self._clips([file for file in files if file])
+            _check_tags(words, len(clips))
             chat = self.answerer.ask([{"array": c.wave, "sampling_rate": self.rate} for c in clips], words)
             for said in self._answered(chat, clips):
                 yield said
@@ -199,6 +201,13 @@ class Listener:
             for one, found in zip(plain, seen(self.answerer, [sample], own=True), strict=True)
         ]
         return replace(said, looks=tuple(looks))
+
+
+def _check_tags(words: str, clips: int) -> None:
+    """Refuse words that say where clips stand, and not of each."""
+    tags = len(TAG.findall(words))
+    if tags not in (0, clips):
+        raise Refused(f"The question has <audio> {tags} times, and clips are {clips}: as many, or none.")
 
 
 def _long(seconds: float) -> str:

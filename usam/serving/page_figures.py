@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from threading import Lock
 
-from usam.report.clips import Look, Looked, heard, routers, selection
+from usam.report.clips import Look, Looked, routers, selection, unscored
 from usam.report.page import Panel, element
 from usam.serving.page_answers import Timing, Told
 
 DRAWING = Lock()  # matplotlib's settings are those of all threads
-KEPT = "Above: what is known to sound, and which frames the model keeps. Below: how much each matters to the answer."
+KEPT = "Above: which frames the model keeps, and what is known to sound. Below: how much each matters to the answer."
 HEARD = "How loud each pitch is at each moment; the model scores no frames."
 ROUTED = "How much each expert of the projector contributes, at each moment or to the whole clip."
 
@@ -57,6 +57,6 @@ def figures(looks: Sequence[Look], model: str, place: str) -> str:
 def _sections(looks: Sequence[Look], model: str) -> Iterator[tuple[str, str, Sequence[Panel]]]:
     found = {model: Looked(looks)}
     kept = selection(found).panels
-    yield "Spectrogram", KEPT if kept else HEARD, kept or [heard(look) for look in looks]
+    yield "Spectrogram", KEPT if kept else HEARD, kept or [unscored(look) for look in looks]
     if panels := routers(found).panels:
         yield "Router weights", ROUTED, panels
