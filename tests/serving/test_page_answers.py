@@ -1,5 +1,8 @@
 """What a visitor asks: answered in pieces, looked at, or refused in a sentence."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -65,9 +68,7 @@ def test_each_of_several_clips_is_looked_at(listener, clip, tmp_path):
 
 
 def test_what_is_known_of_an_example_stands_beside_its_answer(listener, clip):
-    import hashlib
-
-    content = open(clip, "rb").read()
+    content = Path(clip).read_bytes()
     events = [{"name": "dog", "onset": 0.1, "offset": 0.5}]
     known = {hashlib.sha256(content).hexdigest(): Known(("a dog barks",), events)}
     told = last(Listener("tiny", listener.answerer, listener.limits, known), [clip])

@@ -79,6 +79,7 @@ def served(
         OSError: the port is taken.
         ComponentError: matplotlib is not installed.
     """
+    port = _free(host, port)
     matplotlib()  # takes seconds, which no visitor shall wait
     with tempfile.TemporaryDirectory(prefix="usam-web-") as made, _apart(Path(made) / "uploads"):
         folder = Path(made)
@@ -96,7 +97,7 @@ def served(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 _, url, shared = blocks.launch(
-                    server_name=host, server_port=_free(host, port), root_path=root_path, share=share,
+                    server_name=host, server_port=port, root_path=root_path, share=share,
                     inbrowser=open_browser, inline=False, quiet=True, prevent_thread_lock=True, show_error=False,
                     allowed_paths=[], max_file_size=largest, enable_monitoring=False, run_history=False,
                     footer_links=[], ssr_mode=False, pwa=False, mcp_server=False, theme=_theme(), css=STYLE,
