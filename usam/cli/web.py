@@ -76,10 +76,10 @@ def web(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what visitors uploaded is removed then, too
     told = {"root_path": root_path, "share": share, "open_browser": open_browser}
     with served(listeners, host=host, port=port, queue=queue, concurrency=concurrency, **told) as url:
-        print(f"{url}\nCtrl-C ends it.", flush=True)
-        if host not in LOOPBACK:
-            print("All who reach this machine may ask.", flush=True)
         try:
+            print(f"{url}\nCtrl-C ends it.", flush=True)
+            if host not in LOOPBACK:
+                print("All who reach this machine may ask.", flush=True)
             Event().wait()
         except KeyboardInterrupt:
             print("ended", flush=True)
