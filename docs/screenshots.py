@@ -1,7 +1,6 @@
 """Photographs `usam web` in Chromium, wide and narrow, light and dark: python docs/screenshots.py MODEL OTHER FOLDER.
 
-docs/web-light.png and docs/web-dark.png are wide-light-ask.png and wide-dark-compare.png of two models of `make
-ablation`.
+docs/web-light.png and docs/web-dark.png are its wide-light-ask.png and wide-dark-ask.png in 64 colours.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ CLIPS = {"ask": "Sounds 2", "compare": "Speech 1"}
 
 
 def shoot(models: list[str], folder: Path) -> None:
-    """Write eight pictures of two tabs and a refusal of each kind of window."""
+    """Write a picture of each tab, and of a refusal, in each window and each scheme."""
     folder.mkdir(parents=True, exist_ok=True)
     listeners = [Listener(Path(model).name, Answerer.load(model)) for model in models]
     with served(listeners) as url, sync_playwright() as playwright:

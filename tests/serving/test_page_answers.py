@@ -1,6 +1,7 @@
 """What a visitor asks: answered in pieces, looked at, or refused in a sentence."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_a_fault_of_ours_is_told_without_its_words_and_printed(listener, clip, c
     told = last(Listener("tiny", broken, listener.limits), [clip])
     assert told.fault.startswith("This failed on the server")
     assert "TypeError: ours" in capsys.readouterr().err
+
+
+def test_answers_at_once_are_those_of_one_after_the_other(listener, clip, tmp_path):
+    soundfile.write(tmp_path / "b.wav", noise(0.7, seed=1), 16000)
+    files = [clip, str(tmp_path / "b.wav")] * 2
+    alone = [last(listener, [file]) for file in files]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda file: last(listener, [file]), files))
+    for one, other in zip(alone, at_once, strict=True):
+        assert one.text == other.text
+        assert one.looks[0].routed[0].weights == pytest.approx(other.looks[0].routed[0].weights, abs=1e-5)
 
 
 def test_who_leaves_ends_the_generation(listener, clip):

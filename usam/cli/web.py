@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,7 +74,7 @@ def web(
         for name, model in zip(_names(models), models, strict=True)
     ]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what visitors uploaded is removed then, too
-    told = {"root_path": root_path, "share": share, "open_browser": open_browser}
+    told: dict[str, Any] = {"root_path": root_path, "share": share, "open_browser": open_browser}
     with served(listeners, host=host, port=port, queue=queue, concurrency=concurrency, **told) as url:
         try:
             print(f"{url}\nCtrl-C ends it.", flush=True)

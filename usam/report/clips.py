@@ -165,7 +165,7 @@ def seen(answerer: Answerer, samples: Sequence[Sample], *, own: bool = False) ->
         warnings.filterwarnings("ignore", "semantic_contrastive: none of the", UserWarning)  # nothing is learned
         aux = model(**inputs).aux or {}
     rate = int(processor.feature_extractor.sampling_rate)
-    looks = []
+    looks = list[Look]()
     for row, sample in enumerate(samples):
         meta, before = sample.extra.get("meta"), 0
         name = str(sample.origin.rpartition("/")[2] if sample.id is None else sample.id)
@@ -418,7 +418,8 @@ def _spectrogram(title: str, one: Look, scored: Scored | None) -> str:
         if drops:
             above.broken_barh(_spans(scored.kept > 0.5, edges), (len(names) - 0.35, 0.7), facecolor="black")
             for start, width in _spans(scored.kept <= 0.5, edges):
-                middle.axvspan(start, min(start + width, seconds), facecolor="white", alpha=0.5, linewidth=0)
+                if start < seconds:  # the last frame may reach beyond the clip
+                    middle.axvspan(start, min(start + width, seconds), facecolor="white", alpha=0.5, linewidth=0)
         values = np.append(scored.scores, scored.scores[-1:])
         below[0].plot(edges, values, color="black", drawstyle="steps-post", linewidth=1.3)
         below[0].set(ylim=(-0.05, 1.05), xlim=(0, max(seconds, edges[-1])), xlabel="s", ylabel="score")

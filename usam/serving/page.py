@@ -87,7 +87,7 @@ def served(
         known = {example.key: example.known for example in given}
         for listener in listeners:
             listener.known = {**listener.known, **known}
-        blocks = page(listeners, given, note, concurrency=concurrency)
+        blocks = page(listeners, given, note, concurrency=concurrency, share=share)
         blocks.queue(max_size=queue, api_open=False, default_concurrency_limit=concurrency)
         largest = listeners[0].limits.megabytes * 1_000_000
         door = Middleware(Door, folder=folder / "uploads", largest=largest)
@@ -110,7 +110,12 @@ def served(
 
 
 def page(
-    listeners: Sequence[Listener], given: Sequence[Example] = (), note: str = "", *, concurrency: int = 1
+    listeners: Sequence[Listener],
+    given: Sequence[Example] = (),
+    note: str = "",
+    *,
+    concurrency: int = 1,
+    share: bool = False,
 ) -> gr.Blocks:
     """The page itself; `note` stands where examples would, if there are none."""
     run: dict[str, Any] = {
@@ -126,7 +131,7 @@ def page(
                 _compare(listeners, given, note, run)
             else:
                 gr.Markdown("Start the page with two models to compare them: `usam web MODEL OTHER`.")
-        gr.HTML(_foot(listeners[0].limits))
+        gr.HTML(_foot(listeners[0].limits, share))
     return blocks
 
 
@@ -263,10 +268,11 @@ def _head(listeners: Sequence[Listener]) -> str:
     )
 
 
-def _foot(limits: Limits) -> str:
+def _foot(limits: Limits, share: bool) -> str:
+    passes = "clips and questions pass through the servers of Gradio's makers" if share else "nothing is sent elsewhere"
     return (
-        f'<p class="usam-foot">Each clip may have {limits.seconds:g} seconds and {limits.megabytes} MB. Clips and '
-        "questions stay on this server, which removes clips after an hour; nothing is sent anywhere else.</p>"
+        f'<p class="usam-foot">Each clip may have {limits.seconds:g} seconds and {limits.megabytes} MB. This server '
+        f"removes clips after an hour, and writes no question down; {passes}.</p>"
     )
 
 

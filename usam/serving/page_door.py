@@ -101,7 +101,7 @@ async def _whole(receive: Receive, room: int) -> bytes | None:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if message["type"] == "http.disconnect" or len(body) > room:
             return None
         if not message.get("more_body", False):
