@@ -38,6 +38,7 @@ FLOORS = [
     ("violet", {"training/": "run files and the Trainer"}),
     ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
     ("violet", {"report/": "runs as one page of pictures"}),
+    ("violet", {"serving/": "a saved model for other people"}),
     ("violet", {"demo/": "the main job in miniature"}),
     (
         "red",
@@ -49,7 +50,7 @@ FLOORS = [
         },
     ),
 ]
-BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 16: "whoever uses it"}
+BESIDE = {1: "the ground", 4: "families: a file, a component", 9: "a transformers model", 17: "whoever uses it"}
 WIDE, HIGH, GAP, LEFT = 640, 40, 14, 20
 
 

@@ -38,6 +38,7 @@ ORDER = [
     ["usam.training", "usam.training.*"],
     ["usam.evaluation", "usam.evaluation.*"],
     ["usam.report", "usam.report.*"],
+    ["usam.serving", "usam.serving.*"],
     ["usam.demo", "usam.demo.*"],
     ["usam.harnesses", "usam.harnesses.*"],
     ["usam.testing", "usam.testing.*"],

@@ -11,9 +11,11 @@ from conftest import noise
 from small_runs import Page, write_log
 
 from usam import UsamProcessor, build_model
+from usam.data.collate import Collator
 from usam.data.sampling import LENGTH
 from usam.generate import Answerer
-from usam.report.clips import Look, Looked, Routed, Scored, look, routers, selection, spectrogram
+from usam.readers import Sample
+from usam.report.clips import Look, Looked, Routed, Scored, look, routers, seen, selection, spectrogram, unscored
 from usam.report.lengths import Split, batches_of, padded
 from usam.report.reading import find
 from usam.report.write import write_report
@@ -101,6 +103,24 @@ def test_scores_are_those_of_the_loss_at_the_audio_tokens_times(trained, looked)
         assert 1 <= scored.kept.sum() <= len(scored.kept)
 
 
+def test_each_clip_of_a_row_has_its_own_frames(trained):
+    answerer = Answerer.load(trained)
+    files = [str(trained.parent / f"{i}.wav") for i in (0, 3)]
+    said = {"role": "assistant", "content": "ab"}
+    alone = [seen(answerer, [Sample("a", (*answerer.ask(file, task="asr"), said), "asr")])[0] for file in files]
+    both = seen(answerer, [Sample("a", (*answerer.ask(files, task="asr"), said), "asr")])
+    assert [look.name for look in both] == ["a, clip 1", "a, clip 2"]
+    for one, found in zip(alone, both, strict=True):
+        assert found.wave == pytest.approx(one.wave)
+        assert found.routed[0].weights == pytest.approx(one.routed[0].weights, abs=1e-5)
+        assert len(found.scored[0].scores) == len(one.scored[0].scores)
+    batch = Collator(answerer.processor)([Sample("a", (*answerer.ask(files, task="asr"), said), "asr")])
+    with torch.no_grad():
+        aux = answerer.model(**batch).aux
+    together = np.concatenate([look.scored[0].scores for look in both])
+    assert together == pytest.approx(aux["semantic_contrastive.scores"][0].numpy(), abs=1e-6)
+
+
 def test_a_clip_of_ones_own_is_asked_under_each_task(trained):
     (run,) = find([trained]).runs
     found = look(run, files=[trained.parent / "0.wav"])
@@ -166,6 +186,13 @@ def test_frames_that_follow_no_time_stand_under_no_spectrogram():
     found = selection({"run": Looked([Look("c", "aac", "a", False, noise(0.5), 16000, (), (), [scored])])})
     assert not found.panels
     assert found.missing == ["aac, c: its frames follow no time, so that they stand under no spectrogram."]
+
+
+def test_a_clip_without_scores_is_drawn_alone():
+    events = [{"name": "dog", "onset": 0.1, "offset": 0.2}]
+    panel = unscored(Look("c", "aac", "", True, noise(0.5), 16000, events))
+    assert "dog" in panel.svg
+    assert "score" not in panel.svg
 
 
 def test_a_router_of_instructions_is_one_bar_a_clip():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from typing import Any, cast
 
 import numpy as np
@@ -76,7 +78,7 @@ class Heard:
 
     routers: dict[str, tuple[Said, float]] = field(default_factory=dict)
     rate: float = 0.0
-    frames: list[int] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)  # of each clip
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,12 @@ def look(trained: Trained, *, files: Sequence[str | Path] = (), rows: int = 2, d
         return Looked(notes=["its folder holds no model"])
     try:
         answerer = Answerer.load(trained.folder, device_map=device)
-        if not _has_parts(answerer.model):
+        if not has_parts(answerer.model):
             return Looked()
         samples, notes = _asked(answerer, files) if files else _held_out(read_run(trained.folder / "run.yaml"), rows)
         return Looked(seen(answerer, samples, own=bool(files)) if samples else (), notes)
     except ABSENT as error:
         return Looked(notes=[f"its model could not look at clips: {' '.join(str(error).split())}"])
-
-
-def _has_parts(model: Any) -> bool:
-    """Whether there is anything to see: a router, or scores."""
-    routers = [stage for stage in model.model.projector.stages if getattr(stage, "router", None) is not None]
-    return bool(routers) or any(hasattr(loss, "scores") for _, loss in model.losses.parts())
 
 
 def _held_out(run: Run, rows: int) -> tuple[list[Sample], list[str]]:
@@ -149,9 +145,15 @@ def _asked(answerer: Answerer, files: Sequence[str | Path]) -> tuple[list[Sample
     return found, notes
 
 
+def has_parts(model: Any) -> bool:
+    """Whether there is anything to see: a router, or scores."""
+    routers = [stage for stage in model.model.projector.stages if getattr(stage, "router", None) is not None]
+    return bool(routers) or any(hasattr(loss, "scores") for _, loss in model.losses.parts())
+
+
 @torch.no_grad()
 def seen(answerer: Answerer, samples: Sequence[Sample], *, own: bool = False) -> list[Look]:
-    """What the model does with samples of one clip each, all in one batch."""
+    """What the model does with each clip of samples that have an answer, all in one batch."""
     model, processor = answerer.model, answerer.processor
     batch = Collator(processor, tasks=True)(samples)
     if len(batch["input_ids"]) != len(samples):
@@ -159,42 +161,49 @@ def seen(answerer: Answerer, samples: Sequence[Sample], *, own: bool = False) ->
     values, mask = batch["input_values"].float(), batch["input_values_mask"].bool()
     inputs = {key: value for key, value in batch.items() if key in OUTSIDE}
     inputs = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in inputs.items()}
-    with _listening(model) as heard:
+    with _listening(model) as heard, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "semantic_contrastive: none of the", UserWarning)  # nothing is learned
         aux = model(**inputs).aux or {}
     rate = int(processor.feature_extractor.sampling_rate)
-    looks = []
-    for i, sample in enumerate(samples):
-        meta = sample.extra.get("meta")
-        looks.append(
-            Look(
-                name=str(sample.origin.rpartition("/")[2] if sample.id is None else sample.id),
-                task=sample.task or UNNAMED,
-                answer=sample.answer or "",
-                own=own,
-                wave=values[i][mask[i]].numpy(),
-                sample_rate=rate,
-                events=_events(meta),
-                routed=[_routed(stage, said, of, i) for stage, (said, of) in heard.routers.items()],
-                scored=list(_scored(aux, heard, i)),
+    looks = list[Look]()
+    for row, sample in enumerate(samples):
+        meta, before = sample.extra.get("meta"), 0
+        name = str(sample.origin.rpartition("/")[2] if sample.id is None else sample.id)
+        count = len(clips_of(sample))
+        for number in range(1, count + 1):
+            i = len(looks)
+            looks.append(
+                Look(
+                    name=f"{name}, clip {number}" if count > 1 else name,
+                    task=sample.task or UNNAMED,
+                    answer=sample.answer or "",
+                    own=own,
+                    wave=values[i][mask[i]].numpy(),
+                    sample_rate=rate,
+                    events=_events(meta) if count == 1 else (),
+                    routed=[_routed(stage, said, of, i) for stage, (said, of) in heard.routers.items()],
+                    scored=list(_scored(aux, heard.rate, row, slice(before, before + heard.frames[i]))),
+                )
             )
-        )
+            before += heard.frames[i]
     return looks
 
 
 @contextmanager
 def _listening(model: Any) -> Iterator[Heard]:
-    """What routers say, and how many frames at which rate come out of the projector."""
-    heard = Heard()
+    """What routers say, and how many frames at which rate come out of the projector: to this thread alone."""
+    heard, mine = Heard(), get_ident()
 
     def of_stage(name: str) -> Any:
         def hook(module: Any, args: Any, out: Any) -> None:
-            if isinstance(out.aux, Said):
+            if get_ident() == mine and isinstance(out.aux, Said):
                 heard.routers[name] = out.aux, float(out.rate)
 
         return hook
 
     def of_all(module: Any, args: Any, out: Any) -> None:
-        heard.rate, heard.frames = float(out.rate), out.lengths.tolist()
+        if get_ident() == mine:
+            heard.rate, heard.frames = float(out.rate), out.lengths.tolist()
 
     projector = model.model.projector
     hooks = [stage.register_forward_hook(of_stage(str(i))) for i, stage in enumerate(projector.stages)]
@@ -226,12 +235,12 @@ def _routed(stage: str, said: Said, rate: float, clip: int) -> Routed:
     return Routed(stage, rate, weights[:frames], said.by_clip)
 
 
-def _scored(aux: Mapping[str, Any], heard: Heard, row: int) -> Iterator[Scored]:
+def _scored(aux: Mapping[str, Any], rate: float, row: int, frames: slice) -> Iterator[Scored]:
     for key in list(aux):
         loss = key.removesuffix(".scores")
         if loss != key and f"{loss}.kept" in aux:
-            found = (aux[name][row, : heard.frames[row]].double().cpu().numpy() for name in (key, f"{loss}.kept"))
-            yield Scored(loss, heard.rate, *found)
+            found = (aux[name][row, frames].double().cpu().numpy() for name in (key, f"{loss}.kept"))
+            yield Scored(loss, rate, *found)
 
 
 # Routers
@@ -372,42 +381,51 @@ def _kept(one: Look, scored: Scored) -> str:
     return f"{text}; something sounds in {right / kept.sum():.0%} of these, and in {true.mean():.0%} of all; {recall}"
 
 
-def _spectrogram(title: str, one: Look, scored: Scored) -> str:
+def unscored(one: Look) -> Panel:
+    """A clip's spectrogram alone, under what is known of it."""
+    title = f"{one.task}, {one.name}"
+    return Panel(_spectrogram(title, one, None), f"Spectrogram: {title}")
+
+
+def _spectrogram(title: str, one: Look, scored: Scored | None) -> str:
     seconds = len(one.wave) / one.sample_rate
-    edges = np.arange(len(scored.scores) + 1) / scored.rate
     names = list(dict.fromkeys(str(event["name"]) for event in one.events))
-    lanes = [*names, *(["kept"] if hard(scored) else [])]
+    drops = scored is not None and hard(scored)
+    lanes = [*names, *(["kept"] if drops else [])]
+    heights = [0.16 * max(1, len(lanes)), 1.1, *([] if scored is None else [0.7])]
 
     def draw(figure: Any) -> None:
-        heights = [0.16 * max(1, len(lanes)), 1.1, 0.7]
-        above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=heights)
-        for lane, name in enumerate(lanes):
-            if name == "kept" and lane == len(names):
-                above.broken_barh(_spans(scored.kept > 0.5, edges), (lane - 0.35, 0.7), facecolor="black")
-            else:
-                spans = [span for event in one.events if str(event["name"]) == name for span in _sounds(event)]
-                above.broken_barh(spans, (lane - 0.35, 0.7), facecolor="white", edgecolor="black", hatch="////")
+        above, middle, *below = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+        for lane, name in enumerate(names):
+            spans = [span for event in one.events if str(event["name"]) == name for span in _sounds(event)]
+            above.broken_barh(spans, (lane - 0.35, 0.7), facecolor="white", edgecolor="black", hatch="////")
         above.set_yticks(range(len(lanes)), lanes)
-        above.set_ylim(len(lanes) - 0.4, -0.6)
-        above.spines[["bottom"]].set_visible(False)
-        above.tick_params(bottom=False, left=False)
+        above.set_ylim(max(len(lanes), 1) - 0.4, -0.6)
+        above.spines[["bottom", *([] if lanes else ["left"])]].set_visible(False)
+        above.tick_params(bottom=False, labelbottom=False, left=False)
         above.grid(False)
         above.set_title(title)
         extent = (0, seconds, 0, one.sample_rate / 2000)
         middle.imshow(
             spectrogram(one.wave), origin="lower", aspect="auto", extent=extent, cmap="gray_r", interpolation="none"
         )
-        if hard(scored):
-            for start, width in _spans(scored.kept <= 0.5, edges):
-                middle.axvspan(start, min(start + width, seconds), facecolor="white", alpha=0.5, linewidth=0)
-        middle.set(ylabel="kHz", ylim=(0, one.sample_rate / 2000))
+        middle.set(ylabel="kHz", ylim=(0, one.sample_rate / 2000), xlim=(0, seconds))
         middle.grid(False)
+        if scored is None:
+            middle.set(xlabel="s")
+            return
+        edges = np.arange(len(scored.scores) + 1) / scored.rate
+        if drops:
+            above.broken_barh(_spans(scored.kept > 0.5, edges), (len(names) - 0.35, 0.7), facecolor="black")
+            for start, width in _spans(scored.kept <= 0.5, edges):
+                if start < seconds:  # the last frame may reach beyond the clip
+                    middle.axvspan(start, min(start + width, seconds), facecolor="white", alpha=0.5, linewidth=0)
         values = np.append(scored.scores, scored.scores[-1:])
-        below.plot(edges, values, color="black", drawstyle="steps-post", linewidth=1.3)
-        below.set(ylim=(-0.05, 1.05), xlim=(0, max(seconds, edges[-1])), xlabel="s", ylabel="score")
-        figure.align_ylabels([middle, below])
+        below[0].plot(edges, values, color="black", drawstyle="steps-post", linewidth=1.3)
+        below[0].set(ylim=(-0.05, 1.05), xlim=(0, max(seconds, edges[-1])), xlabel="s", ylabel="score")
+        figure.align_ylabels([middle, *below])
 
-    return svg(draw, width=BROAD, height=2.9 + 0.16 * len(lanes))
+    return svg(draw, width=BROAD, height=1.1 + sum(heights))
 
 
 def _sounds(event: Mapping[str, Any]) -> list[tuple[float, float]]:

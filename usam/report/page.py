@@ -100,7 +100,7 @@ def _section(figure: Figure) -> Iterator[str]:
         yield "<figure>"
         if figure.panels:
             yield '<div class="panels">'
-            yield from (_element(panel, f"{figure.name}-{i}") for i, panel in enumerate(figure.panels))
+            yield from (element(panel, f"{figure.name}-{i}") for i, panel in enumerate(figure.panels))
             yield "</div>"
         if figure.says:
             yield f"<figcaption><ul>{''.join(f'<li>{escape(one)}</li>' for one in figure.says)}</ul></figcaption>"
@@ -112,7 +112,7 @@ def _section(figure: Figure) -> Iterator[str]:
     yield "</section>"
 
 
-def _element(panel: Panel, name: str) -> str:
+def element(panel: Panel, name: str) -> str:
     """The drawing and what it shows, no wider than it is; its ids are its own in the page."""
     text = re.sub(r'\bid="', f'id="{name}-', panel.svg)
     text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
