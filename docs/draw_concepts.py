@@ -41,7 +41,7 @@ def spec(colours: dict[str, str]) -> str:
     d = Drawing(880, 330, colours)
     d.box(10, 30, 250, 112, "room")
     d.words(135, 22, "whisper_ced_mert.yaml, the base", bold=True)
-    listed(d, 24, 56, ["encoders: whisper, ced, mert", "projector: (one of its own)", "llm: transformers, LoRA of rank 8",
+    listed(d, 24, 56, ["encoders: whisper, ced, mert", "projector: one of its own", "llm: transformers, LoRA of rank 8",
                        "prompts: asr, aac, …"])  # fmt: skip
     d.box(10, 190, 250, 112, "room")
     d.words(135, 182, "paper.yaml, the patch", bold=True)
@@ -62,14 +62,19 @@ def spec(colours: dict[str, str]) -> str:
 
     d.words(708, 22, "the registry", bold=True)
     d.box(560, 30, 310, 272, "room")
-    offers = ("files of usam/encoders/", "files of usam/fusions/", "packages: entry points", "your file: @register(“…”)")
+    offers = (
+        "files of usam/encoders/",
+        "files of usam/fusions/",
+        "packages: entry points",
+        "your file: @register(“…”)",
+    )
     for i, offer in enumerate(offers):
         d.box(716, 44 + 62 * i, 142, 46, "room", "", offer.replace(" usam/", "\nusam/")
               .replace(": ", ":\n"))  # fmt: skip
         d.arrow((716, 67 + 62 * i), (676, 150 + 8 * i))
     d.box(574, 134, 100, 64, "blue", "name", "to a class and\nits Config")
     d.arrow((540, 166), (572, 166))
-    return d.svg("A base and a patch are merged into a spec; each type in it is a name that the registry turns into a class")
+    return d.svg("A base and a patch are merged into a spec; each type in it is a name of the registry")
 
 
 SECONDS = 2
@@ -151,7 +156,7 @@ def mixture(colours: dict[str, str]) -> str:
     d.words(826, 190, "as many frames", pale=True)
     d.words(826, 266, "of the language", pale=True)
     d.words(826, 283, "model’s width", pale=True)
-    return d.svg("The mean of the instruction's embeddings gives one gate an expert; every frame passes all experts, which are added by the gates")
+    return d.svg("The instruction gives one gate an expert; every frame passes all experts, added by their gates")
 
 
 SCORES = (0.22, 0.35, 0.71, 0.83, 0.64, 0.4, 0.18, 0.12, 0.57, 0.78, 0.44, 0.2)
@@ -181,7 +186,7 @@ def contrast(colours: dict[str, str]) -> str:
     d.words(725, 292, "far: the distance to another’s", pale=True)
     d.words(725, 168, "cost: max(0, margin + near − far)", bold=True)
     d.words(440, 326, "none of this is needed to generate", pale=True)
-    return d.svg("Frames whose score passes the threshold are gathered into slots, which shall be nearer to the own answer than to another's")
+    return d.svg("Frames with high scores are gathered into slots, which shall be nearer to the own answer")
 
 
 def masks(colours: dict[str, str]) -> str:
@@ -203,7 +208,12 @@ def masks(colours: dict[str, str]) -> str:
             d.arrow((left - 34, 93), (left - 6, 93))
     for row in range(3):
         d.words(98, 56 + 42 * row, f"clip {row + 1}", at="end")
-    d.words(440, 180, "the mask is True on a clip’s own cells, which come first; what stands behind them changes nothing", pale=True)
+    d.words(
+        440,
+        180,
+        "the mask is True on a clip’s own cells, which come first; what stands behind them changes nothing",
+        pale=True,
+    )
     d.words(20, 218, "the text of clip 2’s sample, to the language model", bold=True, at="start")
     words = ["Transcribe", "this", "audio.", "audio", "audio", "audio", "---", "seven", "three", "end"]
     for i, word in enumerate(words):
@@ -214,8 +224,15 @@ def masks(colours: dict[str, str]) -> str:
     d.words(395, 310, "the k-th token of the clip at the k-th placeholder", pale=True)
     d.words(734, 290, "supervised: the answer", pale=True)
     d.words(140, 290, "the prompt, which the router reads", pale=True)
-    d.words(440, 344, "Placeholders are counted by the configs, masks are made by the modules: one arithmetic, in whole numbers", pale=True)
-    return d.svg("A batch of three clips as samples, frames and tokens, each with its own first; the tokens take the places of placeholders in the text")
+    d.words(
+        440,
+        344,
+        "Placeholders are counted by the configs, masks are made by the modules: one arithmetic, in whole numbers",
+        pale=True,
+    )
+    return d.svg(
+        "Three clips as samples, frames and tokens, each with its own first; tokens stand at placeholders of the text"
+    )
 
 
 def checkpoints(colours: dict[str, str]) -> str:
@@ -244,7 +261,9 @@ def checkpoints(colours: dict[str, str]) -> str:
     d.words(560, 242, "from_pretrained: sources, with the delta on top", pale=True)
     d.box(10, 268, 860, 48, "green", "usam export", "LoRA merged, all weights in one folder that needs no source")
     d.arrow((310, 208), (310, 266))
-    return d.svg("A model takes weights from sources; what is saved is a delta with the hashes of the sources; export writes all in one folder")
+    return d.svg(
+        "A model takes weights from sources; a delta is saved with their hashes; export writes all in one folder"
+    )
 
 
 def data(colours: dict[str, str]) -> str:
@@ -278,7 +297,9 @@ def data(colours: dict[str, str]) -> str:
     d.words(550, 267, "encoder and samples", at="end", pale=True)
     d.box(157, 226, 125, 58, "room", "index", "24 bytes a row")
     d.arrow((219, 226), (219, 182))
-    return d.svg("Rows of a manifest become samples, batches, tensors and steps; frames of frozen encoders are kept in a cache")
+    return d.svg(
+        "Rows of a manifest become samples, batches, tensors and steps; frames of frozen encoders are kept in a cache"
+    )
 
 
 DRAWN = (spec, time, mixture, contrast, masks, checkpoints, data)

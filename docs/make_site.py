@@ -1,8 +1,8 @@
-"""Makes the site: gathers its pages in build/pages, with links that work there, and builds them into build/site.
+"""Makes the site: gathers its pages in build/docs/pages, with links as it has them, and builds build/docs/site.
 
-A page in the repository links to files as they lie there. In the site a plugin's README and the changelog are pages too, a
-component's file has its place in the reference (docs/reference.py), and links lead to those; a link to any other file
-outside docs/ becomes its text. Which page stands where in the navigation is said by mkdocs.yml, and by nothing else.
+A page in the repository links to files as they lie there. In the site a plugin's README and the changelog are pages
+too, a component's file has its place in the reference (docs/reference.py), and links lead to those; a link to any other
+file outside docs/ becomes its text. Which page stands where is said by mkdocs.yml, and by nothing else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import reference
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 CONFIG = ROOT / "mkdocs.yml"
-BUILDERS = {"zensical": ["zensical", "build", "--clean", "--strict"], "mkdocs": ["mkdocs", "build", "--clean", "--strict"]}
+BUILDERS = ("zensical", "mkdocs")  # the first is the one of `make docs`
 
 SHOWN = {  # what a page of the site is about, so that a link to it in the repository leads to that page
     "README.md": "index.md", "plugins": "plugins.md", "docs/reference.py": "reference/index.md",
@@ -132,13 +131,19 @@ def main() -> None:
     """Gather the pages, and build them; any warning is an error."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--with", dest="builder", choices=BUILDERS, default=next(iter(BUILDERS)), help="What builds.")
+    parser.add_argument("--into", type=Path, default=ROOT / "build" / "docs", help="Folder of `pages` and `site`.")
     asked = parser.parse_args()
-    write(PAGES)
-    shutil.rmtree(SITE, ignore_errors=True)
-    program, *arguments = BUILDERS[asked.builder]
-    quiet = {"NO_MKDOCS_2_WARNING": "1"}
-    subprocess.run([sys.executable, "-m", program, *arguments], cwd=ROOT, env={**os.environ, **quiet}, check=True)
-    print(f"built with {program}: {SITE / 'index.html'}")
+    folder = asked.into.resolve()
+    write(folder / "pages")
+    shutil.rmtree(folder / "site", ignore_errors=True)
+    # Paths in the file are taken from where it lies, and zensical takes no others.
+    text = CONFIG.read_text(encoding="utf-8").replace("build/docs/", "")
+    (folder / CONFIG.name).write_text(text, encoding="utf-8")
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # an advertisement
+    subprocess.run(
+        [sys.executable, "-m", asked.builder, "build", "--clean", "--strict"], cwd=folder, env=env, check=True
+    )
+    print(f"built with {asked.builder}: {folder / 'site' / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,39 @@ CODE = re.compile(r"(`[^`]*`)")
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Attributes):$")
 
 
+# What a key of `data` takes, and means in short; the docstring of `Run.data`, which stands above the table, says more.
+DATA_KEYS = {
+    "train": ("a manifest, a map, or a list of them (needed)", "What is learned from."),
+    "eval": ("as `train`", "What is held out."),
+    "temperature": ("number > 0", "How far the sources' shares are drawn together; 1 draws by size."),
+    "reader": ("[a reader](readers.md)", "The format, where it shall not be recognised."),
+    "audio_root": ("folder", "What `{audio_root}` at the beginning of paths stands for."),
+    "bad_audio": (f"`{' | '.join(POLICIES['bad_audio'])}`", "What happens to a clip that cannot be read."),
+    "bad_share": ("share from 0 to 1", "The share of the rows that may be skipped so."),
+    "stream": ("bool", "Rows are read while the run trains."),
+    "shuffle_buffer": ("int >= 1", "Rows that a stream holds to shuffle them; without it 1000."),
+    "too_long": (f"`{' | '.join(POLICIES['too_long'])}`", "What happens to a row beyond the context or the budget."),
+    "batch_seconds": ("number > 0", "Budget: seconds of audio in a batch, padding included."),
+    "batch_tokens": ("int > 0", "Budget: tokens in a batch, padding included."),
+    "cache": ("folder, or a map", "Keeps what frozen encoders give for a clip."),
+    "augment": ("list of [augmentations](augmentations.md)", "Changes clips while training."),
+}
+CACHE_KEYS = {
+    "folder": ("folder (needed)", "Where frames are kept."),
+    "dtype": ("`float16 | bfloat16`", "Halves what is stored; without it frames are kept bit for bit."),
+    "limit": ("number > 0", "GiB; at the limit nothing more is stored."),
+}
+
+
 def pages() -> dict[str, str]:
     """Text by path: `reference/encoders.md` and the others."""
     families = {f"reference/{group.rpartition('.')[2]}.md": family(group) for group in GROUPS}
     others = {"python": python(), "command": command(), "spec": spec(), "run": run(), "specs": specs()}
-    return {"reference/index.md": index(), **families, **{f"reference/{name}.md": text for name, text in others.items()}}
+    return {
+        "reference/index.md": index(),
+        **families,
+        **{f"reference/{name}.md": text for name, text in others.items()},
+    }
 
 
 def index() -> str:
@@ -55,11 +83,11 @@ def index() -> str:
         rows.append(f"| [{name}]({name}.md) | {links} |")
     return page(
         "# Reference",
-        "All of it is written by `docs/reference.py` from the code of this version, so that it says what the code does. "
-        "`usam list` and `usam show NAME` tell the same in a terminal, installed plugins included.",
+        "All of it is written by `docs/reference.py` from the code of this version, so that it says what the code "
+        "does. `usam list` and `usam show NAME` tell the same in a terminal, installed plugins included.",
         "| family | components |\n|---|---|\n" + "\n".join(rows),
         "Beside the components: [the public names in Python](python.md), [the command line](command.md), "
-        "[what a spec may say](spec.md), [what a run file may say](run.md), and [the specs that are bundled](specs.md).",
+        "[what a spec may say](spec.md), [what a run file may say](run.md), and [the bundled specs](specs.md).",
     )
 
 
@@ -205,7 +233,7 @@ def spec() -> str:
         f"A component is its name, or a map of `type` and its options. Without a `base`, `fusion` is "
         f"`{Spec.DEFAULTS['fusion']['type']}` and the only loss `{', '.join(Spec.DEFAULTS['losses'])}`.",
         "`usam schema --out usam.schema.json` writes the JSON schema with every component that is installed. In VS Code "
-        "with the YAML extension, and in other editors that use its language server, this first line completes names and "
+        "with the YAML extension, and in other editors with its language server, this first line completes names and "
         "options and underlines what is wrong:",
         "```yaml\n# yaml-language-server: $schema=usam.schema.json\n```",
     )
@@ -223,8 +251,11 @@ def _takes(key: str) -> str:
 def run() -> str:
     """The keys of a run file."""
     said = field_docstrings(Run)
-    rows = [f"| `data.{key}` | {cell(_data_takes(key))} | {cell(_value(DATA[key]))} |" for key in DATA]
-    rows += [f"| `data.cache.{key}` | {cell(_cache_takes(key))} |  |" for key in CACHE]
+    meant = DATA_KEYS | {f"cache.{key}": CACHE_KEYS[key] for key in CACHE}
+    rows = [
+        f"| `data.{key}` | {cell(meant[key][0])} | {_value(DATA.get(key))} | {cell(meant[key][1])} |"
+        for key in (*DATA, *(f"cache.{key}" for key in CACHE))
+    ]
     evaluation = [
         *options_of(Evaluation, "eval."),
         *options_of(Generate, "eval.generate."),
@@ -234,14 +265,14 @@ def run() -> str:
     return page(
         "# What a run file may say",
         docstring(importlib.import_module("usam.training.run")),
-        f"Its parts are {', '.join(f'`{part}`' for part in PARTS)}; `model` and `data.train` are needed. `usam train` reads "
-        "it, and `usam data`, `usam cache` and `usam estimate` too.",
+        f"Its parts are {', '.join(f'`{part}`' for part in PARTS)}; `model` and `data.train` are needed. `usam train` "
+        "reads it, and `usam data`, `usam cache` and `usam estimate` too.",
         "## model, start, plugins",
-        "`model` is a bundled spec, a file, a saved folder, or a whole [spec](spec.md). `start` is the folder of a saved "
-        "model whose weights the run begins with. `plugins` are files that register components.",
+        "`model` is a bundled spec, a file, a saved folder, or a whole [spec](spec.md). `start` is the folder of a "
+        "saved model whose weights the run begins with. `plugins` are files that register components.",
         "## data",
         prose(said["data"]),
-        "| key | takes | default |\n|---|---|---|\n" + "\n".join(rows),
+        "| key | takes | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows),
         "## train",
         prose(said["train"]),
         "| preset | arguments |\n|---|---|\n" + "\n".join(presets),
@@ -251,25 +282,9 @@ def run() -> str:
         prose(said["eval"]),
         table(evaluation),
         "## Ablation files",
-        f"`usam ablate` reads a file of {', '.join(f'`{key}`' for key in ABLATION)}: [the page of ablations](../ablate.md) "
-        "says what each means.",
+        f"`usam ablate` reads a file of {', '.join(f'`{key}`' for key in ABLATION)}: "
+        "[the page of ablations](../ablate.md) says what each means.",
     )
-
-
-def _data_takes(key: str) -> str:
-    if key in POLICIES:
-        return " \\| ".join(POLICIES[key])
-    known = {
-        "train": "a manifest, a map, or a list of them (needed)", "eval": "as `train`", "reader": "[a reader](readers.md)",
-        "audio_root": "folder", "temperature": "number > 0", "bad_share": "share from 0 to 1", "stream": "bool",
-        "shuffle_buffer": "int >= 1", "batch_seconds": "number > 0", "batch_tokens": "int > 0",
-        "cache": "folder, or a map", "augment": "list of [augmentations](augmentations.md)",
-    }  # fmt: skip
-    return known[key]
-
-
-def _cache_takes(key: str) -> str:
-    return {"folder": "folder (needed)", "dtype": "float16 \\| bfloat16", "limit": "GiB, more than 0"}[key]
 
 
 def _value(value: Any) -> str:
@@ -340,14 +355,18 @@ def signature(name: str, value: Any) -> str:
     kept = [each for each in found.parameters.values() if each.name not in ("self", "cls")]
     arguments = [str(each.replace(annotation=each.annotation)).replace("'", "") for each in kept]
     arguments = [short(argument) for argument in arguments]
-    if any(each.kind is each.KEYWORD_ONLY for each in kept) and not any(each.kind is each.VAR_POSITIONAL for each in kept):
+    if any(each.kind is each.KEYWORD_ONLY for each in kept) and not any(
+        each.kind is each.VAR_POSITIONAL for each in kept
+    ):
         first = next(i for i, each in enumerate(kept) if each.kind is each.KEYWORD_ONLY)
         arguments.insert(first, "*")
     if any(each.kind is each.POSITIONAL_ONLY for each in kept):
         last = max(i for i, each in enumerate(kept) if each.kind is each.POSITIONAL_ONLY)
         arguments.insert(last + 1, "/")
     head = f"class {name}" if isinstance(value, type) else name
-    gives = "" if isinstance(value, type) or found.return_annotation is found.empty else said_type(found.return_annotation)
+    gives = (
+        "" if isinstance(value, type) or found.return_annotation is found.empty else said_type(found.return_annotation)
+    )
     tail = f") -> {gives}" if gives else ")"
     line = f"{head}({', '.join(arguments)}{tail}"
     return line if len(line) <= 100 else f"{head}(\n" + "".join(f"    {each},\n" for each in arguments) + tail
@@ -402,7 +421,8 @@ def code(text: str) -> str:
 
 def cell(text: str) -> str:
     """In a table: on one line, its bars no borders."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+    parts = CODE.split(" ".join(text.split()))
+    return "".join(part if part.startswith("`") else part.replace("|", "\\|") for part in parts)
 
 
 def page(*parts: str) -> str:

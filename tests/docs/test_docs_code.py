@@ -1,4 +1,4 @@
-"""What pages show is right: Python parses and names what exists, YAML is valid, commands have the options they are given."""
+"""What pages show is right: Python names what exists, YAML is valid, commands have the options they are given."""
 
 import ast
 import importlib
@@ -19,6 +19,7 @@ from usam.training.run import PARTS, run_of
 
 # Pages whose Python is run from top to bottom; that of others is run by the tests of what they show.
 RUN = [page for page in written.pages() if page.parent.name == "concepts" or written.name(page) == "docs/index.md"]
+COMMAND = typer.main.get_command(app)
 FOREIGN = {"compute_environment": "accelerate"}  # files of other programs, by a key that they begin with
 
 
@@ -81,12 +82,19 @@ def check_run(tree, folder):
     """A run file, or the part of one that a page shows."""
     data = {"train": "rows.jsonl", **tree.get("data", {})}
     model = tree.get("model", "tiny")
-    model = known(model) if isinstance(model, str) else {**model, **({"base": known(model["base"])} if "base" in model else {})}
-    run_of({**{key: value for key, value in tree.items() if key != "start"}, "model": model, "data": data}, folder / "run.yaml")
+    model = (
+        known(model)
+        if isinstance(model, str)
+        else {**model, **({"base": known(model["base"])} if "base" in model else {})}
+    )
+    run_of(
+        {**{key: value for key, value in tree.items() if key != "start"}, "model": model, "data": data},
+        folder / "run.yaml",
+    )
 
 
 def check_spec(tree):
-    """A spec, or the part of one that a page shows: laid over a bundled one, where it has no language model of its own."""
+    """A spec, or the part of one that a page shows: laid over a bundled one, if it is not whole."""
     whole = {"encoders", "projector", "llm"} <= set(tree)
     load_spec(tree if whole else {**tree, "base": known(tree.get("base", "paper"))})
 
@@ -123,8 +131,7 @@ def without(tree, names):
 
 def fault(words, *, whole):
     """What is wrong with a command line; None where nothing is."""
-    at = typer.main.get_command(app)
-    path = []
+    at, path = COMMAND, []
     words = list(words)
     while hasattr(at, "commands"):
         if not words:
@@ -158,7 +165,9 @@ def fault(words, *, whole):
     return None
 
 
-@pytest.mark.parametrize(("place", "words"), written.commands(), ids=lambda each: each if isinstance(each, str) else None)
+@pytest.mark.parametrize(
+    ("place", "words"), written.commands(), ids=lambda each: each if isinstance(each, str) else None
+)
 def test_commands_in_blocks_can_be_given(place, words):
     assert fault(words, whole=True) is None
 
