@@ -232,8 +232,8 @@ def spec() -> str:
         "| key | takes | meaning |\n|---|---|---|\n" + "\n".join(rows),
         f"A component is its name, or a map of `type` and its options. Without a `base`, `fusion` is "
         f"`{Spec.DEFAULTS['fusion']['type']}` and the only loss `{', '.join(Spec.DEFAULTS['losses'])}`.",
-        "`usam schema --out usam.schema.json` writes the JSON schema with every component that is installed. In VS Code "
-        "with the YAML extension, and in other editors with its language server, this first line completes names and "
+        "`usam schema --out usam.schema.json` writes the JSON schema with every component that is installed. In VS "
+        "Code with the YAML extension, and in other editors with its language server, this first line completes names and "
         "options and underlines what is wrong:",
         "```yaml\n# yaml-language-server: $schema=usam.schema.json\n```",
     )
