@@ -148,7 +148,7 @@ def python() -> str:
     parts = ["# Python", "What `from usam import ...` gives. Everything else may change from one version to the next."]
     for name in usam.__all__:
         value = getattr(usam, name)
-        parts += [f"## {name} {{ #{name.strip('_').lower()} }}"]
+        parts += [f"## `{name}` {{ #{name.strip('_').lower()} }}"]
         if isinstance(value, str):
             parts += [f"The version that is installed: `{value}` here."]
             continue
@@ -232,9 +232,9 @@ def spec() -> str:
         "| key | takes | meaning |\n|---|---|---|\n" + "\n".join(rows),
         f"A component is its name, or a map of `type` and its options. Without a `base`, `fusion` is "
         f"`{Spec.DEFAULTS['fusion']['type']}` and the only loss `{', '.join(Spec.DEFAULTS['losses'])}`.",
-        "`usam schema --out usam.schema.json` writes the JSON schema with every component that is installed. In VS "
-        "Code with the YAML extension, and in other editors with its language server, this first line completes names and "
-        "options and underlines what is wrong:",
+        "`usam schema --out usam.schema.json` writes the JSON schema with every component that is installed. In an "
+        "editor with YAML's language server, such as VS Code with its YAML extension, this first line completes names "
+        "and options and underlines what is wrong:",
         "```yaml\n# yaml-language-server: $schema=usam.schema.json\n```",
     )
 
