@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import tomllib
 
 import pytest
@@ -20,6 +21,7 @@ from usam.training.run import PARTS, run_of
 # Pages whose Python is run from top to bottom; that of others is run by the tests of what they show.
 RUN = [page for page in written.pages() if page.parent.name == "concepts" or written.name(page) == "docs/index.md"]
 COMMAND = typer.main.get_command(app)
+GONE = object()
 FOREIGN = {"compute_environment": "accelerate"}  # files of other programs, by a key that they begin with
 
 
@@ -63,19 +65,28 @@ def test_python_runs(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", written.blocks("yaml", "yml"), ids=str)
 def test_yaml_is_valid(block, tmp_path):
     tree = without(parse_yaml(block.text, str(block), Places()), offered(block.page))
-    if not tree:
+    if tree is GONE or tree.keys() & FOREIGN.keys():
         return
     keys = set(tree)
-    if keys & FOREIGN.keys():
-        return
     if keys <= {*KEYS} and keys & {"vary", "grid"}:
         assert isinstance(tree.get("base", "tiny"), (str, dict))
     elif keys <= {*PARTS}:
-        check_run(tree, tmp_path)
+        check_run(tree | measured(tree, block.page), tmp_path)
     elif keys <= {"base", *Spec.model_fields}:
         check_spec(tree)
     else:  # options of components, for pytest --usam
         assert {f"usam.{key.partition('.')[0]}" for key in keys} <= {*GROUPS}, f"what is {sorted(keys)}?"
+
+
+def measured(tree, page):
+    """The `eval` part of a run that an ablation of its page measures."""
+    ablated = any(re.search(r"^(vary|grid):", block.text, re.MULTILINE) for block in written.blocks_of(page))
+    held = tree.get("eval") or {}
+    return (
+        {"eval": held | {"generate": {"metrics": ["wer"], **held["generate"]}}}
+        if ablated and "generate" in held
+        else {}
+    )
 
 
 def check_run(tree, folder):
@@ -109,24 +120,36 @@ def known(source):
 
 
 def offered(page):
-    """The components that a plugin's page is about, which need not be installed here."""
+    """The components that a page is about or makes, which need not be installed here."""
     file = page.parent / "pyproject.toml"
-    if not file.is_file():
-        return set()
-    points = tomllib.loads(file.read_text(encoding="utf-8"))["project"].get("entry-points", {})
-    return {name for group in points.values() for name in group}
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"] if file.is_file() else {}
+    made = [
+        words[2] for place, words in written.commands() if place.startswith(written.name(page)) and words[0] == "new"
+    ]
+    return {name for group in project.get("entry-points", {}).values() for name in group} | {*made}
 
 
 def without(tree, names):
-    """A tree without some components, and without what is empty then."""
+    """A tree without some components, and without what is empty then; GONE where nothing is left."""
     if isinstance(tree, dict):
-        kept = {key: without(value, names) for key, value in tree.items() if key not in names}
-        gone = tree.get("type") in names
-        return None if gone or (names and tree and not any(v is not None for v in kept.values())) else kept
+        kept = {key: value for key, v in tree.items() if key not in names and (value := without(v, names)) is not GONE}
+        return GONE if tree.get("type") in names or (tree and not kept) else kept
     if isinstance(tree, list):
-        kept = [without(each, names) for each in tree if not (isinstance(each, str) and each in names)]
-        return None if tree and not kept else kept
-    return tree
+        kept = [each for e in tree if (each := without(e, names)) is not GONE]
+        return GONE if tree and not kept else kept
+    return GONE if isinstance(tree, str) and tree in names else tree
+
+
+def test_a_wrong_key_of_a_shown_part_is_told(tmp_path):
+    with pytest.raises(SpecError, match="stak"):
+        check_spec({"projector": [{"type": "linear", "stak": 5}]})
+    with pytest.raises(SpecError, match="batch_second"):
+        check_run({"data": {"batch_second": 5}}, tmp_path)
+
+
+def test_a_plugins_component_is_left_out_and_null_is_not():
+    tree = {"encoders": {"mine": {}}, "llm": {"lora": None}, "projector": [{"type": "mine"}, "linear"], "losses": {}}
+    assert without(tree, {"mine"}) == {"llm": {"lora": None}, "projector": ["linear"], "losses": {}}
 
 
 def fault(words, *, whole):
