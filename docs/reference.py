@@ -203,7 +203,8 @@ def _argument(parameter: Any, annotation: Any) -> str:
     flag = getattr(parameter, "is_flag", False)
     named = [argument_name(parameter)] if is_argument(parameter) else [*parameter.opts, *parameter.secondary_opts]
     takes = "" if flag or is_argument(parameter) else parameter.metavar or _kind(annotation)
-    default = "on" if parameter.default is True else "" if flag or parameter.default is None else str(parameter.default)
+    start = parameter.default
+    default = "on" if start is True else str(start) if isinstance(start, (str, int, float, Path)) and not flag else ""
     row = (", ".join(map(code, named)), code(takes), code(default), prose(parameter.help or ""))
     return f"| {' | '.join(map(cell, row))} |"
 
