@@ -20,7 +20,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme clean
+.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme docs clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,7 +117,11 @@ readme: $(STAMP)  ## Write what is generated: parts of README.md, docs/benchmark
 	$(BIN)/python tests/readme.py
 	$(BIN)/python docs/draw_model.py
 	$(BIN)/python docs/draw_house.py
+	$(BIN)/python docs/draw_concepts.py
 	$(BIN)/python docs/draw_world.py
+
+docs: $(STAMP)  ## Build the site into build/docs/site; a warning is an error
+	$(BIN)/python docs/make_site.py
 
 clean:  ## Remove caches and demo output; the environment stays
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -81,8 +81,9 @@ class Drawing:
 
 
 def pictures(name: str, draw: Callable[[dict[str, str]], str]) -> dict[Path, str]:
-    """The files of a picture, `docs/<name>-light.svg` and `-dark.svg`, and what belongs in them."""
-    return {Path(__file__).with_name(f"{name}-{mode}.svg"): draw(colours) for mode, colours in PALETTES.items()}
+    """The files of a picture, `docs/<name>-light.svg` and `-dark.svg`, and their text; a name may be a path."""
+    docs = Path(__file__).parent
+    return {docs / f"{name}-{mode}.svg": draw(colours) for mode, colours in PALETTES.items()}
 
 
 def write(files: dict[Path, str]) -> None:

@@ -19,7 +19,11 @@ def json_schema() -> dict[str, Any]:
         "usam": {"const": VERSION, "description": "Version of the spec format."},
         "base": {"type": "string", "description": "The spec this one changes: a path beside this file, or a name."},
         "template": {"type": "string", "description": Spec.model_fields["template"].description},
-        "prompts": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        "prompts": {
+            "type": "object",
+            "additionalProperties": {"type": ["string", "null"]},
+            "description": Spec.model_fields["prompts"].description,
+        },
     }
     definitions: dict[str, Any] = {}
     for key, group in {**MAPS, **SINGLES, "projector": "usam.projectors"}.items():
