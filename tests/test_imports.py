@@ -36,7 +36,7 @@ ORDER = [
     ["usam.generate"],
     ["usam.generate.*"],
     ["usam.training", "usam.training.*"],
-    ["usam.evaluation", "usam.evaluation.*"],
+    ["usam.evaluation", "usam.evaluation.*", "usam.serving", "usam.serving.*"],
     ["usam.report", "usam.report.*"],
     ["usam.demo", "usam.demo.*"],
     ["usam.harnesses", "usam.harnesses.*"],

@@ -1,0 +1,1 @@
+"""A saved model for other people: a web page and an API."""
