@@ -36,7 +36,7 @@ FLOORS = [
     ("violet", {"data/": "manifests, collation, the spoken corpus"}),
     ("violet", {"generate/": "questions in, answers out"}),
     ("violet", {"training/": "run files and the Trainer"}),
-    ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
+    ("violet", {"evaluation/": "answers to whole files, and their scores", "serving/": "a page and an API for others"}),
     ("violet", {"report/": "runs as one page of pictures"}),
     ("violet", {"demo/": "the main job in miniature"}),
     (

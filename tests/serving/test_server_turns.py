@@ -49,6 +49,7 @@ class Steps:
 def serving(folder, **limits):
     """A client of a server, and the steps of its model."""
     answerer = Answerer.load(folder)
+    answerer.model.generation_config.eos_token_id = None  # random weights would end anywhere
     steps = Steps(answerer.model)
     with running(answerer, Limits(tokens=LONG, **limits)) as url, httpx.Client(base_url=url, timeout=100) as client:
         yield client, steps

@@ -24,6 +24,7 @@ from usam.serving.server_sound import check_clips
 from usam.serving.server_turns import HungUp, Turns
 
 CONNECTIONS = 1000  # open at once; what waits beyond the queue is told so, which takes a connection too
+GRACE = 5  # seconds that answers have to end when the server is stopped
 ROUTES = ("/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health")
 
 
@@ -199,7 +200,15 @@ def bound(app: Any, host: str, port: int) -> tuple[uvicorn.Server, socket.socket
         OSError: the address cannot be had.
     """
     config = uvicorn.Config(
-        app, host, port, http="h11", ws="none", log_level="warning", limit_concurrency=CONNECTIONS, server_header=False
+        app,
+        host,
+        port,
+        http="h11",
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE,
     )
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     held = socket.socket(kind)

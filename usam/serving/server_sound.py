@@ -32,7 +32,7 @@ class Sent:
 def decoded(text: str, param: str) -> bytes:
     """The bytes of base64 text; Refused for other text, such as a path or an address."""
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         why = "nothing is fetched or read from a disk" if "/" in text[:200] or ":" in text[:200] else str(error)
         raise Refused(
