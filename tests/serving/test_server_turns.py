@@ -63,7 +63,7 @@ def test_who_comes_when_all_places_are_taken_is_told_to_come_again(folder):
     with serving(folder, waiting=0, timeout=2.0) as (client, steps), ThreadPoolExecutor(1) as threads:
         first = threads.submit(client.post, CHAT, json=question("Hello?", max_tokens=LONG))
         steps.wait()
-        response = client.post(CHAT, content=b"not even read")
+        response = client.post(CHAT, content=bytes(2**22))
         assert response.status_code == 429
         assert int(response.headers["Retry-After"]) >= 1
         assert response.json()["error"]["code"] == "queue_full"

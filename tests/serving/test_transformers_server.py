@@ -23,7 +23,7 @@ def test_it_hands_the_addresses_of_clients_on():
 
 
 def test_its_chats_have_variables_that_no_template_reads(answerer):
-    with pytest.raises((TypeError, ValueError), match="load_audio_from_video|tools"):
+    with pytest.raises((TypeError, ValueError), match=r"load_audio_from_video|tools"):
         answerer.processor.apply_chat_template(
             [{"role": "user", "content": "Hello?"}],
             add_generation_prompt=True,

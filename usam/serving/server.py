@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from usam.generate import Answerer, Reply
 from usam.registry import did_you_mean
-from usam.serving.server_limits import Limits, Refused, as_json
+from usam.serving.server_limits import CLOSING, Limits, Refused, as_json
 from usam.serving.server_replies import DONE, Completion, Transcript, event
 from usam.serving.server_requests import ASR, Asked, asked_chat, asked_transcript
 from usam.serving.server_sound import check_clips
 from usam.serving.server_turns import HungUp, Turns
 
 CONNECTIONS = 1000  # open at once; what waits beyond the queue is told so, which takes a connection too
-GRACE = 5  # seconds that answers have to end when the server is stopped
+GRACE = 5  # seconds that answers have to end when the server is stopped, and refused requests to be sent
 ROUTES = ("/v1/chat/completions", "/v1/audio/transcriptions", "/v1/models", "/health")
 
 
@@ -87,8 +88,36 @@ def api(answerer: Answerer, name: str, limits: Limits | None = None) -> Starlett
             Route("/health", health),
         ],
         exception_handlers={Refused: _refused, HTTPException: _no_route, ClientDisconnect: _nobody, Exception: _failed},
+        middleware=[Middleware(_Drained, limits)],
         lifespan=lifespan,
     )
+
+
+class _Drained:
+    """Takes in what is left of a request that is refused, and keeps nothing: who is still sending reads no answer."""
+
+    def __init__(self, app: Any, limits: Limits) -> None:
+        self.app, self.limits = app, limits
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        whole, left = scope["type"] != "http", self.limits.body
+
+        async def taken() -> Any:
+            nonlocal whole
+            message = await receive()
+            whole = whole or not message.get("more_body")
+            return message
+
+        async def told(message: Any) -> None:
+            nonlocal left
+            if message.get("status", 200) >= 400 and message["status"] not in CLOSING:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE):
+                        while not whole and left > 0:
+                            left -= len((await taken()).get("body", b""))
+            await send(message)
+
+        await self.app(scope, taken, told)
 
 
 async def _body(request: Request, limits: Limits) -> bytes:

@@ -8,6 +8,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+CLOSING = (408, 413)  # statuses after which the rest of a request is not read
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -53,7 +55,7 @@ class Refused(Exception):
     def response(self) -> Response:
         """The answer that says so."""
         headers = {} if self.again is None else {"Retry-After": str(self.again)}
-        if self.status in (408, 413):  # the rest of the request is not read
+        if self.status in CLOSING:
             headers["Connection"] = "close"
         return as_json(self.body(), self.status, headers)
 
