@@ -31,7 +31,7 @@ from usam.serving.server import api, bound
 from usam.serving.server_limits import Limits
 
 SECONDS, TOKENS, TOGETHER, WAITING = 5.0, 24, 8, 16
-REQUESTS, CROWD, LEAVING = (8, 40, 2) if "--quick" in sys.argv else (64, 300, 20)
+REQUESTS, CROWD, LEAVING = (4, 24, 1) if "--quick" in sys.argv else (64, 300, 20)
 ARCH = {"d_model": 256, "encoder_layers": 4, "encoder_attention_heads": 4, "encoder_ffn_dim": 1024, "num_mel_bins": 80}
 SPEC = {
     "encoders": {"whisper": {"arch": {**ARCH, "max_source_positions": 1500}, "context": "clip"}},

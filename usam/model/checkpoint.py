@@ -398,14 +398,14 @@ def with_served(model: UsamForConditionalGeneration, processor: UsamProcessor, s
 
     The row is the mean of all: the score that it gives a placeholder is the mean of all scores, never the best.
     """
-    token, rows = cast(int, model.config.audio_token_id), model.get_input_embeddings().weight.shape[0]
+    token, rows = cast(int, model.config.audio_token_id), cast(Tensor, model.get_input_embeddings().weight).shape[0]
     if token >= rows:
         model.resize_token_embeddings(token + 1, mean_resizing=False)
     new = slice(min(rows, token), token + 1)
     words = [i for i in range(rows) if not new.start <= i < new.stop]
     for layer in (model.get_input_embeddings(), model.lm_head):
-        for tensor in (layer.weight, getattr(layer, "bias", None)):
-            if tensor is not None:
+        for tensor in layer.parameters(recurse=False):
+            if len(tensor) > token:  # a row a word
                 tensor[new] = tensor[words].float().mean(0).to(tensor.dtype)
     ears = processor.feature_extractor
     ears.chunk_length = ears.max_seconds = seconds

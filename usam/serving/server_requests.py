@@ -172,7 +172,7 @@ def asked_chat(body: bytes, name: str, limits: Limits) -> Asked:
     said = _checked(_Chat, _tree(body), name)
     chat, clips = [], list[Sent]()
     for i, message in enumerate(said.messages):
-        blocks = []
+        blocks = list[dict[str, Any]]()
         for j, block in enumerate(message.content):
             if isinstance(block, _Text):
                 blocks.append({"type": "text", "text": block.text})
