@@ -38,7 +38,7 @@ FLOORS = [
     ("violet", {"training/": "run files and the Trainer"}),
     ("violet", {"evaluation/": "answers to whole files, and how sure their scores are"}),
     ("violet", {"report/": "runs as one page of pictures"}),
-    ("violet", {"serving/": "a saved model for other people"}),
+    ("violet", {"serving/": "a page and an API for other people"}),
     ("violet", {"demo/": "the main job in miniature"}),
     (
         "red",

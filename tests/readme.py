@@ -30,6 +30,9 @@ SAYS = {
     "loader.py": "Rows become batches at a share of the speed at which soundfile reads their files; 1 is as fast.",
     "generation.py": "Chats of about one length are answered together; above 1 means that as they come they take "
     "longer.",
+    "serving.py": "A served model answers about as fast as one that is called directly, one request after the other; "
+    "of a crowd those who find a place are answered and the rest are told to come again, in bounded memory; 1 is as "
+    "fast. [serving.md](serving.md) has the limits.",
     "whisper_context.py": "Whisper on the clip alone spares the silence that fills its windows of 30 s; above 1 means "
     "that the windows take longer.",
     "whisper_context_wer.py": "What `context: clip` changes: a frame that was learned with silence behind the clip is "

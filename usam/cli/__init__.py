@@ -20,6 +20,7 @@ from usam.cli import (
     new,
     report,
     schema,
+    serve,
     show,
     train,
     web,
@@ -36,7 +37,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_.list_components)
-for module in (show, check, estimate, schema, train, ablate, generate, eval_, report, export, new, doctor, demo, web):
+for module in (
+    show, check, estimate, schema, train, ablate, generate, eval_, serve, web, report, export, new, doctor, demo,
+):  # fmt: skip
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(data.data, name="data")
 app.add_typer(cache.cache, name="cache")

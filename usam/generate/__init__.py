@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
@@ -38,6 +38,7 @@ class Reply:
     complete: bool = True  # False: cut off at max_new_tokens
     fault: Exception | None = None
     tokens: int = 0  # of the answer, with its end
+    asked: int = 0  # tokens of the chat, audio included
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Answerer:
             return read
         come: Queue[list[int] | Reply | BaseException] = Queue()
         left = Event()
-        options |= {"streamer": _Tokens(come), "stopping_criteria": StoppingCriteriaList([_Left(left)])}
+        criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), _Left(left)])
+        options |= {"streamer": _Tokens(come), "stopping_criteria": criteria}
         worker = Thread(target=self._generate, args=(read.chat, options, come), daemon=True)
         tokens, said = list[int](), ""
         worker.start()
@@ -177,7 +179,7 @@ class Answerer:
             raise found
         if rest := found.text[len(said) :]:
             yield rest
-        return found
+        return replace(found, asked=read.length[1])
 
     def _generate(self, chat: Rendered, options: Mapping[str, Any], come: Queue[Any]) -> None:
         try:
@@ -193,7 +195,8 @@ class Answerer:
         given = 0
         for first in range(0, max(len(order), 1), size):
             batch = order[first : first + size]
-            replies |= zip(batch, self._answer([chats[i].chat for i in batch], options), strict=True)
+            found = self._answer([chats[i].chat for i in batch], options)
+            replies |= {i: replace(one, asked=chats[i].length[1]) for i, one in zip(batch, found, strict=True)}
             while given in replies:
                 yield replies.pop(given)
                 given += 1

@@ -307,13 +307,17 @@ def check_sources(config: UsamConfig, skeleton: UsamForConditionalGeneration) ->
                 )
 
 
-def export(source: str | Path, folder: str | Path, task: str | None = None) -> UsamForConditionalGeneration:
+def export(
+    source: str | Path, folder: str | Path, task: str | None = None, target: str | None = None, seconds: float = 30.0
+) -> UsamForConditionalGeneration:
     """Write one self-contained folder: LoRA merged, no losses, no source needed to load it.
 
     Args:
         source: a folder or hub id that `save_pretrained` wrote.
         folder: where the merged model and its processor go.
         task: of the spec's `prompts`: what reads the prompt is fixed for it, and needs no `prompt_mask` any more.
+        target: `vllm` for its Transformers backend, which knows neither ids past the table nor `prompt_mask`.
+        seconds: the longest clip there, for which memory is set aside.
 
     Raises:
         SpecError: an unknown task, nothing that reads the prompt, or a folder that is the source itself.
@@ -326,6 +330,8 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
     cast(dict[str, Any], config.spec)["llm"].pop("quantization_config", None)  # merged in full precision
     model = load(source, config=config)
     check_place(model, folder)
+    if target is not None:
+        check_served(model, target, task)
     for layer in model.modules():
         if hasattr(layer, "merge") and hasattr(layer, "lora_A"):
             cast(Any, layer).merge()
@@ -363,10 +369,47 @@ def export(source: str | Path, folder: str | Path, task: str | None = None) -> U
     )
     merged = assemble(outline(plain), tensors, {n: t.dtype for n, t in tensors.items()}, lambda key: False, str(source))
     merged.generation_config = model.generation_config
+    if target is not None:
+        with_served(merged, processor, seconds)
     with whole(folder, WEIGHTS) as place:
         merged.save_pretrained(place)
         processor.save_pretrained(place)
     return merged
+
+
+def check_served(model: UsamForConditionalGeneration, target: str, task: str | None) -> None:
+    """Refuse what a server cannot run.
+
+    Raises:
+        SpecError: an unknown server, clips that are heard beside the text, or a prompt that is read.
+    """
+    if target != "vllm":
+        raise SpecError(f"--for {target}: there is only vllm")
+    if model.config.parsed.beside:
+        raise SpecError("--for vllm: llm.injection is cross_attention, where clips have no place among the tokens")
+    reads = model.model.fusion.reads_prompt or any(cast(Any, s).reads_prompt for s in model.model.projector.stages)
+    if reads and task is None:
+        raise SpecError("--for vllm: the fusion or the projector reads the prompt, which vLLM does not hand on; --task")
+
+
+@torch.no_grad()
+def with_served(model: UsamForConditionalGeneration, processor: UsamProcessor, seconds: float) -> None:
+    """Give the placeholder a row in table and head, and say how long clips are, where servers look for it.
+
+    The row is the mean of all: the score that it gives a placeholder is the mean of all scores, never the best.
+    """
+    token, rows = cast(int, model.config.audio_token_id), cast(Tensor, model.get_input_embeddings().weight).shape[0]
+    if token >= rows:
+        model.resize_token_embeddings(token + 1, mean_resizing=False)
+    new = slice(min(rows, token), token + 1)
+    words = [i for i in range(rows) if not new.start <= i < new.stop]
+    for layer in (model.get_input_embeddings(), model.lm_head):
+        for tensor in layer.parameters(recurse=False):
+            if len(tensor) > token:  # a row a word
+                tensor[new] = tensor[words].float().mean(0).to(tensor.dtype)
+    ears = processor.feature_extractor
+    ears.chunk_length = ears.max_seconds = seconds
+    cast(Any, model.config).max_source_positions = int(ears.placeholders(int(seconds * ears.sampling_rate)))
 
 
 def fixed_parts(

@@ -18,6 +18,7 @@ KNOWN_OPTIONS: dict[str, Any] = {
     "padding_side": "left",
     "return_tensors": "pt",
     "return_mm_token_type_ids": False,
+    "return_text_replacement_offsets": False,
     "truncation": False,
     "max_length": None,
     "add_special_tokens": None,

@@ -123,6 +123,25 @@ def repeated(ids: Sequence[int], placeholder: int, counts: Sequence[int], text: 
     return times
 
 
+def replacements(text: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """What stands in the place of each placeholder of a text, as transformers tells servers of it."""
+    found, grown = [], 0
+    for place, count in zip(re.finditer(re.escape(AUDIO_TOKEN), text), counts, strict=True):
+        new = AUDIO_TOKEN * count
+        begin = place.start() + grown
+        found.append(
+            {
+                "type": "audio",
+                "span": place.span(),
+                "new_span": (begin, begin + len(new)),
+                "text": AUDIO_TOKEN,
+                "replacement": new,
+            }
+        )
+        grown += len(new) - len(AUDIO_TOKEN)
+    return found
+
+
 def mark_tokens(
     ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span] | None, never: Container[int]
 ) -> list[bool]:

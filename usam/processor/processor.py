@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from usam.config import AUDIO_TOKEN, resolve
 from usam.llm import build_llm
 from usam.processor.batching import KNOWN_OPTIONS, options_of, padded
-from usam.processor.chat import Rendered, Span, flatten, mark_tokens, repeated
+from usam.processor.chat import Rendered, Span, flatten, mark_tokens, repeated, replacements
 from usam.processor.drawing import check_variables, drawer, first_token
 from usam.processor.feature_extractor import UsamFeatureExtractor, clips_of
 from usam.processor.lengths import ClipLength
@@ -159,7 +160,8 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
                 the whole text counts as the instruction.
             audio: all clips in order: files, bytes, arrays or dicts; one, or a list.
             kwargs: `sampling_rate` of bare arrays, `padding`, `padding_side`, `return_tensors`,
-                `return_mm_token_type_ids`.
+                `return_mm_token_type_ids`; `return_text_replacement_offsets`, which servers such as vLLM ask for: what
+                was written in the place of each clip, and no `prompt_mask`.
 
         Raises:
             ValueError: more or fewer placeholders than clips; truncation was asked for.
@@ -197,9 +199,12 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         counts = iter(self._placeholders(clips))
         special = set(self._special.values())
         rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        written = []
         for sample, (found, offsets) in zip(samples, self._tokenized(samples), strict=True):
             ids = np.array(found, np.int64)
-            times = repeated(found, self.audio_token_id, [next(counts) for _ in sample.audio], sample.text)
+            own_counts = [next(counts) for _ in sample.audio]
+            times = repeated(found, self.audio_token_id, own_counts, sample.text)
+            written.append(replacements(sample.text, own_counts))
             own = {
                 "input_ids": ids,
                 "attention_mask": np.ones_like(ids),
@@ -216,7 +221,10 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         if clips:
             data |= self.feature_extractor.padded(clips, options["return_tensors"])
         batch = BatchFeature(data, tensor_type=options["return_tensors"])
-        if isinstance(batch["prompt_mask"], Tensor):
+        if options["return_text_replacement_offsets"]:  # whoever asks takes every other key for one of the clips
+            batch.pop("prompt_mask")
+            batch["text_replacement_offsets"] = written
+        elif isinstance(batch["prompt_mask"], Tensor):
             batch["prompt_mask"] = batch["prompt_mask"].bool()
         return batch
 
@@ -449,6 +457,12 @@ class UsamProcessor(SavedWhole, ProcessorMixin):
         """The placeholders of one clip, as servers ask for them."""
         samples = int(np.asarray(audio_inputs["input_values_mask"][audio_idx]).sum())
         return AUDIO_TOKEN * int(self.feature_extractor.placeholders(samples))
+
+    def _get_num_multimodal_tokens(self, audio_lengths: Sequence[int] | None = None, **kwargs: Any) -> MultiModalData:
+        """How many placeholders stand for clips of so many samples, as vLLM asks."""
+        if audio_lengths is None:
+            return MultiModalData()
+        return MultiModalData(num_audio_tokens=[int(self.feature_extractor.placeholders(n)) for n in audio_lengths])
 
 
 def _loosely(text: str) -> str:
