@@ -97,11 +97,11 @@ test-plugins: $(STAMP)  ## Build wheels of usam and of each plugin, and run the 
 	for project in . plugins/*; do \
 	  (cd $$project && $(abspath $(BIN))/python -m hatchling build --target wheel --directory $(PLUGGED)/wheels) || exit 1; \
 	done
-	for project in plugins/*; do mkdir -p $(PLUGGED)/$$project && cp -r $$project/tests $(PLUGGED)/$$project || exit 1; done
+	for project in plugins/*; do mkdir -p $(PLUGGED)/$$project && cp -r $$project/tests $$project/README.md $(PLUGGED)/$$project || exit 1; done
 	$(PYTHON) -m venv $(PLUGGED)/venv
 	$(PINNED) $(PLUGGED)/venv/bin/$(PIP) install --quiet pytest $(PLUGGED)/wheels/*.whl
 	cd $(PLUGGED) && venv/bin/usam list --check
-	cd $(PLUGGED) && venv/bin/python -m pytest -q plugins
+	cd $(PLUGGED) && venv/bin/python -m pytest -q -o "markers=slow: takes more than a few seconds" plugins
 
 specialists: $(STAMP)  ## Train the encoders that come with the package anew (18 minutes on two cores)
 	$(BIN)/python -m usam.demo.specialists
