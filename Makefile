@@ -118,6 +118,7 @@ readme: $(STAMP)  ## Write what is generated: parts of README.md, docs/benchmark
 	$(BIN)/python docs/draw_model.py
 	$(BIN)/python docs/draw_house.py
 	$(BIN)/python docs/draw_world.py
+	$(BIN)/python docs/write_kit.py
 
 clean:  ## Remove caches and demo output; the environment stays
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
