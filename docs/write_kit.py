@@ -13,7 +13,7 @@ from usam.registry import GROUPS
 
 PAGE = Path(__file__).with_name("kit.md")
 HEAD = """# What components promise
-`usam.testing` holds a component to all that its family promises ([plugins.md](plugins.md) says how to run it). This page
+`usam.testing` holds a component to all that its family promises; [plugins.md](plugins.md) says how to run it. The page
 is written by `python docs/write_kit.py` from the checks' own words: what each tries, and what goes wrong where it does
 not hold. A check takes the component's name and its options, and
 
