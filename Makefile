@@ -20,7 +20,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme clean
+.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme audit release-check clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,6 +119,13 @@ readme: $(STAMP)  ## Write what is generated: parts of README.md, docs/benchmark
 	$(BIN)/python docs/draw_house.py
 	$(BIN)/python docs/draw_world.py
 	$(BIN)/python docs/write_kit.py
+
+audit: $(STAMP)  ## Ask for known vulnerabilities of what constraints.txt pins (needs a network)
+	test -x $(ENVS)/audit/bin/pip-audit || { $(PYTHON) -m venv $(ENVS)/audit && $(ENVS)/audit/bin/$(PIP) install --quiet pip-audit; }
+	$(ENVS)/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
+release-check: $(STAMP)  ## Versions, changelog, citation, plugins, sdist and wheel: is this ready to be released?
+	$(BIN)/python tests/versions/release_check.py
 
 clean:  ## Remove caches and demo output; the environment stays
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
