@@ -20,7 +20,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme docs clean
+.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme docs audit release-check clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,11 +97,11 @@ test-plugins: $(STAMP)  ## Build wheels of usam and of each plugin, and run the 
 	for project in . plugins/*; do \
 	  (cd $$project && $(abspath $(BIN))/python -m hatchling build --target wheel --directory $(PLUGGED)/wheels) || exit 1; \
 	done
-	for project in plugins/*; do mkdir -p $(PLUGGED)/$$project && cp -r $$project/tests $(PLUGGED)/$$project || exit 1; done
+	for project in plugins/*; do mkdir -p $(PLUGGED)/$$project && cp -r $$project/tests $$project/README.md $(PLUGGED)/$$project || exit 1; done
 	$(PYTHON) -m venv $(PLUGGED)/venv
 	$(PINNED) $(PLUGGED)/venv/bin/$(PIP) install --quiet pytest $(PLUGGED)/wheels/*.whl
 	cd $(PLUGGED) && venv/bin/usam list --check
-	cd $(PLUGGED) && venv/bin/python -m pytest -q plugins
+	cd $(PLUGGED) && venv/bin/python -m pytest -q -o "markers=slow: takes more than a few seconds" plugins
 
 specialists: $(STAMP)  ## Train the encoders that come with the package anew (18 minutes on two cores)
 	$(BIN)/python -m usam.demo.specialists
@@ -119,6 +119,14 @@ readme: $(STAMP)  ## Write what is generated: parts of README.md, docs/benchmark
 	$(BIN)/python docs/draw_house.py
 	$(BIN)/python docs/draw_concepts.py
 	$(BIN)/python docs/draw_world.py
+	$(BIN)/python docs/write_kit.py
+
+audit: $(STAMP)  ## Ask for known vulnerabilities of what constraints.txt pins (needs a network)
+	test -x $(ENVS)/audit/bin/pip-audit || { $(PYTHON) -m venv $(ENVS)/audit && $(ENVS)/audit/bin/$(PIP) install --quiet pip-audit; }
+	$(ENVS)/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
+release-check: $(STAMP)  ## Versions, changelog, citation, plugins, sdist and wheel: is this ready to be released?
+	$(BIN)/python tests/versions/release_check.py
 
 docs: $(STAMP)  ## Build the site into build/docs/site; a warning is an error
 	$(BIN)/python docs/make_site.py

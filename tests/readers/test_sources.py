@@ -170,6 +170,22 @@ def test_an_archive_has_an_end(rest, archive):
         Manifest(file, PROMPTS)
 
 
+def test_nothing_of_an_archive_is_unpacked(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with tarfile.open("a.tar", "w") as written:
+        for name in ("../out.wav", "../out.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            written.addfile(member, io.BytesIO(b"one"))
+        link = tarfile.TarInfo("link.wav")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        written.addfile(link)
+    (sample,) = Manifest.of(["a.tar"], {"asr": "Transcribe."})
+    assert sample.answer == "one"
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.tar", "here"]
+
+
 def test_sound_in_an_archive_is_converted_with_its_row(archive, tmp_path):
     convert(archive({"1.wav": wav(0.5), "1.txt": b"x"}), tmp_path / "out.jsonl.gz")
     assert lengths(Manifest(tmp_path / "out.jsonl.gz", PROMPTS).samples) == [8000]

@@ -219,6 +219,7 @@ def test_a_plugin_that_fails_to_import_says_package_version_and_cause(install):
     install("broken-package", "import a_module_that_is_not_there\n", version="0.7", broken="broken_package:Toy")
     message = fault("broken")
     assert "usam.projectors: 'broken' of broken-package 0.7 failed to load: ModuleNotFoundError" in message
+    assert message.endswith("\nusam doctor tries every plugin, and says what to type")
     assert "a_module_that_is_not_there" in message
 
 

@@ -88,7 +88,7 @@ def test_what_is_kept_is_reported(offer, run):
     offer("birds_good", GOOD)
     status, said = run("--usam")
     assert status == pytest.ExitCode.OK, said
-    assert re.search(r"\| `metrics\.birds_good_part` \| birds_good 1\.5 \| \d\d kept \|", said)
+    assert re.search(r"\| `metrics\.birds_good_part` \| birds_good 1\.5 \| defaults \| \d\d kept \|", said)
     assert re.search(r"usam \S+, torch \S+, transformers \S+, pydantic \S+, Python \d", said)
 
 
@@ -96,7 +96,7 @@ def test_what_is_broken_is_told_in_the_kits_words(offer, run):
     offer("birds_bad", BAD)
     status, said = run("--usam")
     assert status == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"\| `metrics\.birds_bad_part` \| birds_bad 1\.5 \| \d+ kept, 1 broken \|", said)
+    assert re.search(r"\| `metrics\.birds_bad_part` \| birds_bad 1\.5 \| defaults \| \d+ kept, 1 broken \|", said)
     assert (
         "**metrics.birds_bad_part: a_perfect_answer_is_best** broken: usam.metrics:birds_bad:birds_bad_part breaks"
         in said
@@ -108,13 +108,13 @@ def test_what_does_not_load_says_why_once(offer, run):
     offer("birds_broken", "raise ImportError('libsound.so is missing')")
     status, said = run("--usam")
     assert status == pytest.ExitCode.TESTS_FAILED
-    assert "| birds_broken 1.5 | 1 broken |" in said
+    assert "| birds_broken 1.5 | defaults | 1 broken |" in said
     assert "libsound.so is missing" in said
 
 
 def test_a_reader_is_loaded(offer, run):
     offer("birds_read", READER, "usam.readers")
-    assert "| `readers.birds_read_part` | birds_read 1.5 | 1 kept |" in run("--usam")[1]
+    assert "| `readers.birds_read_part` | birds_read 1.5 | defaults | 1 kept |" in run("--usam")[1]
 
 
 def test_options_come_from_a_file(offer, run, tmp_path):
@@ -123,6 +123,29 @@ def test_options_come_from_a_file(offer, run, tmp_path):
     status, said = run("--usam", "--usam-options", tmp_path / "small.yaml")
     assert status == pytest.ExitCode.TESTS_FAILED
     assert "unknown option 'case'" in said
+    assert '| birds_good 1.5 | `{"case": "lower"}` | ' in said
+
+
+def test_the_report_is_written_to_a_file_whole(offer, run, tmp_path):
+    offer("birds_bad", BAD)
+    _, said = run("--usam", "--usam-report", tmp_path / "report.md")
+    report = (tmp_path / "report.md").read_text()
+    assert report in said
+    for part in ("usam ", "metrics.birds_bad_part", "birds_bad 1.5", "defaults", "the promise: Answers that are their"):
+        assert part in report
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--usam-report", "report.md"], "--usam-report is of what --usam tests: give both"),
+        (["--usam", "--usam-report", "nowhere/report.md"], "nowhere/report.md: name a file in a folder that there is"),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused(options, fault, run):
+    status, said = run(*options)
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert fault in said
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from importlib import metadata
 import typer
 
 from usam import __version__
-from usam.registry import GROUPS, ComponentError, Entry, Registry, discover, faults, why_not
+from usam.registry import ASK_DOCTOR, GROUPS, ComponentError, Entry, Registry, discover, faults, why_not
 from usam.versions.tested import complaint, complaints, environments, installed, mismatch, standing
 
 # What is imported to see whether it works, in this order: each builds on those before it.
@@ -180,7 +180,7 @@ def _plugin(found: Findings, group: str, entry: Entry, works: bool) -> None:
         found.rows.append((*row, "not tried: see what is wrong"))
     elif fault := why_not(group, str(entry)):
         found.rows.append((*row, "fails"))
-        said = " ".join(fault.split())
+        said = " ".join(fault.removesuffix(ASK_DOCTOR).split())
         found.wrong.append(f"{said}: pip install --upgrade {entry.provider}, or pip uninstall {entry.provider}")
     else:
         found.rows.append((*row, "loads"))

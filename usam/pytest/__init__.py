@@ -6,6 +6,7 @@ A plugin of pytest, found by its entry point. Where `--usam` is not given, it im
 from __future__ import annotations
 
 import importlib
+import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ MARK = "usam"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Two options."""
+    """Three options."""
     group = parser.getgroup("usam", "what installed packages offer to usam")
     group.addoption("--usam", action="store_true", help="Hold every component of an installed package to its promises.")
     group.addoption(
@@ -30,6 +31,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE.yaml",
         help="Options of components for their tests, by place: `encoders.birdsong: {arch: {layers: 1}, seconds: 0.5}`.",
     )
+    group.addoption("--usam-report", metavar="FILE.md", help="Where the report that is printed is written, too.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What cannot be written is told before anything is tried."""
+    report = config.getoption("--usam-report")
+    if report and not config.getoption("--usam"):
+        raise pytest.UsageError("--usam-report is of what --usam tests: give both")
+    if report and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
+        raise pytest.UsageError(f"--usam-report: {report}: name a file in a folder that there is")
 
 
 @pytest.hookimpl(tryfirst=True)  # so that -k chooses among them
@@ -43,9 +54,13 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The report, to be pasted into an issue."""
-    if terminalreporter.config.getoption("--usam"):
+    config = terminalreporter.config
+    if config.getoption("--usam"):
+        report = _report(terminalreporter.stats)
         terminalreporter.section("usam")
-        terminalreporter.write_line(_report(terminalreporter.stats))
+        terminalreporter.write_line(report)
+        if file := config.getoption("--usam-report"):
+            Path(file).write_text(f"{report}\n", encoding="utf-8")
 
 
 class Promised(pytest.Item):
@@ -110,9 +125,10 @@ def _options(file: str | None) -> dict[str, Any]:
 def _promises(session: pytest.Session, options: Mapping[str, Any]) -> Iterator[pytest.Item]:
     for group, entry in _offers():
         place, package = _place(entry, group), f"{entry.provider} {entry.version}"
-        for name, call in _calls(group, entry, options.get(place, {})):
+        given = options.get(place, {})
+        for name, call in _calls(group, entry, given):
             item = Promised.from_parent(session, name=name, nodeid=f"{entry.provider}:{place}::{name}", call=call)
-            item.user_properties.append((MARK, (place, package, name)))
+            item.user_properties.append((MARK, (place, package, _shown(given), name)))
             item.extra_keyword_matches.update({place, entry.provider})
             yield item
 
@@ -143,26 +159,33 @@ def _fail_unless(holds: bool, why: str | None) -> None:
         raise ComponentError(why)
 
 
+def _shown(options: Mapping[str, Any]) -> str:
+    """Options on one line, as a table of Markdown takes them."""
+    if not options:
+        return "defaults"
+    return f"`{json.dumps(options, ensure_ascii=False, default=str)}`".replace("|", "\\|")
+
+
 def _report(stats: Mapping[str, Any]) -> str:
     """What was kept by whom, in Markdown."""
-    told: dict[tuple[str, str], Counter[str]] = {}
+    told: dict[tuple[str, str, str], Counter[str]] = {}
     said: dict[tuple[str, str, str], list[str]] = {}
     for outcome, word in (("passed", "kept"), ("failed", "broken"), ("error", "broken"), ("skipped", "not tried")):
         for report in stats.get(outcome, []):
             for key, value in getattr(report, "user_properties", []):
                 if key == MARK and (report.when == "call" or outcome != "passed"):
-                    place, package, name = value
-                    told.setdefault((place, package), Counter())[word] += 1
+                    place, package, options, name = value
+                    told.setdefault((place, package, options), Counter())[word] += 1
                     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr or "")
                     said.setdefault((place, word, text.strip()), []).append(name)
     versions = [f"{name} {metadata.version(name)}" for name in ("usam", "torch", "transformers", "pydantic")]
     lines = [", ".join([*versions, f"Python {platform.python_version()}", platform.platform()])]
     if not told:
         return "\n".join([*lines, "", "No other package offers anything to usam."])
-    lines += ["", "| component | package | promises |", "|---|---|---|"]
-    for (place, package), counts in told.items():
+    lines += ["", "| component | package | options | promises |", "|---|---|---|---|"]
+    for (place, package, options), counts in told.items():
         found = ", ".join(f"{counts[word]} {word}" for word in ("kept", "broken", "not tried") if counts[word])
-        lines.append(f"| `{place}` | {package} | {found} |")
+        lines.append(f"| `{place}` | {package} | {options} | {found} |")
     for (place, word, text), names in said.items():
         if word != "kept":
             lines.append(f"\n**{place}: {', '.join(names)}** {word}: {text}")

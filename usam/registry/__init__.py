@@ -56,6 +56,7 @@ __all__ = [
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+ASK_DOCTOR = "\nusam doctor tries every plugin, and says what to type"
 
 
 class ComponentError(Exception):
@@ -313,7 +314,8 @@ def skew(entry: Entry) -> str:
 
 
 def _versions(entry: Entry, error: BaseException) -> str:
-    return "".join([skew(entry), *(f"\n{line}" for line in suspects(error))])
+    asked = "" if entry.provider == "usam" else ASK_DOCTOR
+    return "".join([skew(entry), *(f"\n{line}" for line in suspects(error)), asked])
 
 
 def _describe(thing: Any) -> str:

@@ -69,7 +69,10 @@ def draw(seed: int) -> np.random.Generator:
 
 
 def gives_a_waveform(case: AugmentationCase) -> None:
-    """Of a clip of any length it makes one of float32 within full scale, no longer than `stretch` says."""
+    """Of a clip of any length it makes one of float32 within full scale, no longer than `stretch` says.
+
+    Else a batch has more sound than its budget allows, or an encoder hears what no file can hold.
+    """
     step = case.build()
     require(step.stretch >= 1, "a 'stretch' of 1 or more", f"{step.stretch}", "stretch")
     for rate in RATES:
@@ -86,7 +89,10 @@ def gives_a_waveform(case: AugmentationCase) -> None:
 
 
 def draws_from_its_generator_alone(case: AugmentationCase) -> None:
-    """Equal generators give equal clips, whatever else was drawn, and whoever built the augmentation."""
+    """Equal generators give equal clips, whatever else was drawn, and whoever built the augmentation.
+
+    Else a resumed run, or one with other workers, learns from other clips.
+    """
     for seed, clip in enumerate(case.clips()):
         np.random.seed(seed)
         first = case.build()(clip, RATES[0], draw(seed))
@@ -96,7 +102,10 @@ def draws_from_its_generator_alone(case: AugmentationCase) -> None:
 
 
 def leaves_its_clip_alone(case: AugmentationCase) -> None:
-    """The clip that it is given stays as it is."""
+    """The clip that it is given stays as it is.
+
+    Else clips that several rows share change more with every epoch.
+    """
     step = case.build()
     for seed, clip in enumerate(case.clips()):
         before = clip.copy()
@@ -105,7 +114,10 @@ def leaves_its_clip_alone(case: AugmentationCase) -> None:
 
 
 def changes_what_is_heard(case: AugmentationCase) -> None:
-    """Of twenty draws one at least is another sound."""
+    """Of twenty draws one at least is another sound.
+
+    Else an option that was accepted does nothing.
+    """
     step, clip = case.build(), (draw(0).uniform(-0.5, 0.5, 16000)).astype(np.float32)
     found = [step(clip, RATES[0], draw(seed)) for seed in range(20)]
     same = all(np.array_equal(one, clip) for one in found)

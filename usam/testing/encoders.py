@@ -108,7 +108,10 @@ def _encode(encoder: Any, audio: Tensor, mask: Tensor) -> Frames:
 
 
 def true_width(case: EncoderCase) -> None:
-    """Frames are (batch, time, dim), their mask (batch, time), and each by-product has the item as its first axis."""
+    """Frames are (batch, time, dim), their mask (batch, time), and each by-product has the item as its first axis.
+
+    Else a fusion or a projector that was built for `dim` does not fit, or by-products are told of the wrong clip.
+    """
     encoder = case.build()
     audio, mask = case.inputs()
     frames = _encode(encoder, audio, mask)
@@ -122,7 +125,10 @@ def true_width(case: EncoderCase) -> None:
 
 
 def true_rate(case: EncoderCase) -> None:
-    """Clips of any length give `config.length` frames, in ints, in tensors and in the mask, at `config.rate`."""
+    """Clips of any length give `config.length` frames, in ints, in tensors and in the mask, at `config.rate`.
+
+    Else the processor writes other placeholders than there are frames, and a batch fails or hears what is next to it.
+    """
     encoder = case.build()
     config = encoder.config
     _require_arithmetic(config)
@@ -156,7 +162,10 @@ def _require_arithmetic(config: Any) -> None:
 
 
 def survives_silence(case: EncoderCase) -> None:
-    """Digital silence, and a clip of one sample, give finite frames."""
+    """Digital silence, and a clip of one sample, give finite frames.
+
+    Else one silent or very short clip makes the loss of a whole step NaN.
+    """
     encoder = case.build()
     audio, mask = clips([case.longest, 1], names="ab")
     for what, sound in {"silence": torch.zeros_like(audio), "a clip of one sample": audio}.items():
@@ -165,7 +174,10 @@ def survives_silence(case: EncoderCase) -> None:
 
 
 def hears_its_clip(case: EncoderCase) -> None:
-    """Another sound in a third of a clip changes frames of that third."""
+    """Another sound in a third of a clip changes frames of that third.
+
+    Else a part of every clip is lost, and nothing says so.
+    """
     encoder = case.build()
     audio, mask = clips([case.longest], names="a")
     other, _ = clips([case.longest], names="b")
@@ -183,7 +195,10 @@ def hears_its_clip(case: EncoderCase) -> None:
 
 
 def ignores_padding(case: EncoderCase) -> None:
-    """A clip alone and the same clip in a longer batch, noise behind it, give the same frames."""
+    """A clip alone and the same clip in a longer batch, noise behind it, give the same frames.
+
+    Else an answer depends on what it is batched with, and training sees other frames than serving.
+    """
     encoder = case.build()
     lengths = [1, case.longest // 3, case.longest * 2 // 3, case.longest]
     size = case.longest * 4 // 3
@@ -196,7 +211,10 @@ def ignores_padding(case: EncoderCase) -> None:
 
 
 def keeps_batch_items_apart(case: EncoderCase) -> None:
-    """A clip's frames depend neither on its neighbours nor on its place in the batch."""
+    """A clip's frames depend neither on its neighbours nor on its place in the batch.
+
+    Else answers depend on their neighbours, and one clip's gradient trains on another.
+    """
     encoder = case.build()
     lengths = [case.longest, case.longest * 2 // 3, case.longest // 2]
     first = _encode(encoder, *clips(lengths, names="abc"))
@@ -209,7 +227,10 @@ def keeps_batch_items_apart(case: EncoderCase) -> None:
 
 
 def keeps_its_front_end_in_float32(case: EncoderCase) -> str | None:
-    """Cast to bfloat16, the encoder's windows and filters stay as they were."""
+    """Cast to bfloat16, the encoder's windows and filters stay as they were.
+
+    Else a spectrogram is rounded to three digits, and is not what the weights were trained on.
+    """
     encoder = case.build()
     others = written_elsewhere(encoder)
     before = {n: t.clone() for n, t in front_end(encoder) if n.rpartition(".")[0] not in others}

@@ -175,7 +175,10 @@ def front_end(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def config_round_trips(case: Case) -> None:
-    """A config survives a spec, a JSON file and a pickle."""
+    """A config survives a spec, a JSON file and a pickle.
+
+    Else a saved model, a run in another process or a record comes back with other options.
+    """
     for config in (case.config, case.structure().config):
         data = config.to_dict()
         again = component_config(case.group, json.loads(json.dumps(data)))
@@ -184,7 +187,10 @@ def config_round_trips(case: Case) -> None:
 
 
 def refuses_unknown_options(case: Case) -> None:
-    """An option that does not exist is a SpecError."""
+    """An option that does not exist is a SpecError.
+
+    Else a misspelt option is ignored, and a run is not what its file says.
+    """
     node = {**case.config.to_dict(), "no_such_option": 1}
     try:
         component_config(case.group, node)
@@ -194,7 +200,10 @@ def refuses_unknown_options(case: Case) -> None:
 
 
 def loads_nothing_in_init(case: Case) -> str | None:
-    """Building the structure reads no weights: the config is enough."""
+    """Building the structure reads no weights: the config is enough.
+
+    Else loading a saved model asks the hub for weights that it already has, and fails without a network.
+    """
     config = case.structure().config
     if "path" not in type(config).model_fields:
         return "it has no option 'path'"
@@ -216,7 +225,10 @@ def loads_nothing_in_init(case: Case) -> str | None:
 
 
 def survives_meta_device(case: Case) -> None:
-    """Built on the meta device and filled by `reset_parameters`, nothing is left uninitialised."""
+    """Built on the meta device and filled by `reset_parameters`, nothing is left uninitialised.
+
+    Else `from_pretrained` leaves memory as it was found in a table, and a model is wrong at random.
+    """
     look_at = "__init__, and reset_parameters of the module that owns it"
     with torch.device("meta"):
         module = case.structure()
@@ -275,7 +287,10 @@ def initialise(module: nn.Module) -> None:
 
 
 def gradient_reaches_every_trainable_parameter(case: Case) -> str | None:
-    """Every step gives every trainable parameter a gradient, or distributed training would stall."""
+    """Every step gives every trainable parameter a gradient, or distributed training would stall.
+
+    Else such a parameter also decays without ever learning.
+    """
     module = case.build(freeze="none").train()
     totals = {name: 0.0 for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not totals:
@@ -295,7 +310,10 @@ def gradient_reaches_every_trainable_parameter(case: Case) -> str | None:
 
 
 def stays_frozen(case: Case) -> None:
-    """Frozen, nothing trains (but what no source gives), drops out or drifts, even in training mode."""
+    """Frozen, nothing trains (but what no source gives), drops out or drifts, even in training mode.
+
+    Else features that a cache keeps, or that were evaluated, are not those that a run learns from.
+    """
     module = case.build(freeze="all", lora=None)
     module.train()
     new = getattr(module, "random", ())
@@ -315,7 +333,10 @@ def stays_frozen(case: Case) -> None:
 
 
 def runs_in_bfloat16(case: Case) -> None:
-    """In bfloat16 it gives finite values, within a tenth of float32's norm."""
+    """In bfloat16 it gives finite values, within a tenth of float32's norm.
+
+    Else it cannot be used where models run on a GPU.
+    """
     inputs = case.inputs()
     with torch.no_grad():
         reference = tensors(case.build()(*inputs))[0].double()
@@ -328,7 +349,10 @@ def runs_in_bfloat16(case: Case) -> None:
 
 
 def compiles(case: Case) -> None:
-    """torch.compile makes one graph of it, with the same result."""
+    """torch.compile makes one graph of it, with the same result.
+
+    Else the whole model is cut into pieces there, which costs the time that compiling should save.
+    """
     import torch._dynamo
 
     module, inputs = case.build(), case.inputs()
@@ -349,7 +373,10 @@ def compiles(case: Case) -> None:
 
 
 def leaves_its_input_alone(case: Case) -> None:
-    """What it is given is as it was after the call: another part reads it too."""
+    """What it is given is as it was after the call: another part reads it too.
+
+    Else the other parts read something else than the encoder gave, depending on the order of calls.
+    """
     inputs, copies = case.inputs(), case.inputs()
     with torch.no_grad():
         case.build()(*inputs)
@@ -369,7 +396,10 @@ def _leaves(value: Any) -> Iterator[Tensor]:
 
 
 def is_deterministic(case: Case) -> None:
-    """In eval mode equal calls give the same bits, whatever was called between them."""
+    """In eval mode equal calls give the same bits, whatever was called between them.
+
+    Else no evaluation can be repeated, and a resumed run is another one.
+    """
     module = case.build()
     with torch.no_grad():
         first = tensors(module(*case.inputs()))
@@ -381,7 +411,10 @@ def is_deterministic(case: Case) -> None:
 
 
 def state_dict_round_trips(case: Case) -> None:
-    """Another build with the same state dict gives the same bits."""
+    """Another build with the same state dict gives the same bits.
+
+    Else a checkpoint does not hold all that the component is.
+    """
     module, other = case.build(), case.build(seed=1)
     other.load_state_dict(copy.deepcopy(module.state_dict()))
     with torch.no_grad():

@@ -134,7 +134,10 @@ def _called(
 
 
 def true_width(case: FusionCase) -> None:
-    """Frames are (clip, time, dim), and their mask (clip, time); by-products have the clip as their first axis."""
+    """Frames are (clip, time, dim), and their mask (clip, time); by-products have the clip as their first axis.
+
+    Else the projector behind it does not fit, or by-products are told of the wrong clip.
+    """
     fusion = case.build()
     found, audio = case.clips()
     frames = _fuse(fusion, found, audio)
@@ -146,7 +149,10 @@ def true_width(case: FusionCase) -> None:
 
 
 def keeps_the_clock(case: FusionCase) -> None:
-    """A clip has `max(1, ceil(seconds * rate))` frames: in `config.length`, in the frames and in their mask."""
+    """A clip has `max(1, ceil(seconds * rate))` frames: in `config.length`, in the frames and in their mask.
+
+    Else the processor writes other placeholders than there are frames.
+    """
     fusion = case.build()
     config = fusion.config
     rate = config.rate or min(rate for _, rate in STREAMS.values())
@@ -171,7 +177,10 @@ def keeps_the_clock(case: FusionCase) -> None:
 
 
 def survives_empty_streams(case: FusionCase) -> None:
-    """A stream with no valid frame, or none at all, gives finite values."""
+    """A stream with no valid frame, or none at all, gives finite values.
+
+    Else one very short clip makes the loss of a whole step NaN.
+    """
     fusion = case.build()
     found, audio = case.clips()
     first = found[case.names[0]]
@@ -185,7 +194,10 @@ def survives_empty_streams(case: FusionCase) -> None:
 
 
 def ignores_the_order_of_names(case: FusionCase) -> None:
-    """The order in which encoders are named, when it is built and when it is called, does not matter."""
+    """The order in which encoders are named, when it is built and when it is called, does not matter.
+
+    Else two specs that mean the same are two models, and a checkpoint belongs to one of them.
+    """
     found, audio = case.clips()
     fusion, other = case.build(), case.named(case.names[::-1]).build(seed=1)
     other.load_state_dict(fusion.state_dict())
@@ -195,7 +207,10 @@ def ignores_the_order_of_names(case: FusionCase) -> None:
 
 
 def leaves_a_single_stream_unchanged(case: FusionCase) -> str | None:
-    """One encoder and no `rate`: its frames come out as they are; a fusion with weights of its own keeps their time."""
+    """One encoder and no `rate`: its frames come out as they are; a fusion with weights of its own keeps their time.
+
+    Else a model with one encoder pays for a fusion that it does not need.
+    """
     if case.config.rate is not None:
         return "it was given a rate"
     alone = case.named(case.names[0])
@@ -215,6 +230,8 @@ def aligns_time(case: FusionCase) -> None:
     """What a frame hears lies around its own time, (i + 0.5) / rate, to half a frame of the stream.
 
     Measured by the gradient: the mean time of the source frames, weighted by how much each one matters.
+
+    Else what encoders hear at one time comes out at different times, and drifts in long clips.
     """
     fusion = case.build()
     found, audio = streams([15360], case.names)  # whole frames of every stream
@@ -236,7 +253,10 @@ def aligns_time(case: FusionCase) -> None:
 
 
 def ignores_padding(case: FusionCase) -> None:
-    """A clip alone and the same clip in a longer batch, noise behind it, give the same frames."""
+    """A clip alone and the same clip in a longer batch, noise behind it, give the same frames.
+
+    Else an answer depends on what it is batched with.
+    """
     fusion = case.build()
     samples = [1, 4003, 9001]
     batch = _fuse(fusion, *streams(samples, case.names, size=16000, garbage=10.0))
@@ -247,7 +267,10 @@ def ignores_padding(case: FusionCase) -> None:
 
 
 def keeps_batch_items_apart(case: FusionCase) -> None:
-    """A clip's frames depend neither on its neighbours nor on its place in the batch."""
+    """A clip's frames depend neither on its neighbours nor on its place in the batch.
+
+    Else answers depend on their neighbours, and one clip's gradient trains on another.
+    """
     fusion = case.build()
     first = _fuse(fusion, *streams([9001, 4003, 16000], case.names, seed=0))
     other = _fuse(fusion, *streams([16000, 9001], case.names, seed=2), seed=2)
@@ -259,7 +282,10 @@ def keeps_batch_items_apart(case: FusionCase) -> None:
 
 
 def hears_its_own_prompt(case: FusionCase) -> str | None:
-    """Clip i hears prompt i and no other."""
+    """Clip i hears prompt i and no other.
+
+    Else a clip is fused for another one's task.
+    """
     fusion = case.build()
     if not fusion.reads_prompt:
         return "it reads no prompt"
@@ -278,7 +304,10 @@ def hears_its_own_prompt(case: FusionCase) -> str | None:
 
 
 def ignores_prompt_padding(case: FusionCase) -> str | None:
-    """Noise behind a prompt, and a longer batch of prompts, change nothing."""
+    """Noise behind a prompt, and a longer batch of prompts, change nothing.
+
+    Else an answer depends on how long its neighbour's instruction is.
+    """
     fusion = case.build()
     if not fusion.reads_prompt:
         return "it reads no prompt"
@@ -292,7 +321,10 @@ def ignores_prompt_padding(case: FusionCase) -> str | None:
 
 
 def fixes_its_prompt(case: FusionCase) -> str | None:
-    """What `fixed` gives for a prompt is a fusion that needs none and does what this one does with it."""
+    """What `fixed` gives for a prompt is a fusion that needs none and does what this one does with it.
+
+    Else `usam export --task` gives a model that answers otherwise.
+    """
     fusion = case.build()
     if not fusion.reads_prompt:
         return "it reads no prompt"
@@ -312,7 +344,10 @@ def fixes_its_prompt(case: FusionCase) -> str | None:
 
 
 def standardizes_its_streams(case: FusionCase) -> None:
-    """With `standardize` it refuses streams before it knows their statistics; then scale and offset do not matter."""
+    """With `standardize` it refuses streams before it knows their statistics; then scale and offset do not matter.
+
+    Else a loud encoder drowns the others although the option was given.
+    """
     fusion = case.structure(standardize=True).eval()
     found, audio = case.clips()
     look_at = "__init__: super().__init__(config, dims=dims) sees to it"

@@ -108,7 +108,10 @@ def _embed(backbone: Any, ids: Tensor) -> Tensor:
 
 
 def true_width(case: LLMCase) -> None:
-    """`dim` is the width of the token embeddings, and the head takes the backbone's states."""
+    """`dim` is the width of the token embeddings, and the head takes the backbone's states.
+
+    Else projectors make frames that the language model cannot take.
+    """
     llm, backbone = case.structure(), case.backbone()
     width = backbone.get_input_embeddings().weight.shape[1]
     require(llm.dim == width, f"dim {width}, as the embeddings have it", f"{llm.dim}", "dim")
@@ -120,7 +123,10 @@ def true_width(case: LLMCase) -> None:
 
 
 def chooses_words(case: LLMCase) -> None:
-    """The logits of a few words are those that the head gives for all, also on the meta device."""
+    """The logits of a few words are those that the head gives for all, also on the meta device.
+
+    Else losses that look at few words see other values than the answer is made of.
+    """
     llm = case.structure()
     config = llm.text_config()
     head = build_head(llm, config).float().eval()
@@ -135,7 +141,10 @@ def chooses_words(case: LLMCase) -> None:
 
 
 def keeps_its_text_config(case: LLMCase) -> None:
-    """The backbone's config is the very object that it was built from, or caches would ignore padding."""
+    """The backbone's config is the very object that it was built from, or caches would ignore padding.
+
+    Else an answer after padding is wrong in a way that only batches show.
+    """
     llm = case.structure()
     config = llm.text_config()
     kept = llm.backbone(config).config is config
@@ -144,7 +153,10 @@ def keeps_its_text_config(case: LLMCase) -> None:
 
 
 def matches_the_causal_lm(case: LLMCase) -> str | None:
-    """`head(backbone(embed(ids)))` gives the causal LM's own logits."""
+    """`head(backbone(embed(ids)))` gives the causal LM's own logits.
+
+    Else pretrained weights are put into something that they were not trained for.
+    """
     llm = case.structure(lora=None)
     config = llm.text_config()
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -167,7 +179,10 @@ def matches_the_causal_lm(case: LLMCase) -> str | None:
 
 
 def hears_embeddings_as_ids(case: LLMCase) -> None:
-    """The backbone gives the same states for token ids and for their embeddings."""
+    """The backbone gives the same states for token ids and for their embeddings.
+
+    Else the words beside audio, which go in as embeddings, mean something else than in text.
+    """
     backbone = case.backbone()
     (ids,) = case.inputs()
     with torch.no_grad():
@@ -181,7 +196,10 @@ def hears_embeddings_as_ids(case: LLMCase) -> None:
 
 
 def looks_only_back(case: LLMCase) -> None:
-    """A word changes no state before it."""
+    """A word changes no state before it.
+
+    Else it learns from the very answer that it has to give.
+    """
     backbone = case.backbone()
     with torch.no_grad():
         embeds = _embed(backbone, *case.inputs())
@@ -192,7 +210,10 @@ def looks_only_back(case: LLMCase) -> None:
 
 
 def hears_all_before(case: LLMCase) -> None:
-    """Another first word changes the last state: audio that came first is not forgotten."""
+    """Another first word changes the last state: audio that came first is not forgotten.
+
+    Else audio at the beginning is forgotten before the answer.
+    """
     backbone = case.backbone()
     with torch.no_grad():
         embeds = _embed(backbone, *case.inputs())
@@ -203,7 +224,10 @@ def hears_all_before(case: LLMCase) -> None:
 
 
 def keeps_batch_items_apart(case: LLMCase) -> None:
-    """A text's states do not depend on the text beside it."""
+    """A text's states do not depend on the text beside it.
+
+    Else answers depend on their neighbours.
+    """
     backbone = case.backbone()
     with torch.no_grad():
         embeds = _embed(backbone, *case.inputs())
@@ -213,7 +237,10 @@ def keeps_batch_items_apart(case: LLMCase) -> None:
 
 
 def ignores_left_padding(case: LLMCase) -> None:
-    """Noise before a prompt, masked, changes nothing: that is how prompts of different lengths are batched."""
+    """Noise before a prompt, masked, changes nothing: that is how prompts of different lengths are batched.
+
+    Else an answer depends on how long the other prompts of its batch are.
+    """
     backbone = case.backbone()
     with torch.no_grad():
         embeds = _embed(backbone, *case.inputs())
@@ -230,7 +257,10 @@ def ignores_left_padding(case: LLMCase) -> None:
 
 
 def decodes_from_its_cache(case: LLMCase) -> str | None:
-    """Word by word from its cache, behind padding or not, it gives the states of the whole text at once."""
+    """Word by word from its cache, behind padding or not, it gives the states of the whole text at once.
+
+    Else answers differ from what was learned, from their second word on.
+    """
     backbone = case.backbone()
     name = cache_argument(backbone.forward)
     if name is None:
@@ -263,7 +293,10 @@ def decodes_from_its_cache(case: LLMCase) -> str | None:
 
 
 def answers_inside_a_model(case: LLMCase) -> None:
-    """In a model it learns, and answers by its cache as without one, also when it was saved and loaded again."""
+    """In a model it learns, and answers by its cache as without one, also when it was saved and loaded again.
+
+    Else each half is right and the model that is made of them is not.
+    """
     tree = {"encoders": {"whisper": {"arch": EARS}}, "projector": [{"type": "linear"}], "llm": case.structure().config}
     model = build_model(tree, weights=False, seed=0)
     with torch.random.fork_rng(devices=[]):
@@ -322,7 +355,10 @@ def _answer(model: Any, batch: Mapping[str, Tensor], words: int = 4) -> Tensor:
 
 
 def hears_from_beside(case: LLMCase) -> str | None:
-    """With cross-attention: closed gates change nothing, and what open ones let in is heard from its place on."""
+    """With cross-attention: closed gates change nothing, and what open ones let in is heard from its place on.
+
+    Else `llm.injection: cross_attention` changes a model that has not learned yet, or is not heard.
+    """
     if case.config.injection is None:
         return "its audio comes in place of the placeholders"
     backbone = case.backbone()
@@ -362,7 +398,10 @@ def hears_from_beside(case: LLMCase) -> str | None:
 
 
 def survives_meta_device(case: LLMCase) -> None:
-    """Both halves build on the meta device; filled by their own rules, no table is left uninitialised."""
+    """Both halves build on the meta device; filled by their own rules, no table is left uninitialised.
+
+    Else `from_pretrained` leaves memory as it was found in a table, and a model is wrong at random.
+    """
     llm = case.structure()
     with torch.device("meta"):
         halves = {"backbone": build_backbone(llm, llm.text_config()), "head": build_head(llm, llm.text_config())}
@@ -380,7 +419,10 @@ def survives_meta_device(case: LLMCase) -> None:
 
 
 def tokenizer_round_trips(case: LLMCase) -> str | None:
-    """Text survives the tokenizer, whose ids all lie in the embedding table."""
+    """Text survives the tokenizer, whose ids all lie in the embedding table.
+
+    Else texts are taught that nobody wrote, or an id has no embedding.
+    """
     llm = case.structure()
     try:
         tokenizer = llm.tokenizer()
@@ -399,7 +441,10 @@ def tokenizer_round_trips(case: LLMCase) -> str | None:
 
 
 def tokenizer_gives_offsets(case: LLMCase) -> str | None:
-    """Each token tells which characters it stands for: by that the instruction and the answer are found in a chat."""
+    """Each token tells which characters it stands for: by that the instruction and the answer are found in a chat.
+
+    Else what is supervised cannot be told from what is asked.
+    """
     try:
         tokenizer = case.structure().tokenizer()
     except (SpecError, ComponentError) as error:
@@ -424,7 +469,10 @@ def tokenizer_gives_offsets(case: LLMCase) -> str | None:
 
 
 def lora_starts_as_no_op(case: LLMCase) -> None:
-    """With LoRA a new model gives what it gave without; only the adapters train."""
+    """With LoRA a new model gives what it gave without; only the adapters train.
+
+    Else a run does not begin at the pretrained model.
+    """
     lora = case.config.lora or LoRA.model_validate({"r": 2, "target_modules": "all-linear"})
     plain, adapted = case.backbone(), case.backbone(lora=lora, freeze="all")
     adapted.load_state_dict(with_base_layers(adapted, plain.state_dict()), strict=False)
@@ -438,7 +486,10 @@ def lora_starts_as_no_op(case: LLMCase) -> None:
 
 
 def stays_frozen(case: LLMCase) -> None:
-    """Frozen, nothing trains or drops out, even in training mode, which gradient checkpointing needs."""
+    """Frozen, nothing trains or drops out, even in training mode, which gradient checkpointing needs.
+
+    Else a language model that should be left alone is not.
+    """
     llm = case.structure(freeze="all", lora=None)
     backbone, head = case.backbone(freeze="all").train(), build_head(llm, llm.text_config())
     trains = [n for half in (backbone, head) for n, p in half.named_parameters() if p.requires_grad]
@@ -449,7 +500,10 @@ def stays_frozen(case: LLMCase) -> None:
 
 
 def gradient_reaches_every_trainable_parameter(case: LLMCase) -> None:
-    """Unfrozen, every step gives every parameter of the backbone and the head a gradient."""
+    """Unfrozen, every step gives every parameter of the backbone and the head a gradient.
+
+    Else distributed training stalls.
+    """
     llm = case.structure(freeze="none", lora=None)
     halves = nn.ModuleDict(
         {"backbone": case.backbone(freeze="none").train(), "head": build_head(llm, llm.text_config())}
@@ -463,7 +517,10 @@ def gradient_reaches_every_trainable_parameter(case: LLMCase) -> None:
 
 
 def keeps_gradient_checkpointing(case: LLMCase) -> None:
-    """Frozen, it passes the gradient on to its input, and gradient checkpointing still saves memory."""
+    """Frozen, it passes the gradient on to its input, and gradient checkpointing still saves memory.
+
+    Else the projector learns nothing, or training does not fit into memory.
+    """
     backbone = case.backbone(freeze="all").train()
     embeds = _embed(backbone, *case.inputs()).detach()
     plain, gradient = _saved(backbone, embeds)
@@ -493,7 +550,10 @@ def _saved(backbone: Any, embeds: Tensor) -> tuple[int, Tensor]:
 
 
 def is_deterministic(case: LLMCase) -> None:
-    """In eval mode two calls give the same bits."""
+    """In eval mode two calls give the same bits.
+
+    Else no evaluation can be repeated.
+    """
     backbone = case.backbone()
     with torch.no_grad():
         first, second = (_states(backbone, input_ids=case.inputs()[0]) for _ in range(2))

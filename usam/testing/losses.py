@@ -128,7 +128,10 @@ def _value(loss: Any, inputs: LossInputs) -> Tensor:
 
 
 def gives_a_finite_scalar(case: LossCase) -> None:
-    """The value is one finite number with a gradient."""
+    """The value is one finite number with a gradient.
+
+    Else the run stops at its first step.
+    """
     found = case.build()(*case.inputs())
     value = found.value
     require(value.shape == (), "a scalar", f"shape {tuple(value.shape)}", "the mean in forward")
@@ -139,7 +142,10 @@ def gives_a_finite_scalar(case: LossCase) -> None:
 
 
 def pulls_at_something(case: LossCase) -> None:
-    """What it says depends on the states, on the audio or on the by-products that it was given."""
+    """What it says depends on the states, on the audio or on the by-products that it was given.
+
+    Else it costs time and teaches nothing.
+    """
     (inputs,) = case.inputs()
     aux = {n: v.detach().clone().requires_grad_() if v.is_floating_point() else v for n, v in inputs.aux.items()}
     inputs = replace(inputs, aux=aux)
@@ -150,7 +156,10 @@ def pulls_at_something(case: LossCase) -> None:
 
 
 def is_a_mean(case: LossCase) -> None:
-    """The same samples twice do not count twice: it is a mean, not a sum."""
+    """The same samples twice do not count twice: it is a mean, not a sum.
+
+    Else its weight depends on the size of the batch.
+    """
     loss = case.build()
     once = abs(float(_value(loss, case.batch(range(SAMPLES))).detach()))
     twice = abs(float(_value(loss, case.batch([*range(SAMPLES), *range(SAMPLES)])).detach()))
@@ -160,7 +169,10 @@ def is_a_mean(case: LossCase) -> None:
 
 
 def says_nothing_without_supervision(case: LossCase) -> None:
-    """With nothing supervised it is 0, with a path to every parameter and to the states."""
+    """With nothing supervised it is 0, with a path to every parameter and to the states.
+
+    Else such a batch stops the run, or processes wait for each other.
+    """
     loss, inputs = case.build(freeze="none"), nothing_supervised()
     value = _value(loss, inputs)
     look_at = "forward: return self.nothing(inputs)"
@@ -173,7 +185,10 @@ def says_nothing_without_supervision(case: LossCase) -> None:
 
 
 def survives_degenerate_batches(case: LossCase) -> None:
-    """One sample alone, and samples that are all alike, give finite values and gradients."""
+    """One sample alone, and samples that are all alike, give finite values and gradients.
+
+    Else the last, smaller batch of an epoch stops the run.
+    """
     loss = case.build(freeze="none")
     for what, inputs in {
         "one sample": case.batch([1]),
@@ -191,14 +206,20 @@ def survives_degenerate_batches(case: LossCase) -> None:
 
 
 def ignores_the_order_of_samples(case: LossCase) -> None:
-    """The same samples in another order give the same value."""
+    """The same samples in another order give the same value.
+
+    Else shuffling changes what is learned.
+    """
     loss = case.build()
     value, other = (_value(loss, case.batch(order)).reshape(1) for order in ([0, 1, 2, 3], [2, 0, 3, 1]))
     require_same(other, value, "the value of reordered samples", "what depends on a sample's place", 1e-5)
 
 
 def does_without_what_is_not_given(case: LossCase) -> None:
-    """Without by-products and without columns it says nothing, or that they are missing: by a ValueError."""
+    """Without by-products and without columns it says nothing, or that they are missing: by a ValueError.
+
+    Else an evaluation, or a model without a router, fails with an error that explains nothing.
+    """
     (inputs,) = case.inputs()
     look_at = "what it reads of inputs.aux and inputs.batch"
     try:
@@ -211,7 +232,10 @@ def does_without_what_is_not_given(case: LossCase) -> None:
 
 
 def reads_states_or_says_so(case: LossCase) -> str | None:
-    """Where it says that it needs no states, or no frames, it gives the same without them and without the head."""
+    """Where it says that it needs no states, or no frames, it gives the same without them and without the head.
+
+    Else it is given nothing to read where the language model is not run.
+    """
     loss = case.build()
     (inputs,) = case.inputs()
     if not loss.needs_frames:
@@ -231,7 +255,10 @@ def reads_states_or_says_so(case: LossCase) -> str | None:
 
 
 def borrows_the_vocabulary(case: LossCase) -> None:
-    """It keeps nothing of the vocabulary that it is lent."""
+    """It keeps nothing of the vocabulary that it is lent.
+
+    Else the token table stands twice in checkpoints, or is an old one after adapters trained.
+    """
     loss = case.build()
     (inputs,) = case.inputs()
     _value(loss, inputs)
@@ -239,7 +266,10 @@ def borrows_the_vocabulary(case: LossCase) -> None:
 
 
 def takes_states_of_another_dtype(case: LossCase) -> None:
-    """In float32 it takes a model's bfloat16 states, to within a tenth of the value."""
+    """In float32 it takes a model's bfloat16 states, to within a tenth of the value.
+
+    Else it cannot be used beside a model in bfloat16.
+    """
     loss, inputs = case.build(), case.inputs()
     value, other = (_value(loss, *given).double() for given in (inputs, case.at_dtype(inputs, torch.bfloat16)))
     error = float(((other - value).abs() / value.abs().clamp_min(1e-12)).detach())

@@ -94,7 +94,10 @@ def _same(found: float, expected: float, what: str, look_at: str) -> None:
 
 
 def says_what_it_is(case: MetricCase) -> None:
-    """It has a direction, a unit and bounds, and its values lie within them."""
+    """It has a direction, a unit and bounds, and its values lie within them.
+
+    Else the best checkpoint may be the worst, and tables and figures lie about the value.
+    """
     metric = case.structure()
     missing = [name for name in ("higher_is_better", "unit", "bounds") if not hasattr(metric, name)]
     require(not missing, "higher_is_better, unit and bounds", f"none of {', '.join(missing)}", "the class")
@@ -105,7 +108,10 @@ def says_what_it_is(case: MetricCase) -> None:
 
 
 def is_deterministic(case: MetricCase) -> None:
-    """Equal calls give equal values, whatever was called between them, and by another object."""
+    """Equal calls give equal values, whatever was called between them, and by another object.
+
+    Else two evaluations of the same answers differ.
+    """
     metric = case.structure()
     first = metric(*case.texts())
     metric(*case.texts([0]))
@@ -117,7 +123,10 @@ def is_deterministic(case: MetricCase) -> None:
 
 
 def ignores_the_order_of_samples(case: MetricCase) -> None:
-    """The same samples in another order give the same value."""
+    """The same samples in another order give the same value.
+
+    Else the number of processes changes the value.
+    """
     metric = case.structure()
     order = list(reversed(range(len(case.samples))))
     value = metric(*case.texts()).value
@@ -125,7 +134,10 @@ def ignores_the_order_of_samples(case: MetricCase) -> None:
 
 
 def ignores_the_order_of_references(case: MetricCase) -> None:
-    """A sample's references in another order give the same statistics' value."""
+    """A sample's references in another order give the same statistics' value.
+
+    Else the order of lines in a file decides which system is better.
+    """
     metric = case.structure()
     answers, right, _, extra = case.texts()
     first = metric(answers, right, extra=extra)
@@ -140,6 +152,8 @@ def value_comes_from_statistics(case: MetricCase) -> None:
     """The value of any samples, some of them twice, comes from the statistics that they had among all.
 
     It is the value that they have alone, but for a metric that says that it does not decompose.
+
+    Else intervals and paired tests, which draw samples anew, are of another number than the value.
     """
     metric = case.structure()
     whole = metric(*case.texts())
@@ -158,7 +172,10 @@ def value_comes_from_statistics(case: MetricCase) -> None:
 
 
 def a_perfect_answer_is_best(case: MetricCase) -> None:
-    """Answers that are their references have the best value that there is, and others none that is better."""
+    """Answers that are their references have the best value that there is, and others none that is better.
+
+    Else the direction or the bounds are wrong, and the wrong system wins.
+    """
     metric = case.structure()
     _, right, _, extra = case.texts()
     perfect = metric([texts[0] for texts in right], right, extra=extra).value
@@ -170,7 +187,10 @@ def a_perfect_answer_is_best(case: MetricCase) -> None:
 
 
 def takes_empty_texts(case: MetricCase) -> None:
-    """An empty answer, an empty reference, both, and spaces alone have finite values, and statistics of one length."""
+    """An empty answer, an empty reference, both, and spaces alone have finite values, and statistics of one length.
+
+    Else a model that says nothing stops the evaluation, or is left out of its own score.
+    """
     metric = case.structure()
     width = metric.over(*case.texts()).shape[1]
     wrong = [("", ["a dog barks"]), ("a dog barks", [""]), ("", [""]), ("  \n", ["  "]), ("a", ["", "a dog"])]
@@ -182,7 +202,10 @@ def takes_empty_texts(case: MetricCase) -> None:
 
 
 def refuses_what_is_no_corpus(case: MetricCase) -> None:
-    """No samples, unequal counts, a sample without references, and two samples of one id are ValueErrors."""
+    """No samples, unequal counts, a sample without references, and two samples of one id are ValueErrors.
+
+    Else a broken file has a score.
+    """
     metric = case.structure()
     answers, right, _, extra = case.texts()
     for what, given in {
@@ -204,7 +227,10 @@ def _refused(what: str, call: Callable[..., Any], *given: Any) -> None:
 
 
 def its_id_has_its_options(case: MetricCase) -> str | None:
-    """An option that changes changes the id."""
+    """An option that changes changes the id.
+
+    Else values that were counted in different ways are compared as if they were the same.
+    """
     metric = case.structure()
     require(metric.id.partition("|")[0] == metric.name, f"an id that begins with '{metric.name}'", metric.id, "id")
     changed = list(_changes(case))
@@ -234,7 +260,10 @@ def _changes(case: MetricCase) -> Iterator[tuple[str, Any]]:
 
 
 def pickles(case: MetricCase) -> None:
-    """The metric and what it found survive a pickle, as other processes are given them."""
+    """The metric and what it found survive a pickle, as other processes are given them.
+
+    Else it fails only where several processes evaluate.
+    """
     metric = case.structure()
     score = metric(*case.texts())
     again, found = pickle.loads(pickle.dumps((metric, score)))

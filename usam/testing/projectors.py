@@ -116,7 +116,10 @@ def _called(projector: Any, frames: Frames, prompt: Prompt | None, lent: Vocabul
 
 
 def true_width(case: ProjectorCase) -> None:
-    """Frames have the width that was asked for, or the one it chose; by-products have the item as their first axis."""
+    """Frames have the width that was asked for, or the one it chose; by-products have the item as their first axis.
+
+    Else the language model, or the next stage, does not fit.
+    """
     for asked in (OUT_DIM, None):
         projector = replace(case, out_dim=asked).build()
         frames = _project(projector, *case.inputs())
@@ -130,7 +133,10 @@ def true_width(case: ProjectorCase) -> None:
 
 
 def true_rate(case: ProjectorCase) -> None:
-    """`config.length` tells the frames and the rate, in ints, in tensors and in the mask; at least 1 for 1."""
+    """`config.length` tells the frames and the rate, in ints, in tensors and in the mask; at least 1 for 1.
+
+    Else the processor writes other placeholders than there are frames.
+    """
     projector = case.build()
     config = projector.config
     some = torch.arange(1, 200)
@@ -172,7 +178,10 @@ def _heard(projector: Any, seed: int) -> Tensor:
 
 
 def hears_every_frame(case: ProjectorCase) -> None:
-    """Every frame that comes in matters to some that goes out, for one of three items at least."""
+    """Every frame that comes in matters to some that goes out, for one of three items at least.
+
+    Else a part of the sound is thrown away, and nothing says so.
+    """
     projector = case.build()
     try:
         heard = sum(_heard(projector, seed).sum(0) for seed in range(3))
@@ -185,7 +194,10 @@ def hears_every_frame(case: ProjectorCase) -> None:
 
 
 def follows_time(case: ProjectorCase) -> str | None:
-    """Later frames hear later ones, unless the rate is 0."""
+    """Later frames hear later ones, unless the rate is 0.
+
+    Else frames are out of order, which costs a transcription its words.
+    """
     projector = case.build()
     if projector.config.length(TIME, RATE)[1] == 0:
         return "its rate is 0: its frames do not follow time"
@@ -201,7 +213,10 @@ def follows_time(case: ProjectorCase) -> str | None:
 
 
 def fixes_its_prompt(case: ProjectorCase) -> str | None:
-    """What `fixed` gives for a prompt is a stage that needs none and does what this one does with it."""
+    """What `fixed` gives for a prompt is a stage that needs none and does what this one does with it.
+
+    Else `usam export --task` gives a model that answers otherwise.
+    """
     projector = case.build()
     if not projector.reads_prompt:
         return "it reads no prompt"
@@ -220,7 +235,10 @@ def fixes_its_prompt(case: ProjectorCase) -> str | None:
 
 
 def hears_its_own_prompt(case: ProjectorCase) -> None:
-    """Item i hears prompt i and no other; one that does not read the prompt does without."""
+    """Item i hears prompt i and no other; one that does not read the prompt does without.
+
+    Else an item is routed or asked by another one's instruction.
+    """
     projector = case.build()
     frames, prompt, *_ = case.inputs()
     before = _project(projector, frames, prompt)
@@ -244,7 +262,10 @@ def hears_its_own_prompt(case: ProjectorCase) -> None:
 
 
 def ignores_prompt_padding(case: ProjectorCase) -> None:
-    """Noise behind a prompt, and a longer batch of prompts, change nothing."""
+    """Noise behind a prompt, and a longer batch of prompts, change nothing.
+
+    Else an answer depends on how long its neighbour's instruction is.
+    """
     projector = case.build()
     lengths = [TIME, TIME // 2, 3]
     short = _project(projector, *items(lengths))
@@ -255,7 +276,10 @@ def ignores_prompt_padding(case: ProjectorCase) -> None:
 
 
 def ignores_padding(case: ProjectorCase) -> None:
-    """An item alone and the same item in a longer batch, noise behind it, give the same frames."""
+    """An item alone and the same item in a longer batch, noise behind it, give the same frames.
+
+    Else an answer depends on what it is batched with.
+    """
     projector = case.build()
     lengths = [1, 7, TIME // 2 + 1, TIME]
     batch = _project(projector, *items(lengths, time=TIME + 13, garbage=10.0))
@@ -266,7 +290,10 @@ def ignores_padding(case: ProjectorCase) -> None:
 
 
 def keeps_batch_items_apart(case: ProjectorCase) -> None:
-    """An item's frames depend neither on its neighbours nor on its place in the batch."""
+    """An item's frames depend neither on its neighbours nor on its place in the batch.
+
+    Else answers depend on their neighbours, and one item's gradient trains on another.
+    """
     projector = case.build()
     first = _project(projector, *items([TIME, 9, 17], seed=0))
     other = _project(projector, *items([17, 33], seed=2))
@@ -278,7 +305,10 @@ def keeps_batch_items_apart(case: ProjectorCase) -> None:
 
 
 def borrows_the_vocabulary(case: ProjectorCase) -> str | None:
-    """What it is lent of the language model it reads, says if it is missing, and does not keep."""
+    """What it is lent of the language model it reads, says if it is missing, and does not keep.
+
+    Else the token table stands twice in checkpoints, or is an old one after adapters trained.
+    """
     projector = case.build()
     if not projector.reads_vocabulary:
         return "it reads no vocabulary"

@@ -76,7 +76,10 @@ class SuiteCase(Named):
 
 
 def says_where_it_comes_from(case: SuiteCase) -> None:
-    """It names its splits, its sources and where to get it, and an unknown split is an error that lists them."""
+    """It names its splits, its sources and where to get it, and an unknown split is an error that lists them.
+
+    Else nobody can get the files, or check what was asked and scored.
+    """
     suite = case.structure()
     for name in ("source", "home"):
         require(bool(getattr(suite, name, "")), f"'{name}'", "none", f"the class attribute '{name}'")
@@ -90,7 +93,10 @@ def says_where_it_comes_from(case: SuiteCase) -> None:
 
 
 def refuses_a_folder_without_its_files(case: SuiteCase) -> None:
-    """An empty folder, and none at all, are errors that say where the benchmark comes from."""
+    """An empty folder, and none at all, are errors that say where the benchmark comes from.
+
+    Else a score of nothing is reported.
+    """
     suite = case.structure()
     with tempfile.TemporaryDirectory() as folder:
         for root in (Path(folder), Path(folder, "none")):
@@ -103,7 +109,10 @@ def refuses_a_folder_without_its_files(case: SuiteCase) -> None:
 
 
 def rows_are_proper(case: SuiteCase) -> None:
-    """Every row is one of usam's own, its id stands once, and its clips lie below the root."""
+    """Every row is one of usam's own, its id stands once, and its clips lie below the root.
+
+    Else an evaluation fails in its middle, or reads files that are no part of the benchmark.
+    """
     suite = case.structure()
     rows = suite.load(case.root).rows
     found = case.samples(suite)
@@ -115,7 +124,10 @@ def rows_are_proper(case: SuiteCase) -> None:
 
 
 def rows_do_not_depend_on_the_place(case: SuiteCase) -> None:
-    """Read twice, and from a copy elsewhere, the rows are the same."""
+    """Read twice, and from a copy elsewhere, the rows are the same.
+
+    Else two machines score different questions under one name.
+    """
     suite = case.structure()
     first = suite.load(case.root)
     require(suite.load(case.root) == first, "the same rows again", "others", "what is drawn, or listed unsorted")
@@ -125,7 +137,10 @@ def rows_do_not_depend_on_the_place(case: SuiteCase) -> None:
 
 
 def missing_clips_are_told(case: SuiteCase) -> None:
-    """Without one clip it stops, or leaves out the items that need it and counts them."""
+    """Without one clip it stops, or leaves out the items that need it and counts them.
+
+    Else a score of a part is taken for one of the whole.
+    """
     suite, skipping = case.structure(missing="stop"), case.structure(missing="skip")
     rows = suite.load(case.root).rows
     require(len({str(row["audio"]) for row in rows}) > 1, "two clips or more", "one", "the root that is given")
@@ -147,7 +162,10 @@ def missing_clips_are_told(case: SuiteCase) -> None:
 
 
 def is_scored_by_its_metrics(case: SuiteCase) -> str | None:
-    """Its metrics can be built, and take its own answers, or their letters, for perfect."""
+    """Its metrics can be built, and take its own answers, or their letters, for perfect.
+
+    Else even the right answers do not score as such, and no model can.
+    """
     suite = case.structure()
     metrics = named(suite.metrics)
     if not metrics:

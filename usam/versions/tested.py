@@ -132,7 +132,8 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if not (said := suspects(error)):
             raise
-        raise UnsupportedVersion("\n".join([f"{type(error).__name__}: {error}", *said])) from error
+        ask = "usam doctor compares all that is installed with what was tested"
+        raise UnsupportedVersion("\n".join([f"{type(error).__name__}: {error}", *said, ask])) from error
 
 
 def suspects(error: BaseException) -> list[str]:
