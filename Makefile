@@ -132,5 +132,5 @@ docs: $(STAMP)  ## Build the site into build/docs/site; a warning is an error
 	$(BIN)/python docs/make_site.py
 
 clean:  ## Remove caches and demo output; the environment stays
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs/demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
