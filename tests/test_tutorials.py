@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = {"own_data": 6, "compose": 6, "add_a_loss": 4, "long_audio": 5}  # of usam, which a tutorial promises
-SLOW = {"add_a_loss"}  # those that take more than a few seconds
+SLOW = {"add_a_loss", "compose"}  # those that take more than a few seconds
 
 
 def steps(page):

@@ -71,6 +71,8 @@ def test_yaml_is_valid(block, tmp_path):
     if keys <= {*KEYS} and keys & {"vary", "grid"}:
         assert isinstance(tree.get("base", "tiny"), (str, dict))
     elif keys <= {*PARTS}:
+        for name in tree.pop("plugins", []):
+            assert f"# {name}\n" in written.text(block.page), f"the page has no {name}"
         check_run(tree | measured(tree, block.page), tmp_path)
     elif keys <= {"base", *Spec.model_fields}:
         check_spec(tree)
@@ -126,6 +128,7 @@ def offered(page):
     made = [
         words[2] for place, words in written.commands() if place.startswith(written.name(page)) and words[0] == "new"
     ]
+    made += re.findall(r'^@register\("(\w+)"\)', written.text(page), re.MULTILINE)
     return {name for group in project.get("entry-points", {}).values() for name in group} | {*made}
 
 
