@@ -27,10 +27,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     making.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="which; otherwise all")
     making.add_argument("--size", type=float, default=1.0, help="how many clips, as a share of 1500, 100 and 200")
     making.add_argument("--seed", type=int, default=0)
+    showing = commands.add_parser("show", help="fetch, make the corpora, train in two stages, test and report")
+    showing.add_argument("folder", type=Path, help="where to; the same command goes on where it was stopped")
+    showing.add_argument("--fetched", type=Path, help="a folder that `fetch` filled before")
+    showing.add_argument("--size", type=float, default=1.0, help="how many clips, as a share")
+    showing.add_argument("--steps", type=float, default=1.0, help="how many steps of training, as a share")
+    showing.add_argument("--seed", type=int, default=0)
     commands.add_parser("licences", help="print what is fetched, and its licences")
     options = parser.parse_args(arguments)
     if options.command == "licences":
         print(licence_table())
+        return 0
+    if options.command == "show":
+        from usam_real.show import show
+
+        try:
+            show(options.folder, fetched=options.fetched, size=options.size, steps=options.steps, seed=options.seed)
+        except (FileNotFoundError, ImportError, ValueError, SavingError) as error:
+            print(error, file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
         return 0
     if options.command == "corpora":
         try:

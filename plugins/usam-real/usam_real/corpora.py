@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from usam.saving import whole
 from usam_real import scenes, tunes
+from usam_real.speech import write_speech
 
 SIZES = {"train": 1500, "dev": 100, "test": 200}
-KINDS = ("events", "music", "words")
+KINDS = ("events", "music", "words", "speech")
 TASKS = {"events": "sounds", "music": "music", "words": "asr"}
 # Where the name of a file is not the word that is said in it.
 SAID = {"fallingstar": "falling star", "palmtree": "palm tree", "broccolli": "broccoli", "ufo": "UFO"}
@@ -25,7 +26,7 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
     """Write corpora, unless they are there: `KIND/train.jsonl`, `dev.jsonl`, `test.jsonl` and their clips.
 
     Rows have `audio`, `task`, `answer`, `id` and `x_licence`. Events share no recording between the parts, melodies no
-    key, words no word.
+    key, words no word; of `speech` see `write_speech`.
 
     Args:
         fetched: what `fetch` filled.
@@ -42,6 +43,9 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
         place, recipe = folder / kind, {"size": size, "seed": seed}
         if _made(place) == recipe:
             print(f"{place}: there already", flush=True)
+            continue
+        if kind == "speech":
+            write_speech(fetched, place, size=size, seed=seed)
             continue
         with whole(place, replaces=["*"]) as new:
             for part, count in SIZES.items():
