@@ -85,14 +85,16 @@ def show(folder: Path, *, fetched: Path | None = None, size: float = 1.0, steps:
     weights = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
     results = {"tests": found, "seconds": seconds, "seed": seed, "size": size, "steps": steps, "delta_bytes": weights}
     results["transcripts"] = [
-        {"heard": answer["prediction"], "whisper": answer["references"][0]} for answer in records["human"]["heard"].answers[:20]
+        {"heard": answer["prediction"], "whisper": answer["references"][0]}
+        for answer in records["human"]["heard"].answers[:20]
     ]
     write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
     with _stage("report", folder, seconds):
         named = {f"{name}, {how}": record.folder for name, hows in records.items() for how, record in hows.items()}
         print(write_report({"model": folder / "model", **named}, folder / "report.html", rows=1))
     print("\n" + table(found))
-    print("\n" + "\n".join(aligned([["heard", "Whisper's own words"], *([t["heard"], t["whisper"]] for t in results["transcripts"])])))
+    rows = [["heard", "Whisper's own words"], *([one["heard"], one["whisper"]] for one in results["transcripts"])]
+    print("\n" + "\n".join(aligned(rows)))
     print(f"\nthe saved delta: {weights / 1e6:.1f} MB in {folder / 'model'}")
     print("\n".join(f"{name}: {duration:.0f} s" for name, duration in seconds.items()))
 
@@ -132,7 +134,7 @@ def silenced(model: Path, place: Path, specialist: str) -> Path:
         for file in sorted(model.glob("*.safetensors")):
             tensors = load_file(file)
             for key, tensor in tensors.items():
-                if key.endswith(f"fusion.statistics.{specialist}.scale") or key.endswith(f"statistics.parts_.{specialist}.scale"):
+                if key.endswith(f"fusion.statistics.{specialist}.scale"):
                     tensors[key] = torch.full_like(tensor, NOTHING)
                     changed += 1
             save_file(tensors, new / file.name, metadata={"format": "pt"})
@@ -158,6 +160,9 @@ def _run(name: str, steps: float, seed: int) -> str:
 
 def _cached(folder: Path) -> None:
     """Store what the encoders hear in the clips of both stages, with a process for each of two processors."""
+    if all((folder / place / "config.json").is_file() for place in STAGES):
+        print("both stages are trained")
+        return
     parts = min(os.cpu_count() or 1, 2)
     for name in STAGES.values():
         run = _union(folder) if name == "read.yaml" else folder / name
