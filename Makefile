@@ -55,7 +55,7 @@ $(REAL_WITH)/.installed: | $(STAMP)
 	touch $@
 
 real: $(STAMP) $(REAL_WITH)/.installed  ## Real specialists and a real language model, fetched, joined, trained and tested (an hour on two cores)
-	PYTHONPATH=$(CURDIR)/plugins/usam-real:$(REAL_WITH) $(BIN)/python -m usam_real show $(REAL) $(if $(REAL_FETCHED),--fetched $(REAL_FETCHED))
+	PYTHONPATH=$(CURDIR):$(CURDIR)/plugins/usam-real:$(abspath $(REAL_WITH)) $(BIN)/python -m usam_real show $(REAL) $(if $(REAL_FETCHED),--fetched $(REAL_FETCHED))
 
 lint: $(STAMP)  ## ruff, mypy
 	$(BIN)/ruff check .

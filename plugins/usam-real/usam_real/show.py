@@ -73,7 +73,7 @@ def show(folder: Path, *, fetched: Path | None = None, size: float = 1.0, steps:
     with _stage("corpora", folder, seconds):
         write(folder / "fetched", folder / "corpora", size=size, seed=seed)
     for name in STAGES.values():
-        write_whole(folder / name, _run(name, steps, seed))
+        write_whole(folder / name, _run(folder, name, steps, seed))
     with _stage("listen once: the encoders are frozen", folder, seconds):
         _cached(folder)
     for place, name in STAGES.items():
@@ -150,10 +150,10 @@ def _fetched(place: Path, given: Path | None) -> None:
         raise SystemExit(f"{len(missing)} packages are missing: {', '.join(missing)}; the same command goes on")
 
 
-def _run(name: str, steps: float, seed: int) -> str:
-    """A run file of the package, with fewer steps where that is asked for."""
+def _run(folder: Path, name: str, steps: float, seed: int) -> str:
+    """A run file of the package, whose model is found from anywhere, with fewer steps where that is asked for."""
     text = (RUNS / name).read_text(encoding="utf-8")
-    tree = yaml.safe_load(text)
+    tree = yaml.safe_load(text.replace("path: fetched/", f"path: {folder.resolve()}/fetched/"))
     tree["train"].update(max_steps=max(2, round(steps * tree["train"]["max_steps"])), seed=seed)
     return yaml.safe_dump(tree, sort_keys=False)
 
