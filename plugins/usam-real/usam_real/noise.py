@@ -24,7 +24,9 @@ class Noise(Projector):
     def __init__(self, config: Config, *, in_dim: int, prompt_dim: int, out_dim: int | None = None) -> None:
         super().__init__(config, in_dim=in_dim, prompt_dim=prompt_dim, out_dim=out_dim)
         if out_dim is not None and out_dim != in_dim:
-            raise ValueError(f"noise keeps the width of {in_dim}, and {out_dim} is asked for: it cannot be the last stage")
+            raise ValueError(
+                f"noise keeps the width of {in_dim}, and {out_dim} is asked for: it cannot be the last stage"
+            )
         self.dim = in_dim
         self.std = config.std
 

@@ -41,7 +41,9 @@ def shared(found: Mapping[str, str], counts: Mapping[str, int], seed: int) -> di
         ValueError: there are too few.
     """
     if sum(counts.values()) > len(found):
-        raise ValueError(f"{len(found)} sentences were found, and {sum(counts.values())} are needed: ask for fewer clips")
+        raise ValueError(
+            f"{len(found)} sentences were found, and {sum(counts.values())} are needed: ask for fewer clips"
+        )
     order = sorted(found.items())
     random.Random(f"{seed}:sentences").shuffle(order)
     drawn = iter(order)

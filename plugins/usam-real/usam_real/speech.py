@@ -89,7 +89,9 @@ def write_speech(
     labels = _labelled(fetched / "sounds/asterisk", place / "labels.jsonl", labeller, size, seed, processes)
     human = _split(labels, size, seed)
     kept = {clip for clips in human.values() for clip, _ in clips}
-    print(f"human clips: {len(labels)}, of which {len(kept)} are used: " + _counted({k: len(v) for k, v in human.items()}))
+    print(
+        f"human clips: {len(labels)}, of which {len(kept)} are used: " + _counted({k: len(v) for k, v in human.items()})
+    )
     for part in SIZES:
         rows = [_spoken_row(job, text, place) for job, text in jobs[part]]
         rows += [_human_row(clip, text) for clip, text in human[part]]
