@@ -170,7 +170,8 @@ def _cached(folder: Path) -> None:
             _usam(folder, "cache", "build", str(run.name), "--part", f"{part}/{parts}", threads=1)
             for part in range(1, parts + 1)
         ]
-        if any([process.wait() for process in running]):
+        failed = [process for process in running if process.wait()]  # both are waited for
+        if failed:
             raise SystemExit(1)
 
 
