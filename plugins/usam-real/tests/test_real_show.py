@@ -178,6 +178,24 @@ def test_the_time_of_a_part_adds_up_over_calls_also_of_one_that_was_stopped(tmp_
     assert showing._times(tmp_path)["test"] == 1
 
 
+def test_what_was_fetched_elsewhere_is_linked_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder; give one that"):
+        showing._fetched(tmp_path / "fetched", tmp_path / "nowhere")
+    for _ in range(2):
+        showing._fetched(tmp_path / "fetched", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"fetched is there already, and is not .*b: remove it, or leave that out"):
+        showing._fetched(tmp_path / "fetched", tmp_path / "b")
+
+
+def test_packages_that_are_missing_are_told_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(showing, "NEEDS", {"no_such_metric": "no-such-metric"})
+    with pytest.raises(ImportError, match=r"make real: not installed: .*no_such_metric; .*pip install no-such-metric"):
+        show(tmp_path / "real")
+    assert not (tmp_path / "real").exists()
+
+
 @pytest.mark.slow
 def test_all_of_it_is_shown_and_nothing_is_made_twice(fetched, tmp_path, capsys):
     pytest.importorskip("jiwer", reason="word error rates are jiwer's")

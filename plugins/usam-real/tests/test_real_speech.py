@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from usam_real.labels import is_sure
+from usam_real.labels import Labeller, is_sure
 from usam_real.sentences import said, sentences, shared
-from usam_real.speech import SIZES, write_speech
+from usam_real.speech import SIZES, _each, write_speech
+from usam_real.voices import Neural
 
 SIZE = 0.004
 
@@ -137,6 +138,30 @@ def test_a_line_of_labels_that_was_cut_off_is_made_again(fetched, tmp_path):
     (place / "labels.jsonl").write_text(whole[:-5])
     made(fetched, place)
     assert place.joinpath("labels.jsonl").read_text() == whole
+
+
+class Broken:
+    """Makes nothing, in whatever process."""
+
+    def __call__(self):
+        raise FileNotFoundError("nothing was fetched")
+
+
+@pytest.mark.slow
+def test_a_tool_that_cannot_be_made_is_told_by_many_processes_too():
+    with pytest.raises(FileNotFoundError, match="nothing was fetched"):
+        list(_each(print, Broken(), ["a", "b", "c"], 2))
+
+
+def test_without_a_fetched_whisper_there_are_no_labels(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Whisper is there; run `python -m usam_real fetch` first"):
+        Labeller(tmp_path)
+
+
+def test_without_a_fetched_voice_nothing_is_said(tmp_path):
+    pytest.importorskip("piper", reason="the neural voice is piper-tts's")
+    with pytest.raises(FileNotFoundError, match="no voice is there; run `python -m usam_real fetch` first"):
+        Neural(tmp_path)
 
 
 def test_another_recipe_begins_anew(fetched, tmp_path):

@@ -18,9 +18,14 @@ class Labeller:
 
     Args:
         folder: as `fetch` made it.
+
+    Raises:
+        FileNotFoundError: it is not there.
     """
 
     def __init__(self, folder: Path) -> None:
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder}: no Whisper is there; run `python -m usam_real fetch` first")
         import torch
         from transformers import WhisperForConditionalGeneration, WhisperProcessor
         from transformers.utils import logging

@@ -20,13 +20,15 @@ from usam.evaluation.evaluate import evaluate
 from usam.evaluation.record import Record, aligned
 from usam.report.write import write_report
 from usam.saving import whole, write_whole
-from usam_real.corpora import write
+from usam_real._needs import require
+from usam_real.corpora import needed, write
 from usam_real.fetch import fetch
 
 RUNS = Path(__file__).parent / "runs"
 STAGES = {"ctc": "ctc.yaml", "model": "read.yaml"}  # folder of what is trained, and its run file
 SPECIALISTS = ("whisper", "aisfx", "crepe")
 LONGEST = 40  # tokens of an answer
+NEEDS = {"jiwer": "jiwer", "matplotlib": "matplotlib"}  # of tests and report
 NOTHING = 1e30  # what a specialist's deviations are said to be, so that nothing of it is heard
 
 
@@ -64,8 +66,10 @@ def show(folder: Path, *, fetched: Path | None = None, size: float = 1.0, steps:
 
     Raises:
         SystemExit: a stage failed, and has said why.
-        FileNotFoundError, ImportError, ValueError: as the corpora have them.
+        ImportError: packages are missing; says which, before anything is done.
+        FileNotFoundError, ValueError: `fetched` is no folder, or another than before; or as the corpora have them.
     """
+    require(needed(folder / "corpora", size=size, seed=seed) | NEEDS, "make real")
     folder.mkdir(parents=True, exist_ok=True)
     seconds = _times(folder)
     with _stage("fetch", folder, seconds):
@@ -144,6 +148,10 @@ def silenced(model: Path, place: Path, specialist: str) -> Path:
 
 
 def _fetched(place: Path, given: Path | None) -> None:
+    if given is not None and not given.is_dir():
+        raise FileNotFoundError(f"{given}: no such folder; give one that `python -m usam_real fetch` filled")
+    if given is not None and place.exists() and not place.samefile(given):
+        raise ValueError(f"{place} is there already, and is not {given}: remove it, or leave that out")
     if given is not None and not place.exists():
         place.symlink_to(given.resolve(), target_is_directory=True)
     if missing := [] if given is not None else fetch(place):

@@ -247,8 +247,8 @@ def _each(work: Callable[[Any, Any], Any], maker: Maker, jobs: Sequence[Any], pr
         tool = maker()
         yield from (work(tool, job) for job in jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(processes, _equip, (maker,)) as pool:
-        yield from pool.imap_unordered(_Work(work), jobs)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(_Work(work, maker), jobs)
         pool.close()
         pool.join()
 
@@ -256,12 +256,13 @@ def _each(work: Callable[[Any, Any], Any], maker: Maker, jobs: Sequence[Any], pr
 _tool: list[Any] = []  # of this process
 
 
-def _equip(maker: Maker) -> None:
-    _tool[:] = [maker()]
-
-
 class _Work(NamedTuple):
+    """Makes the tool for the first job: a pool begins a process again and again that fails before it."""
+
     work: Callable[[Any, Any], Any]
+    maker: Maker
 
     def __call__(self, job: Any) -> Any:
+        if not _tool:
+            _tool.append(self.maker())
         return self.work(_tool[0], job)

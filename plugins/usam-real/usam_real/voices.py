@@ -35,7 +35,7 @@ class Neural:
             from piper import PiperVoice, SynthesisConfig
             from piper.config import PiperConfig
         except ImportError as error:
-            raise ImportError("the neural voice needs piper-tts: pip install piper-tts") from error
+            raise ImportError(f"the neural voice needs piper-tts: {error}; pip install piper-tts") from error
         file = next(iter(sorted(folder.glob("*.onnx"))), None)
         if file is None:
             raise FileNotFoundError(f"{folder}: no voice is there; run `python -m usam_real fetch` first")
