@@ -48,9 +48,9 @@ ablation: $(STAMP)  ## Make the runs of the paper's ablation that are not record
 # What only this needs stands beside the environment; REAL_WITH=/path brings it from elsewhere, REAL_FETCHED=/path what was fetched.
 REAL ?= runs/real
 REAL_WITH ?= $(ENVS)/real
-REAL_NEEDS := piper-tts==1.8.0 onnxruntime flatbuffers protobuf pathvalidate tinysoundfont==0.3.7
+REAL_NEEDS := piper-tts==1.8.0 onnxruntime==1.32.0 flatbuffers==25.12.19 protobuf==7.36.2 pathvalidate==3.3.1 tinysoundfont==0.3.7
 
-$(REAL_WITH)/.installed: | $(STAMP)
+$(REAL_WITH)/.installed: plugins/usam-real/pyproject.toml | $(STAMP)
 	$(BIN)/$(PIP) install --quiet --no-deps --upgrade --target $(REAL_WITH) $(REAL_NEEDS) ./plugins/usam-real
 	touch $@
 
