@@ -15,6 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from usam_real import show as showing
 from usam_real import smollm2
+from usam_real.page import PARTS as PARTS_OF_A_PAGE
+from usam_real.page import write_page
 from usam_real.show import ASKED, SPECIALISTS, STAGES, show, silenced
 
 from usam import build_encoder
@@ -189,6 +191,16 @@ def test_what_was_fetched_elsewhere_is_linked_once(tmp_path):
         showing._fetched(tmp_path / "fetched", tmp_path / "b")
 
 
+def test_a_folder_that_was_begun_with_other_options_is_left_alone(tmp_path):
+    asked = {"size": 1.0, "steps": 1.0, "seed": 0}
+    for _ in range(2):
+        showing._begin(tmp_path, asked)
+    with pytest.raises(
+        ValueError, match=r"was begun with steps 1\.0, and not 0\.5, seed 0, and not 2: name another folder"
+    ):
+        showing._begin(tmp_path, {**asked, "steps": 0.5, "seed": 2})
+
+
 def test_packages_that_are_missing_are_told_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(showing, "NEEDS", {"no_such_metric": "no-such-metric"})
     with pytest.raises(ImportError, match=r"make real: not installed: .*no_such_metric; .*pip install no-such-metric"):
@@ -209,6 +221,9 @@ def test_all_of_it_is_shown_and_nothing_is_made_twice(fetched, tmp_path, capsys)
     assert results["tests"]["espeak"].keys() == {"heard", "shuffled"}
     assert [one["whisper"] for one in results["transcripts"]] == ["the a", "the b", "the c", "the d"]
     assert (folder / "report.html").is_file()
+    (folder / "page.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in PARTS_OF_A_PAGE))
+    write_page(folder / "results.json", folder / "page.md")
+    assert "| human | 4 |" in (folder / "page.md").read_text()
     show(folder, fetched=fetched, steps=0)
     assert f"{folder / 'model'}: there already" in capsys.readouterr().out
     assert made == {name: (folder / name / "config.json").stat().st_mtime_ns for name in STAGES}

@@ -67,10 +67,12 @@ def show(folder: Path, *, fetched: Path | None = None, size: float = 1.0, steps:
     Raises:
         SystemExit: a stage failed, and has said why.
         ImportError: packages are missing; says which, before anything is done.
-        FileNotFoundError, ValueError: `fetched` is no folder, or another than before; or as the corpora have them.
+        ValueError: the folder was begun with other options, or with what was fetched elsewhere.
+        FileNotFoundError: `fetched` is no folder, or lacks something.
     """
     require(needed(folder / "corpora", size=size, seed=seed) | NEEDS, "make real")
     folder.mkdir(parents=True, exist_ok=True)
+    _begin(folder, {"size": size, "steps": steps, "seed": seed})
     seconds = _times(folder)
     with _stage("fetch", folder, seconds):
         _fetched(folder / "fetched", fetched)
@@ -145,6 +147,18 @@ def silenced(model: Path, place: Path, specialist: str) -> Path:
         if changed != 1:
             raise ValueError(f"{model}: {changed} tensors of the statistics of '{specialist}', expected one")
     return place
+
+
+def _begin(folder: Path, asked: Mapping[str, float]) -> None:
+    """Go on with what was asked for before, and with nothing else: its corpora and models are there already."""
+    file = folder / "asked.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else asked
+    if before != asked:
+        others = ", ".join(
+            f"{key} {before.get(key)}, and not {value}" for key, value in asked.items() if before.get(key) != value
+        )
+        raise ValueError(f"{folder} was begun with {others}: name another folder, or ask for the same")
+    write_whole(file, json.dumps(asked) + "\n")
 
 
 def _fetched(place: Path, given: Path | None) -> None:
