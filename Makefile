@@ -20,7 +20,7 @@ PINNED := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR
 PYTEST := -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ablation test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme docs audit release-check clean
+.PHONY: help install lock demo ablation real test test-all test-hf tested test-newest test-lowest test-wheel test-plugins lint specialists format bench readme docs audit release-check clean
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z -]+:.*## / {printf "%-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,18 @@ demo: $(STAMP)  ## Make a small world of sound, train the embedded model on its 
 
 ablation: $(STAMP)  ## Make the runs of the paper's ablation that are not recorded yet, and write docs/ablation.md
 	$(BIN)/python benchmarks/ablation/ablation.py
+
+# What only this needs stands beside the environment; REAL_WITH=/path brings it from elsewhere, REAL_FETCHED=/path what was fetched.
+REAL ?= runs/real
+REAL_WITH ?= $(ENVS)/real
+REAL_NEEDS := piper-tts==1.8.0 onnxruntime==1.32.0 flatbuffers==25.12.19 protobuf==7.36.2 pathvalidate==3.3.1 tinysoundfont==0.3.7
+
+$(REAL_WITH)/.installed: plugins/usam-real/pyproject.toml | $(STAMP)
+	$(BIN)/$(PIP) install --quiet --no-deps --upgrade --target $(REAL_WITH) $(REAL_NEEDS) ./plugins/usam-real
+	touch $@
+
+real: $(STAMP) $(REAL_WITH)/.installed  ## Real specialists and a real language model, fetched, joined, trained and tested (an hour on two cores)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/plugins/usam-real:$(abspath $(REAL_WITH)) $(BIN)/python -m usam_real show $(REAL) $(if $(REAL_FETCHED),--fetched $(REAL_FETCHED))
 
 lint: $(STAMP)  ## ruff, mypy
 	$(BIN)/ruff check .

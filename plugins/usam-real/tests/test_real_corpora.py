@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import soundfile
+from usam_real import corpora
 from usam_real.__main__ import main
 from usam_real.scenes import EVENTS, PARTS, recordings, scenes
 from usam_real.tunes import MODES, ROOTS, notes
@@ -102,3 +103,20 @@ def test_keys_of_the_test_are_no_keys_of_training():
 def test_what_was_not_fetched_is_one_line(tmp_path, capsys):
     assert main(["corpora", str(tmp_path), str(tmp_path / "out"), "--only", "events"]) == 2
     assert "sounds/sonic-pi is not there; run `python -m usam_real fetch` first" in capsys.readouterr().err
+
+
+def test_packages_that_are_missing_are_told_in_one_line_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    nothing = {"music": {"no_sound_font": "--no-deps no-sound-font"}, "speech": {"no_voice": "no-voice"}}
+    monkeypatch.setattr(corpora, "NEEDS", nothing)
+    assert main(["corpora", str(tmp_path), str(tmp_path / "made")]) == 2
+    commands = "pip install --no-deps no-sound-font && pip install no-voice"
+    assert capsys.readouterr().err == f"corpora: not installed: no_sound_font, no_voice; {commands}\n"
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_is_there_needs_no_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "NEEDS", {"music": {"no_sound_font": "no-sound-font"}})
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music/recipe.json").write_text('{"size": 1.0, "seed": 0}')
+    assert corpora.needed(tmp_path) == {}
+    assert corpora.needed(tmp_path, seed=1) == {"no_sound_font": "no-sound-font"}

@@ -13,10 +13,17 @@ from tqdm import tqdm
 
 from usam.saving import whole
 from usam_real import scenes, tunes
+from usam_real._needs import require
+from usam_real.speech import write_speech
 
 SIZES = {"train": 1500, "dev": 100, "test": 200}
-KINDS = ("events", "music", "words")
+KINDS = ("events", "music", "words", "speech")
 TASKS = {"events": "sounds", "music": "music", "words": "asr"}
+# What a kind is made with beside what this package requires: by the module, what pip is to be told.
+NEEDS: dict[str, dict[str, str]] = {
+    "music": {"tinysoundfont": "--no-deps tinysoundfont"},  # its requirement is for playing aloud
+    "speech": {"piper": "piper-tts", "onnxruntime": "piper-tts", "espeakng_loader": "espeakng-loader"},
+}
 # Where the name of a file is not the word that is said in it.
 SAID = {"fallingstar": "falling star", "palmtree": "palm tree", "broccolli": "broccoli", "ufo": "UFO"}
 
@@ -25,7 +32,7 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
     """Write corpora, unless they are there: `KIND/train.jsonl`, `dev.jsonl`, `test.jsonl` and their clips.
 
     Rows have `audio`, `task`, `answer`, `id` and `x_licence`. Events share no recording between the parts, melodies no
-    key, words no word.
+    key, words no word; of `speech` see `write_speech`.
 
     Args:
         fetched: what `fetch` filled.
@@ -36,12 +43,17 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
 
     Raises:
         FileNotFoundError: something was not fetched.
-        ImportError: a package is missing; says which.
+        ImportError: a package is missing; says which, before anything is made.
     """
+    kinds = list(kinds)
+    require(needed(folder, kinds, size=size, seed=seed), "corpora")
     for kind in kinds:
         place, recipe = folder / kind, {"size": size, "seed": seed}
         if _made(place) == recipe:
             print(f"{place}: there already", flush=True)
+            continue
+        if kind == "speech":
+            write_speech(fetched, place, size=size, seed=seed)
             continue
         with whole(place, replaces=["*"]) as new:
             for part, count in SIZES.items():
@@ -52,6 +64,12 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
                 lines = [json.dumps({**row, "task": TASKS[kind], "id": f"{kind}-{part}-{i:05d}"}) for i, row in rows]
                 (new / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
             (new / "recipe.json").write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+
+
+def needed(folder: Path, kinds: Iterable[str] = KINDS, *, size: float = 1.0, seed: int = 0) -> dict[str, str]:
+    """What `write` needs for the kinds that are not there yet: by the module, what pip is to be told."""
+    missing = [kind for kind in kinds if _made(folder / kind) != {"size": size, "seed": seed}]
+    return {module: asked for kind in missing for module, asked in NEEDS.get(kind, {}).items()}
 
 
 def _made(place: Path) -> Any:

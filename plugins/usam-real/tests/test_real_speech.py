@@ -1,0 +1,172 @@
+"""Sentences are spoken and human clips labelled once, in disjoint parts; voice and clips are the tests' own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from usam_real.labels import Labeller, is_sure
+from usam_real.sentences import said, sentences, shared
+from usam_real.speech import SIZES, _each, write_speech
+from usam_real.voices import Neural
+
+SIZE = 0.004
+
+
+class Tone:
+    """Speaks in a tone, longer for longer texts; it keeps a list of what it said, in a file."""
+
+    def __init__(self, log, stop_after=None):
+        self.log, self.stop_after = log, stop_after
+
+    def say(self, text, speed, pitch):
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        if self.stop_after is not None and len(lines) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.log.write_text("\n".join([*lines, text]) + "\n")
+        return 0.3 * np.sin(2 * np.pi * 200 * pitch * np.arange(int(400 * len(text) / speed)) / 16000)
+
+
+class Ear:
+    """Labels a clip by the number in its name, surely but for every fifth."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def label(self, files):
+        with self.log.open("a") as log:
+            log.writelines(f"{file.name}\n" for file in files)
+        return [(f"Number {'abcdefghij'[int(f.stem) % 10]}!", -2.0 if int(f.stem) % 5 == 0 else -0.1) for f in files]
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fetched")
+    for folder in ("texts/fortunes", "texts/words", "sounds/asterisk"):
+        (root / folder).mkdir(parents=True)
+    nouns = [f"{a}{b}" for a in "bdfgklm" for b in ("at", "en", "ip", "og", "ud")]
+    words = ["the", "sees", "a", *nouns]
+    (root / "texts/words/american-english").write_text("\n".join(words))
+    sayings = [f"The {one} sees a {other}.\n\t\t-- Somebody\n%\n" for one in nouns for other in nouns[:3]]
+    (root / "texts/fortunes/art").write_text("".join(sayings))
+    for i in range(30):
+        soundfile.write(root / f"sounds/asterisk/{i:02d}.wav", 0.1 * np.ones(8000), 8000)
+    return root
+
+
+def made(fetched, place, *, stop_after=None):
+    tools = {"voices": dict.fromkeys(("neural", "espeak"), lambda: Tone(place.parent / "said", stop_after))}
+    tools["labeller"] = lambda: Ear(place.parent / "heard")
+    write_speech(fetched, place, size=SIZE, seed=0, processes=1, **tools)
+    return place
+
+
+@pytest.fixture(scope="module")
+def corpus(fetched, tmp_path_factory):
+    return made(fetched, tmp_path_factory.mktemp("corpora") / "speech")
+
+
+def rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_sentence_is_of_known_words_and_without_its_author(fetched):
+    found = sentences(fetched / "texts/fortunes", fetched / "texts/words/american-english")
+    assert found["the bat sees a ben"] == "The bat sees a ben."
+    assert not any("somebody" in text for text in found)
+
+
+def test_what_is_said_keeps_apostrophes_within_words():
+    assert said("'Tis I -- don't YOU see?") == "tis i don't you see"
+
+
+def test_too_few_sentences_are_told():
+    with pytest.raises(ValueError, match="2 sentences were found, and 3 are needed"):
+        shared({"a b c": "A b c.", "d e f": "D e f."}, {"train": 3}, 0)
+
+
+def test_no_sentence_is_in_two_parts(corpus):
+    texts = [row["answer"] for part in SIZES for row in rows(corpus / f"{part}.jsonl") if row["x_label"] == "text"]
+    assert len(texts) == len(set(texts)) > 0
+
+
+def test_what_is_said_in_human_clips_of_the_test_is_said_in_none_of_training(corpus):
+    human = {p: {r["answer"] for r in rows(corpus / f"{p}.jsonl") if r["x_voice"] == "human"} for p in SIZES}
+    assert human["test"]
+    assert human["test"].isdisjoint(human["ctc"] | human["train"] | human["dev"])
+    assert human["dev"].isdisjoint(human["ctc"] | human["train"])
+
+
+def test_rows_say_who_labelled_them(corpus):
+    found = {row["x_voice"]: row["x_label"] for row in rows(corpus / "test.jsonl")}
+    assert found == {"human": "whisper-tiny.en", "neural": "text", "espeak": "text"}
+
+
+def test_clips_that_whisper_is_unsure_of_are_in_no_part(corpus):
+    clips = [Path(row["audio"]) for part in SIZES for row in rows(corpus / f"{part}.jsonl")]
+    assert not [clip for clip in clips if clip.suffix == ".wav" and int(clip.stem) % 5 == 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "log", "sure"),
+    [
+        ("Hello.", -0.1, True),
+        ("Hello.", -0.9, False),
+        ("", 0.0, False),
+        ("Press 1.", -0.1, False),
+        ("[beep]", 0, False),
+    ],
+)
+def test_a_sure_label_has_words_alone(text, log, sure):
+    assert is_sure(text, log, -0.5) is sure
+
+
+def test_stopped_it_goes_on_and_says_and_labels_nothing_twice(fetched, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        made(fetched, tmp_path / "speech", stop_after=5)
+    assert not (tmp_path / "speech/recipe.json").exists()
+    made(fetched, tmp_path / "speech")
+    for log in ("said", "heard"):
+        lines = (tmp_path / log).read_text().splitlines()
+        assert len(lines) == len(set(lines)) > 5
+
+
+def test_a_line_of_labels_that_was_cut_off_is_made_again(fetched, tmp_path):
+    place = made(fetched, tmp_path / "speech")
+    whole = place.joinpath("labels.jsonl").read_text()
+    (place / "labels.jsonl").write_text(whole[:-5])
+    made(fetched, place)
+    assert place.joinpath("labels.jsonl").read_text() == whole
+
+
+class Broken:
+    """Makes nothing, in whatever process."""
+
+    def __call__(self):
+        raise FileNotFoundError("nothing was fetched")
+
+
+@pytest.mark.slow
+def test_a_tool_that_cannot_be_made_is_told_by_many_processes_too():
+    with pytest.raises(FileNotFoundError, match="nothing was fetched"):
+        list(_each(print, Broken(), ["a", "b", "c"], 2))
+
+
+def test_without_a_fetched_whisper_there_are_no_labels(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Whisper is there; run `python -m usam_real fetch` first"):
+        Labeller(tmp_path)
+
+
+def test_without_a_fetched_voice_nothing_is_said(tmp_path):
+    pytest.importorskip("piper", reason="the neural voice is piper-tts's")
+    with pytest.raises(FileNotFoundError, match="no voice is there; run `python -m usam_real fetch` first"):
+        Neural(tmp_path)
+
+
+def test_another_recipe_begins_anew(fetched, tmp_path):
+    place = made(fetched, tmp_path / "speech")
+    (place / "begun.json").write_text('{"size": 9, "seed": 9}\n')
+    (place / "left.txt").write_text("of another recipe")
+    made(fetched, place)
+    assert not (place / "left.txt").exists()

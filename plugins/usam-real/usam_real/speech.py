@@ -1,0 +1,268 @@
+"""Speech: sentences in a neural voice and by eSpeak NG, and human clips with the real Whisper's own words."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import soundfile
+from tqdm import tqdm
+
+from usam.saving import write_whole
+from usam_real.labels import Labeller, is_sure
+from usam_real.sentences import said, sentences, shared
+from usam_real.voices import RATE, ESpeak, Neural, Voice
+
+# Clips by part and voice. `ctc` and `train` are both for training, for one stage each, and share no sentence.
+SIZES = {
+    "ctc": {"neural": 2400, "espeak": 1600},
+    "train": {"neural": 2400, "espeak": 400},
+    "dev": {"neural": 60, "espeak": 30},
+    "test": {"neural": 100, "espeak": 100},
+}
+HUMAN = {"test": 100, "dev": 40}  # the rest is for training
+CTC_SHARE = 0.6  # of the human clips for training
+LEAST = -0.5  # mean log probability of the tokens of a label that is kept
+LONGEST = 10.0  # seconds of a human clip
+SPEEDS, PITCHES = (0.85, 1.2), (0.9, 1.3)
+LICENCES = {"neural": "CC0-1.0", "espeak": "CC0-1.0", "human": "CC-BY-SA-3.0"}
+BATCH = 8  # clips that are labelled together
+
+Maker = Callable[[], Any]
+
+
+class Job(NamedTuple):
+    """A sentence to be said into a file."""
+
+    file: Path
+    voice: str
+    text: str
+    speed: float
+    pitch: float
+
+
+def write_speech(
+    fetched: Path,
+    place: Path,
+    *,
+    size: float = 1.0,
+    seed: int = 0,
+    voices: Mapping[str, Maker] | None = None,
+    labeller: Maker | None = None,
+    processes: int | None = None,
+) -> None:
+    """Write `PART.jsonl` for ctc, train, dev and test, and `test-VOICE.jsonl` for each voice, beside their clips.
+
+    Stopped at any moment, the next call goes on: a clip or a label that is there is not made again. The manifests come
+    last, and `recipe.json` after them.
+
+    Args:
+        fetched: what `fetch` filled.
+        place: where to; of another recipe what is there is removed first.
+        size: how many clips, as a share of `SIZES` and of the human ones.
+        seed: another one draws other sentences, and other human clips for the test.
+        voices: makers of voices, by name; otherwise the neural one and eSpeak NG.
+        labeller: maker of what labels human clips; otherwise the real Whisper.
+        processes: that speak and label; otherwise one for each of at most two processors.
+
+    Raises:
+        FileNotFoundError: something was not fetched.
+        ImportError: a package is missing; says which.
+        ValueError: there are too few sentences or human clips.
+    """
+    recipe = {"size": size, "seed": seed}
+    _begin(place, recipe)
+    voices = voices or {"neural": _Neural(fetched / "models/voice-joe"), "espeak": ESpeak}
+    labeller = labeller or _Whisper(fetched / "models/whisper-tiny.en")
+    processes = processes or min(2, os.cpu_count() or 1)
+    jobs = _jobs(fetched, place, size, seed)
+    missing = [job for part in jobs.values() for job, _ in part if not job.file.exists()]
+    for _ in tqdm(_each(_say, _Voices(voices), missing, processes), "speech", len(missing), disable=None):
+        pass
+    labels = _labelled(fetched / "sounds/asterisk", place / "labels.jsonl", labeller, size, seed, processes)
+    human = _split(labels, size, seed)
+    kept = {clip for clips in human.values() for clip, _ in clips}
+    print(
+        f"human clips: {len(labels)}, of which {len(kept)} are used: " + _counted({k: len(v) for k, v in human.items()})
+    )
+    for part in SIZES:
+        rows = [_spoken_row(job, text, place) for job, text in jobs[part]]
+        rows += [_human_row(clip, text) for clip, text in human[part]]
+        rows = [{**row, "task": "asr", "id": f"speech-{part}-{i:05d}"} for i, row in enumerate(rows, start=1)]
+        _write(place / f"{part}.jsonl", rows)
+        if part == "test":
+            for voice in ("human", *sorted(SIZES[part])):
+                _write(place / f"test-{voice}.jsonl", [row for row in rows if row["x_voice"] == voice])
+    write_whole(place / "recipe.json", json.dumps(recipe) + "\n")
+
+
+def _begin(place: Path, recipe: Mapping[str, Any]) -> None:
+    """Keep what was begun by the same recipe, and nothing else."""
+    begun = place / "begun.json"
+    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == recipe:
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    write_whole(begun, json.dumps(recipe) + "\n")
+
+
+def _jobs(fetched: Path, place: Path, size: float, seed: int) -> dict[str, list[tuple[Job, str]]]:
+    """By part, what is said into which file, and what its answer is."""
+    texts, words = fetched / "texts/fortunes", fetched / "texts/words/american-english"
+    for needed in (texts, words):
+        if not needed.exists():
+            raise FileNotFoundError(f"{needed} is not there; run `python -m usam_real fetch` first")
+    counts = {f"{p}/{v}": max(1, round(size * n)) for p, voices in SIZES.items() for v, n in voices.items()}
+    jobs: dict[str, list[tuple[Job, str]]] = {part: [] for part in SIZES}
+    for name, pairs in shared(sentences(texts, words), counts, seed).items():
+        part, voice = name.split("/")
+        for i, (answer, written) in enumerate(pairs, start=1):
+            draw = random.Random(f"{seed}:{name}:{i}")
+            job = Job(place / name / f"{i:05d}.flac", voice, written, draw.uniform(*SPEEDS), draw.uniform(*PITCHES))
+            jobs[part].append((job, answer))
+    return jobs
+
+
+class _Neural(NamedTuple):
+    folder: Path
+
+    def __call__(self) -> Voice:
+        return Neural(self.folder)
+
+
+class _Whisper(NamedTuple):
+    folder: Path
+
+    def __call__(self) -> Labeller:
+        return Labeller(self.folder)
+
+
+class _Voices(NamedTuple):
+    """Makes each voice when it is first needed."""
+
+    makers: Mapping[str, Maker]
+
+    def __call__(self) -> Callable[[str], Voice]:
+        made: dict[str, Voice] = {}
+
+        def voice(name: str) -> Voice:
+            if name not in made:
+                made[name] = self.makers[name]()
+            return made[name]
+
+        return voice
+
+
+def _say(voice: Callable[[str], Voice], job: Job) -> None:
+    wave = voice(job.voice).say(job.text, job.speed, job.pitch)
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    part = job.file.with_name(f".{job.file.name}")
+    soundfile.write(part, wave.clip(-1, 1), RATE, subtype="PCM_16", format="FLAC")
+    os.replace(part, job.file)
+
+
+def _label(labeller: Any, files: Sequence[Path]) -> list[tuple[str, str, float]]:
+    found = labeller.label(files)
+    return [(file.name, text, log) for file, (text, log) in zip(files, found, strict=True)]
+
+
+def _labelled(
+    source: Path, journal: Path, labeller: Maker, size: float, seed: int, processes: int
+) -> list[tuple[Path, str, float]]:
+    """Human clips with their labels, from the journal where they are in it already."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is not there; run `python -m usam_real fetch` first")
+    clips = [file for file in sorted(source.resolve().glob("*.wav")) if 0.4 <= soundfile.info(file).duration <= LONGEST]
+    random.Random(f"{seed}:human").shuffle(clips)
+    clips = clips[: max(12, round(size * len(clips)))]
+    known = _journal(journal)
+    missing = [file for file in clips if file.name not in known]
+    batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
+    with journal.open("a", encoding="utf-8") as log:
+        for found in tqdm(_each(_label, labeller, batches, processes), "labels", len(batches), disable=None):
+            for name, text, sure in found:
+                log.write(json.dumps({"clip": name, "text": text, "log": sure}) + "\n")
+                known[name] = text, sure
+            log.flush()
+    return [(file, *known[file.name]) for file in clips]
+
+
+def _journal(file: Path) -> dict[str, tuple[str, float]]:
+    """What was labelled before; a last line that a kill has cut off is taken away."""
+    if not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        write_whole(file, "".join(whole))
+    rows = [json.loads(line) for line in whole]
+    return {row["clip"]: (row["text"], row["log"]) for row in rows}
+
+
+def _split(labels: Iterable[tuple[Path, str, float]], size: float, seed: int) -> dict[str, list[tuple[Path, str]]]:
+    """Human clips by part; what is said in a clip of the test or of dev is said in no clip of training."""
+    sure = [(file, said(text)) for file, text, log in labels if is_sure(text, log, LEAST)]
+    held = {part: max(2, round(size * count)) for part, count in HUMAN.items()}
+    if len(sure) <= sum(held.values()):
+        raise ValueError(f"{len(sure)} human clips have a sure label; more than {sum(held.values())} are needed")
+    test, rest = sure[: held["test"]], sure[held["test"] :]
+    heard = {text for _, text in test}
+    rest = [(file, text) for file, text in rest if text not in heard]
+    dev, rest = rest[: held["dev"]], rest[held["dev"] :]
+    heard = {text for _, text in dev}
+    rest = [(file, text) for file, text in rest if text not in heard]
+    middle = round(CTC_SHARE * len(rest))
+    return {"ctc": rest[:middle], "train": rest[middle:], "dev": dev, "test": test}
+
+
+def _spoken_row(job: Job, answer: str, place: Path) -> dict[str, Any]:
+    audio = job.file.relative_to(place).as_posix()
+    return {"audio": audio, "answer": answer, "x_voice": job.voice, "x_label": "text", "x_licence": LICENCES[job.voice]}
+
+
+def _human_row(clip: Path, answer: str) -> dict[str, Any]:
+    who = {"x_voice": "human", "x_label": "whisper-tiny.en", "x_licence": LICENCES["human"]}
+    return {"audio": str(clip), "answer": answer, **who}
+
+
+def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(counts).items())
+
+
+def _each(work: Callable[[Any, Any], Any], maker: Maker, jobs: Sequence[Any], processes: int) -> Iterator[Any]:
+    """What `work(tool, job)` gives for each job, in any order; each process makes its tool once."""
+    if not jobs:
+        return
+    if processes == 1:
+        tool = maker()
+        yield from (work(tool, job) for job in jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(_Work(work, maker), jobs)
+        pool.close()
+        pool.join()
+
+
+_tool: list[Any] = []  # of this process
+
+
+class _Work(NamedTuple):
+    """Makes the tool for the first job: a pool begins a process again and again that fails before it."""
+
+    work: Callable[[Any, Any], Any]
+    maker: Maker
+
+    def __call__(self, job: Any) -> Any:
+        if not _tool:
+            _tool.append(self.maker())
+        return self.work(_tool[0], job)
