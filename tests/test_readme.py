@@ -98,7 +98,7 @@ def test_a_package_index_shows_no_link_into_the_repository_and_no_picture():
     text = description()
     assert text.startswith("# usam")
     assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == []
-    assert "docs/architecture.md" in text  # its name is still there to be read
+    assert "docs/benchmarks.md" in text  # its name is still there to be read
     assert "<picture>" not in text
     assert ".svg" not in text
 
