@@ -15,8 +15,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from usam_real import show as showing
 from usam_real import smollm2
-from usam_real.page import PARTS as PARTS_OF_A_PAGE
-from usam_real.page import write_page
 from usam_real.show import ASKED, SPECIALISTS, STAGES, show, silenced
 
 from usam import build_encoder
@@ -221,9 +219,6 @@ def test_all_of_it_is_shown_and_nothing_is_made_twice(fetched, tmp_path, capsys)
     assert results["tests"]["espeak"].keys() == {"heard", "shuffled"}
     assert [one["whisper"] for one in results["transcripts"]] == ["the a", "the b", "the c", "the d"]
     assert (folder / "report.html").is_file()
-    (folder / "page.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in PARTS_OF_A_PAGE))
-    write_page(folder / "results.json", folder / "page.md")
-    assert "| human | 4 |" in (folder / "page.md").read_text()
     show(folder, fetched=fetched, steps=0)
     assert f"{folder / 'model'}: there already" in capsys.readouterr().out
     assert made == {name: (folder / name / "config.json").stat().st_mtime_ns for name in STAGES}
