@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COMMANDS = {"own_data": 6, "compose": 6, "add_a_loss": 4, "long_audio": 5}  # of usam, which a tutorial promises
-SLOW = {"add_a_loss"}  # those that take more than a few seconds
+# Of usam, which a tutorial promises.
+COMMANDS = {"own_data": 6, "compose": 6, "add_a_loss": 4, "long_audio": 5, "several_gpus": 4}
+SLOW = {"add_a_loss", "several_gpus"}  # those that take more than a few seconds
 
 
 def steps(page):
