@@ -12,8 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COMMANDS = {"own_data": 6, "compose": 6, "add_a_loss": 4, "long_audio": 5}  # of usam, which a tutorial promises
-SLOW = {"add_a_loss", "compose"}  # those that take more than a few seconds
+# Of usam, which a tutorial promises.
+COMMANDS = {"own_data": 6, "compose": 6, "add_a_loss": 4, "long_audio": 5, "several_gpus": 4, "serve": 3}
+SLOW = {"add_a_loss", "compose", "several_gpus", "serve"}  # those that take more than a few seconds
+NEEDS = {"serve": ("openai", "python_multipart", "starlette", "uvicorn")}  # packages that usam does without
 
 
 def steps(page):
@@ -57,8 +59,33 @@ def installed(folder, arguments, monkeypatch):
     return ""
 
 
-def said_by(command, folder, monkeypatch):
+@pytest.fixture
+def started():
+    """Processes behind the shell, which end with the tutorial."""
+    behind = []
+    yield behind
+    for process in behind:
+        process.terminate()
+        process.join()
+
+
+def begun(command):
+    """The process of `COMMAND > NAME.out &`, which has printed a line."""
+    command, file = re.fullmatch(r"(.*) > (\w+\.out) &", command).groups()
+    program, *arguments = shlex.split(command)
+    out = Path(file).absolute()
+    process = processes.start(out.parent, *arguments, name=out.stem, program=program)
+    while not (out.is_file() and out.read_text().endswith("\n")):
+        process.join(0.1)
+        assert process.is_alive(), out.with_suffix(".err").read_text()
+    return process
+
+
+def said_by(command, folder, monkeypatch, started):
     """Standard output of a command that ends well; of `COMMAND || echo status $?` all that it says."""
+    if command.endswith(" &"):
+        started.append(begun(command))
+        return ""
     command, fails, _ = command.partition(" || echo status $?")
     program, *arguments = shlex.split(command)
     if program == "pip":
@@ -78,7 +105,9 @@ def said_by(command, folder, monkeypatch):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in COMMANDS]
 )
-def test_a_tutorial_does_what_it_says(name, tmp_path, monkeypatch):
+def test_a_tutorial_does_what_it_says(name, tmp_path, monkeypatch, started):
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package, reason=f"{package} is not installed")
     page = (TUTORIALS / f"{name}.md").read_text(encoding="utf-8")
     work, said = tmp_path / "work", tmp_path / "said"
     work.mkdir()
@@ -88,7 +117,7 @@ def test_a_tutorial_does_what_it_says(name, tmp_path, monkeypatch):
     asked = steps(page)
     assert sum(bool(re.match(r"usam |torchrun .* -m usam\.cli ", command)) for command, _ in asked) == COMMANDS[name]
     for command, shown in asked:
-        assert_shown(shown, said_by(command, said, monkeypatch).splitlines())
+        assert_shown(shown, said_by(command, said, monkeypatch, started).splitlines())
 
 
 def test_every_tutorial_is_run():
