@@ -84,14 +84,10 @@ def test_it_works_in_a_spec_by_name_and_only_who_names_the_others_meets_them(sit
 OUTSIDE = {"usam-lhotse": "lhotse", "usam-kaldialign": "kaldialign"}  # packages that usam itself never asks for
 
 
-def own_tests(site, *names, without=""):
-    """Run the tests of plugins, in one process."""
+def own_tests(site, *names):
+    """Run the tests of plugins, in one process; `make test-plugins` runs them from wheels."""
     folders = [str(PLUGINS / name / "tests") for name in names]
-    python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", without, *folders)
-
-
-def test_each_passes_its_own_tests_but_for_the_slow_promise(site):
-    own_tests(site, *SELF_CONTAINED, without="not compiles")
+    python(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders)
 
 
 @pytest.mark.slow
@@ -99,6 +95,7 @@ def test_each_passes_all_of_its_own_tests(site):
     own_tests(site, *SELF_CONTAINED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "package"), OUTSIDE.items())
 def test_what_needs_another_package_passes_its_own_tests(name, package, site):
     pytest.importorskip(package, reason=f"pip install {package}", exc_type=ImportError)
