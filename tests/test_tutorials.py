@@ -18,9 +18,10 @@ COMMANDS = {  # of usam, which a tutorial promises
     "compose": 6,
     "add_a_loss": 4,
     "long_audio": 5,
+    "ablate": 4,
     "publish_a_plugin": 6,
 }
-SLOW = {"add_a_loss", "publish_a_plugin"}  # those that take more than a few seconds
+SLOW = {"add_a_loss", "ablate", "publish_a_plugin"}  # those that take more than a few seconds
 
 
 def steps(page):
