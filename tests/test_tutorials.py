@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Of usam, which a tutorial promises.
-COMMANDS = {"own_data": 6, "compose": 6, "add_a_loss": 4, "long_audio": 5, "several_gpus": 4, "serve": 3}
-SLOW = {"add_a_loss", "compose", "several_gpus", "serve"}  # those that take more than a few seconds
+COMMANDS = {  # of usam, which a tutorial promises
+    "own_data": 6,
+    "compose": 6,
+    "add_a_loss": 4,
+    "long_audio": 5,
+    "ablate": 4,
+    "publish_a_plugin": 6,
+    "several_gpus": 4,
+    "serve": 3,
+}
+SLOW = {*COMMANDS} - {"own_data", "long_audio"}  # those that take more than a few seconds
 NEEDS = {"serve": ("openai", "python_multipart", "starlette", "uvicorn")}  # packages that usam does without
 
 
@@ -48,12 +57,18 @@ def write_files(page, folder):
             (folder / name[1]).write_text(block)
 
 
-def installed(folder, arguments, monkeypatch):
-    """`pip install` of a folder, without the network, into a place that is on the path of what follows."""
-    assert arguments[0] == "install"
+def changed(folder, arguments, monkeypatch):
+    """`pip install` of a folder, without the network, into a place that is on the path of what follows; or its end."""
+    asked, *options, package = arguments
+    assert set(options) <= {"--quiet", "--yes"}
     site = folder / "site-packages"
+    if asked == "uninstall":
+        assert list(site.glob(f"{package.replace('-', '_')}-*.dist-info"))
+        shutil.rmtree(site)  # pip removes nothing outside its own environment
+        return ""
+    assert asked == "install"
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    package = arguments[-1].partition("[")[0]
+    package = package.partition("[")[0]
     subprocess.run([sys.executable, "-m", "pip", "-q", "install", *offline, "--target", site, package], check=True)
     monkeypatch.syspath_prepend(site)
     return ""
@@ -89,7 +104,7 @@ def said_by(command, folder, monkeypatch, started):
     command, fails, _ = command.partition(" || echo status $?")
     program, *arguments = shlex.split(command)
     if program == "pip":
-        return installed(folder, arguments, monkeypatch)
+        return changed(folder, arguments, monkeypatch)
     if program == "torchrun":
         assert arguments[:2] == ["--standalone", "--nproc_per_node"]
         assert arguments[3:5] == ["-m", "usam.cli"]
