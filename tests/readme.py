@@ -36,8 +36,8 @@ SAYS = {
     "whisper_context.py": "Whisper on the clip alone spares the silence that fills its windows of 30 s; above 1 means "
     "that the windows take longer.",
     "whisper_context_wer.py": "What `context: clip` changes in a small Whisper that was drawn at random and trained on "
-    "windows of 3 s: its frames by 6 %, and little of what it hears. Trained on clips alone it learns less surely: one seed "
-    "of three is far behind.",
+    "windows of 3 s: its frames by 6 %, and little of what it hears. Trained on clips alone it learns less surely: one "
+    "seed of three is far behind.",
     "window_qformer.py": "The window Q-Former gives what BLIP-2's module gives with the same weights, in less time.",
     "routing.py": "What the router's gates tell of the task, and what development loses under gates that are even, "
     "another task's, or the largest alone; [routing.md](routing.md) has the rest.",
