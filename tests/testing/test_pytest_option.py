@@ -142,7 +142,8 @@ def test_the_report_is_written_to_a_file_whole(offer, run, tmp_path):
         (["--usam", "--usam-report", "nowhere/report.md"], "nowhere/report.md: name a file in a folder that there is"),
     ],
 )
-def test_a_report_that_cannot_be_is_refused(options, fault, run):
+def test_a_report_that_cannot_be_is_refused(options, fault, offer, run):
+    offer("birds_good", GOOD)
     status, said = run(*options)
     assert status == pytest.ExitCode.USAGE_ERROR
     assert fault in said

@@ -24,7 +24,7 @@ def serve(
     max_clips: Annotated[int, typer.Option(min=1, help="Clips in a request.")] = 8,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="Audio in a request, all clips together.")] = 600,
     min_rate: Annotated[int, typer.Option(min=1000, help="Lowest sample rate of a clip.")] = 4000,
-    max_rate: Annotated[int, typer.Option(max=1_000_000, help="Highest sample rate of a clip.")] = 192_000,
+    max_rate: Annotated[int, typer.Option(min=1, max=1_000_000, help="Highest sample rate of a clip.")] = 192_000,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 1024,
     max_text: Annotated[int, typer.Option(min=1, help="Characters of text in a request.")] = 100_000,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait while one is answered.")] = 16,
