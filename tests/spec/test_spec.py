@@ -607,7 +607,16 @@ def test_a_structure_is_built_without_a_network(name):
 def test_null_is_no_value_that_differs_from_the_default(family):
     """For in a spec null removes, and what it would mean could not be written."""
     registry = import_module(f"usam.{family}").registry
-    for name in registry.names():
-        fields = registry.get(name).Config.model_fields
+    for name in [entry.name for entry in registry.entries() if entry.provider == "usam"]:
+        fields = registry.get(f"usam:{name}").Config.model_fields
         nullable = [key for key, field in fields.items() if type(None) in get_args(field.annotation)]
         assert [key for key in nullable if fields[key].default is not None] == [], name
+
+
+def test_an_option_of_several_forms_says_all_of_them_in_one_line(page):
+    with pytest.raises(SpecError) as caught:
+        load_spec(page(), "losses.ctc={negatives: 0}")
+    (line,) = str(caught.value).splitlines()
+    assert (
+        "losses.ctc.negatives: Input should be greater than or equal to 1, or: Input should be 'all'; found 0" in line
+    )

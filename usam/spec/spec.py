@@ -7,6 +7,7 @@ overrides, and check every option against the component that takes it. Nothing i
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Union, cast
@@ -330,8 +331,13 @@ def _check_version(tree: Mapping[str, Any], places: Places) -> None:
 
 def _explain(error: ValidationError, cls: type[BaseModel], path: KeyPath, places: Places) -> str:
     lines = []
+    forms: dict[KeyPath, list[Any]] = {}  # of an option that has several, what each of them says
     for fault in error.errors():
         location = tuple(str(part) for part in fault["loc"])
+        branch = next((i for i, part in enumerate(location) if i and FORM.fullmatch(part)), None)
+        if branch is not None and fault["type"] not in ("extra_forbidden", "missing"):
+            forms.setdefault(location[:branch], []).append(fault)
+            continue
         where = places.at((*path, *location))
         if fault["type"] == "extra_forbidden":
             fields = _fields(cls, location[:-1])
@@ -340,7 +346,14 @@ def _explain(error: ValidationError, cls: type[BaseModel], path: KeyPath, places
             lines.append(f"{places.at((*path, *location[:-1]))}option '{location[-1]}' is needed")
         else:
             lines.append(f"{where}{fault['msg']}; found {fault['input']!r}")
+    for option, each in forms.items():
+        said = ", or: ".join(dict.fromkeys(fault["msg"] for fault in each))
+        lines.append(f"{places.at((*path, *option))}{said}; found {each[0]['input']!r}")
     return "\n".join(lines)
+
+
+# How pydantic names the form of a value that it tried, where an option takes several.
+FORM = re.compile(r"constrained-\w+|literal\[.*\]|(list|dict|tuple|set)\[.*\]|function-\w+\[.*\]")
 
 
 def _fields(cls: Any, location: KeyPath) -> list[str]:
