@@ -31,7 +31,6 @@ TRAIN: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "logging_steps": 25,
     "save_strategy": "no",
-    "dataloader_num_workers": 1,  # reads while the other processor computes
 }
 
 
