@@ -72,7 +72,8 @@ def saved(path: str | None, kind: str) -> Saved | None:
         return None
     spec = config.get("spec") if isinstance(config.get("spec"), dict) else {}
     encoders = {name: one for name, one in spec.get("encoders", {}).items() if isinstance(one, dict)}  # type: ignore[union-attr]
-    own = [name for name, one in encoders.items() if str(one.get("type", name)).rpartition(":")[2] == kind]
+    bare = kind.rpartition(":")[2]
+    own = [name for name, one in encoders.items() if str(one.get("type", name)).rpartition(":")[2] == bare]
     if len(own) != 1:
         has = ", ".join(f"{name} ({one.get('type', name)})" for name, one in encoders.items()) or "none"
         raise ComponentError(

@@ -158,6 +158,11 @@ def test_the_same_weights_elsewhere_are_the_same_key(speech, whisper, tmp_path):
     assert len(FeatureCache(tmp_path / "cache", moved).stores["whisper"]) == 1
 
 
+def test_a_type_that_names_its_provider_too_as_a_saved_model_does_is_the_same_encoder(speech):
+    named = {name: {**options, "type": f"usam:{name}"} for name, options in speech["encoders"].items()}
+    assert abouts(build_model({**speech, "encoders": named}).model) == abouts(build_model(speech).model)
+
+
 def test_an_encoder_of_ones_own_is_known_by_its_file_and_all_its_options():
     about = abouts(build_model(*TINY, "encoders.whisper={type: toy, freeze: all}", weights=False).model)
     _, written = about["whisper"]["by"]

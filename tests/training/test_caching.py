@@ -226,7 +226,7 @@ def test_a_resumed_run_may_take_another_cache_but_no_other_precision(run_file):
     train(out)
     train(asked(run_file, "out", "train.max_steps=4", cache="other"), resume=True)
     half = f"data.cache={{folder: {run_file.parent}/cache, dtype: float16}}"
-    with pytest.raises(SpecError, match=r"data.cache: the checkpoint was made with nothing, and now it is \"float16\""):
+    with pytest.raises(SpecError, match=r"data.cache: the checkpoint was made without it, and now it is \"float16\""):
         train(asked(run_file, "out", "train.max_steps=6", half, cache=None), resume=True)
 
 

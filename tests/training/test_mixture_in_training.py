@@ -129,7 +129,7 @@ def test_processes_learn_from_the_rows_of_one_and_count_them_together(mixed):
     ("other", "told"),
     [
         (WEIGHTS.replace("4", "5"), "data.train_sources: the checkpoint was made with"),
-        ("data.temperature=2", "data.temperature: the checkpoint was made with nothing, and now it is 2"),
+        ("data.temperature=2", "data.temperature: the checkpoint was made without it, and now it is 2"),
         ("data.train=[train.jsonl, few.jsonl]", "data.train_sources: the checkpoint was made with"),
     ],
 )

@@ -221,7 +221,7 @@ def test_a_trained_model_without_checkpoints_is_not_trained_anew_by_resuming(run
         ),
         ("model.losses.cross_entropy.label_smoothing=0.1", r"model.losses.cross_entropy.label_smoothing"),
         ("train.learning_rate=2e-3", r"train.learning_rate: .* made with 0.001, and now it is 0.002"),
-        ("train.seed=1", r"train.seed: .* made with nothing, and now it is 1"),
+        ("train.seed=1", r"train.seed: .* made without it, and now it is 1"),
         ("data.too_long=skip", r"data.too_long: .* made with .stop., and now it is .skip."),
     ],
 )

@@ -287,10 +287,11 @@ def abouts(model: UsamModel, dtype: str | None = None) -> dict[str, dict[str, An
         package = provided["components"].get(key, "")
         own = package.startswith("usam ")
         options = {option: value for option, value in config.to_dict().items() if option not in SAME_FRAMES or not own}
+        kind = config.type.rpartition(":")[2]  # as a saved model names it, its provider stands before it
         found[name] = {
-            "encoder": config.type,
+            "encoder": kind,
             "by": f"usam, arithmetic {ARITHMETIC}" if own else [package, provided.get("plugins", {}).get(key)],
-            "options": options,
+            "options": {**options, "type": kind},
             "weights": hash_of(encoder.state_dict()),
             "audio": spec.sample_rate,
             "stored": dtype or "as given",

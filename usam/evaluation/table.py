@@ -249,10 +249,12 @@ def _notes(
         f"Budget of every run: {ablation.budget}. Runs of one seed see the same rows in the same order, and start from "
         "equal weights wherever they have a part at one place."
     )
+    several = len(ablation.seeds) > 1
     yield (
-        f"Values: means over {len(ablation.seeds)} seeds. In brackets: 95 % bootstrap intervals over the {samples} "
-        "held-out samples that were answered, each drawn with its answers of all seeds: they hold what other samples "
-        "would give, and say nothing of other seeds."
+        f"Values: {f'means over {len(ablation.seeds)} seeds' if several else 'of one seed'}. In brackets: 95 % "
+        f"bootstrap intervals over the {samples} held-out samples that were answered"
+        f"{', each drawn with its answers of all seeds' if several else ''}: they hold what other samples would give, "
+        "and say nothing of other seeds."
     )
     yield (
         f"Difference: to '{ablation.against}', seed by seed, with its interval. p: of a paired permutation test, in "

@@ -126,7 +126,8 @@ def compare(folder: Path, made_of: Mapping[str, Any]) -> list[str]:
     differences = list(_differences(before, made_of))
     instead = _other_together(before, made_of) if any(key in TOGETHER for key, *_ in differences) else None
     for key, old, new in differences:
-        line = f"{key}: the checkpoint was made with {_short(old)}, and now it is {_short(new)}"
+        made = "without it" if old is None else f"with {_short(old)}"
+        line = f"{key}: the checkpoint was made {made}, and now it is {'left out' if new is None else _short(new)}"
         outward = key.startswith(("versions.", "data.eval", "eval.", *SPREAD))
         outward = outward or key in [f"train.{name}" for name in LENGTH]
         (told if outward or key in TOGETHER else refused).append(line)
@@ -193,7 +194,7 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    return "nothing" if value is None else f"{json.dumps(value):.80}"
+    return f"{json.dumps(value):.80}"
 
 
 def start_anew(run: Path, *, overwrite: bool) -> None:

@@ -18,6 +18,7 @@ from usam_real import smollm2
 from usam_real.show import ASKED, SPECIALISTS, STAGES, show, silenced
 
 from usam import build_encoder
+from usam.data.cache import held
 from usam.generate import Answerer
 from usam.training.run import read_run
 from usam.training.start import train
@@ -30,7 +31,8 @@ EAR = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encode
 MOUTH = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 64}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 TASKS = {"speech": "asr", "words": "asr", "events": "sounds", "music": "music"}
-PARTS = ("ctc", "train", "dev", "test", "test-human", "test-neural", "test-espeak")
+VOICES = ("human", "neural", "espeak")
+PARTS = ("ctc", "train", "dev", "test", *(f"{part}-{voice}" for part in ("ctc", "train", "test") for voice in VOICES))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_a_specialist_that_there_is_not_is_refused(stages, tmp_path):
     assert not (tmp_path / "without").exists()
 
 
-@pytest.mark.parametrize(("share", "steps"), [(1, 800), (0.5, 400), (0, 2)])
+@pytest.mark.parametrize(("share", "steps"), [(1, 2200), (0.5, 1100), (0, 2)])
 def test_fewer_steps_are_a_share_of_the_run_file_s(share, steps, tmp_path):
     assert yaml.safe_load(showing._run(tmp_path, "ctc.yaml", share, 0))["train"]["max_steps"] == steps
 
@@ -155,12 +157,18 @@ def test_what_stage_2_hears_is_listened_to_by_the_encoders_of_stage_1(tmp_path):
     assert (listening["model"], listening["data"]) == (first["model"], second["data"])
 
 
-def test_each_stage_learns_speech_of_its_own(tmp_path):
+@pytest.mark.parametrize("voice", ["neural", "espeak"])
+def test_each_stage_learns_sentences_of_its_own(voice, tmp_path):
     files = []
     for name in STAGES.values():
         sources = yaml.safe_load(showing._run(tmp_path, name, 1, 0))["data"]["train"]
-        files.append(next(source["file"] for source in sources if source["name"] == "speech"))
-    assert set(files[0]).isdisjoint(files[1])
+        files.append(next(source["file"] for source in sources if source["name"] == voice))
+    assert files == [f"corpora/speech/{part}-{voice}.jsonl" for part in ("ctc", "train")]
+
+
+def test_what_stage_1_has_stored_stage_2_takes(stages):
+    folder, _ = stages
+    assert sorted(one.about["encoder"] for one in held(folder / "cache")) == sorted(SPECIALISTS)
 
 
 def test_a_stage_that_is_trained_is_not_trained_again(tmp_path, capsys):

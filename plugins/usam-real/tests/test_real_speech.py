@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from usam_real.labels import Labeller, is_sure
+from usam_real.labels import Labeller, is_sure, worded
 from usam_real.sentences import said, sentences, shared
-from usam_real.speech import SIZES, _each, write_speech
+from usam_real.speech import SIZES, _each, _labelled, write_speech
 from usam_real.voices import Neural
 
 SIZE = 0.004
@@ -120,6 +120,34 @@ def test_clips_that_whisper_is_unsure_of_are_in_no_part(corpus):
 )
 def test_a_sure_label_has_words_alone(text, log, sure):
     assert is_sure(text, log, -0.5) is sure
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Press 1 to send, or 42.", "Press one to send, or forty two."),
+        ("0", "zero"),
+        ("Press 1-4.", "Press 1-4."),
+        ("3D audio, 2.5 of 19th, $5, 1,000, 8:30, 100", "3D audio, 2.5 of 19th, $5, 1,000, 8:30, 100"),
+    ],
+)
+def test_a_number_that_stands_alone_is_written_in_words(text, words):
+    assert worded(text) == words
+
+
+def test_clips_of_subfolders_are_used_and_silent_ones_are_not(tmp_path):
+    (tmp_path / "clips/digits").mkdir(parents=True)
+    for name, height in (("8", 0.1), ("digits/8", 0.1), ("digits/9", 0)):
+        soundfile.write(tmp_path / f"clips/{name}.wav", height * np.ones(8000), 8000)
+    _labelled(tmp_path / "clips", tmp_path / "labels.jsonl", lambda: Ear(tmp_path / "heard"), 1, 0, 1)
+    assert {row["clip"] for row in rows(tmp_path / "labels.jsonl")} == {"8.wav", "digits/8.wav"}
+
+
+def test_each_part_is_there_by_voice_too(corpus):
+    for part in SIZES:
+        voices = {voice: rows(corpus / f"{part}-{voice}.jsonl") for voice in ("human", "neural", "espeak")}
+        assert sum(map(len, voices.values())) == len(rows(corpus / f"{part}.jsonl"))
+        assert all(row["x_voice"] == voice for voice, own in voices.items() for row in own)
 
 
 def test_stopped_it_goes_on_and_says_and_labels_nothing_twice(fetched, tmp_path):

@@ -16,7 +16,7 @@ from usam_real import scenes, tunes
 from usam_real._needs import require
 from usam_real.speech import write_speech
 
-SIZES = {"train": 1500, "dev": 100, "test": 200}
+SIZES = {"train": 800, "dev": 100, "test": 100}
 KINDS = ("events", "music", "words", "speech")
 TASKS = {"events": "sounds", "music": "music", "words": "asr"}
 # What a kind is made with beside what this package requires: by the module, what pip is to be told.

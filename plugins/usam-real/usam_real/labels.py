@@ -10,6 +10,8 @@ from typing import Any
 import soundfile
 import soxr
 
+from usam.data.world.numerals import english
+
 RATE = 16000
 
 
@@ -61,3 +63,11 @@ class Labeller:
 def is_sure(text: str, log: float, least: float) -> bool:
     """Whether a label is to be trusted: Whisper was sure, and said words, without brackets or digits."""
     return log >= least and re.search("[A-Za-z]", text) is not None and re.search(r"[\d\[\]()*♪]", text) is None
+
+
+def worded(text: str) -> str:
+    """Whole numbers below a hundred that stand alone, in words, as the other labels have them: "Press 1." is press one.
+
+    Whatever else has digits is left as it is: 1-4, 3D, 2.5, 19th.
+    """
+    return re.sub(r"(?<![\w.,:/$-])\d{1,2}(?![\w:/%-]|[.,]\d)", lambda number: english(int(number[0])), text)

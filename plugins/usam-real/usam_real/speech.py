@@ -9,6 +9,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +17,22 @@ import soundfile
 from tqdm import tqdm
 
 from usam.saving import write_whole
-from usam_real.labels import Labeller, is_sure
+from usam_real.labels import Labeller, is_sure, worded
 from usam_real.sentences import said, sentences, shared
 from usam_real.voices import RATE, ESpeak, Neural, Voice
 
 # Clips by part and voice. `ctc` and `train` are both for training, for one stage each, and share no sentence.
 SIZES = {
-    "ctc": {"neural": 2400, "espeak": 1600},
-    "train": {"neural": 2400, "espeak": 400},
+    "ctc": {"neural": 2200, "espeak": 400},
+    "train": {"neural": 1400, "espeak": 100},
     "dev": {"neural": 60, "espeak": 30},
     "test": {"neural": 100, "espeak": 100},
 }
 HUMAN = {"test": 100, "dev": 40}  # the rest is for training
-CTC_SHARE = 0.6  # of the human clips for training
+CTC_SHARE = 0.85  # of the human clips for training
 LEAST = -0.5  # mean log probability of the tokens of a label that is kept
-LONGEST = 10.0  # seconds of a human clip
+SHORTEST, LONGEST = 0.4, 10.0  # seconds of a human clip
+FAINT = 0.01  # the greatest sample of a human clip that holds nothing
 SPEEDS, PITCHES = (0.85, 1.2), (0.9, 1.3)
 LICENCES = {"neural": "CC0-1.0", "espeak": "CC0-1.0", "human": "CC-BY-SA-3.0"}
 BATCH = 8  # clips that are labelled together
@@ -58,7 +60,7 @@ def write_speech(
     labeller: Maker | None = None,
     processes: int | None = None,
 ) -> None:
-    """Write `PART.jsonl` for ctc, train, dev and test, and `test-VOICE.jsonl` for each voice, beside their clips.
+    """Write `PART.jsonl` for ctc, train, dev and test, and `PART-VOICE.jsonl` for each voice, beside their clips.
 
     Stopped at any moment, the next call goes on: a clip or a label that is there is not made again. The manifests come
     last, and `recipe.json` after them.
@@ -97,9 +99,8 @@ def write_speech(
         rows += [_human_row(clip, text) for clip, text in human[part]]
         rows = [{**row, "task": "asr", "id": f"speech-{part}-{i:05d}"} for i, row in enumerate(rows, start=1)]
         _write(place / f"{part}.jsonl", rows)
-        if part == "test":
-            for voice in ("human", *sorted(SIZES[part])):
-                _write(place / f"test-{voice}.jsonl", [row for row in rows if row["x_voice"] == voice])
+        for voice in ("human", *sorted(SIZES[part])):
+            _write(place / f"{part}-{voice}.jsonl", [row for row in rows if row["x_voice"] == voice])
     write_whole(place / "recipe.json", json.dumps(recipe) + "\n")
 
 
@@ -167,9 +168,8 @@ def _say(voice: Callable[[str], Voice], job: Job) -> None:
     os.replace(part, job.file)
 
 
-def _label(labeller: Any, files: Sequence[Path]) -> list[tuple[str, str, float]]:
-    found = labeller.label(files)
-    return [(file.name, text, log) for file, (text, log) in zip(files, found, strict=True)]
+def _label(labeller: Any, files: Sequence[Path]) -> list[tuple[Path, str, float]]:
+    return [(file, text, log) for file, (text, log) in zip(files, labeller.label(files), strict=True)]
 
 
 def _labelled(
@@ -178,19 +178,28 @@ def _labelled(
     """Human clips with their labels, from the journal where they are in it already."""
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not there; run `python -m usam_real fetch` first")
-    clips = [file for file in sorted(source.resolve().glob("*.wav")) if 0.4 <= soundfile.info(file).duration <= LONGEST]
+    source = source.resolve()
+    clips = [file for file in sorted(source.rglob("*.wav")) if _speaks(file)]
     random.Random(f"{seed}:human").shuffle(clips)
     clips = clips[: max(12, round(size * len(clips)))]
+    names = {file: file.relative_to(source).as_posix() for file in clips}
     known = _journal(journal)
-    missing = [file for file in clips if file.name not in known]
+    missing = [file for file in clips if names[file] not in known]
     batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
     with journal.open("a", encoding="utf-8") as log:
         for found in tqdm(_each(_label, labeller, batches, processes), "labels", len(batches), disable=None):
-            for name, text, sure in found:
-                log.write(json.dumps({"clip": name, "text": text, "log": sure}) + "\n")
-                known[name] = text, sure
+            for file, text, sure in found:
+                log.write(json.dumps({"clip": names[file], "text": text, "log": sure}) + "\n")
+                known[names[file]] = text, sure
             log.flush()
-    return [(file, *known[file.name]) for file in clips]
+    return [(file, *known[name]) for file, name in names.items()]
+
+
+def _speaks(clip: Path) -> bool:
+    """Whether a clip is of a length to be used, and no silence."""
+    if not SHORTEST <= soundfile.info(clip).duration <= LONGEST:
+        return False
+    return float(abs(soundfile.read(clip, dtype="float32")[0]).max()) >= FAINT
 
 
 def _journal(file: Path) -> dict[str, tuple[str, float]]:
@@ -207,7 +216,7 @@ def _journal(file: Path) -> dict[str, tuple[str, float]]:
 
 def _split(labels: Iterable[tuple[Path, str, float]], size: float, seed: int) -> dict[str, list[tuple[Path, str]]]:
     """Human clips by part; what is said in a clip of the test or of dev is said in no clip of training."""
-    sure = [(file, said(text)) for file, text, log in labels if is_sure(text, log, LEAST)]
+    sure = [(file, said(words)) for file, text, log in labels if is_sure(words := worded(text), log, LEAST)]
     held = {part: max(2, round(size * count)) for part, count in HUMAN.items()}
     if len(sure) <= sum(held.values()):
         raise ValueError(f"{len(sure)} human clips have a sure label; more than {sum(held.values())} are needed")
@@ -247,17 +256,19 @@ def _each(work: Callable[[Any, Any], Any], maker: Maker, jobs: Sequence[Any], pr
         tool = maker()
         yield from (work(tool, job) for job in jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(_Work(work, maker), jobs)
-        pool.close()
-        pool.join()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_Work(work, maker), job) for job in jobs]
+        try:
+            yield from (done.result() for done in as_completed(running))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 _tool: list[Any] = []  # of this process
 
 
 class _Work(NamedTuple):
-    """Makes the tool for the first job: a pool begins a process again and again that fails before it."""
+    """Makes the tool for the first job, in a process that goes on with the next."""
 
     work: Callable[[Any, Any], Any]
     maker: Maker
