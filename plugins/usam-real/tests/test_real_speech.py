@@ -25,7 +25,8 @@ class Tone:
         if self.stop_after is not None and len(lines) >= self.stop_after:
             raise KeyboardInterrupt
         self.log.write_text("\n".join([*lines, text]) + "\n")
-        return 0.3 * np.sin(2 * np.pi * 200 * pitch * np.arange(int(400 * len(text) / speed)) / 16000)
+        time = np.arange(int(400 * len(text) / speed)) / 16000
+        return sum(0.15 * np.sin(2 * np.pi * hertz * pitch * time) for hertz in (200, 5000))
 
 
 class Ear:
@@ -101,6 +102,24 @@ def test_what_is_said_in_human_clips_of_the_test_is_said_in_none_of_training(cor
 def test_rows_say_who_labelled_them(corpus):
     found = {row["x_voice"]: row["x_label"] for row in rows(corpus / "test.jsonl")}
     assert found == {"human": "whisper-tiny.en", "neural": "text", "espeak": "text"}
+
+
+def test_human_clips_for_training_are_there_at_three_speeds_and_held_out_ones_as_they_are(corpus):
+    for part in SIZES:
+        own = rows(corpus / f"{part}-human.jsonl")
+        said = {speed: [row["answer"] for row in own if row["x_speed"] == speed] for speed in (0.9, 1.0, 1.1)}
+        others = [] if part in ("dev", "test") else said[1.0]
+        assert said[0.9] == said[1.1] == others
+    slow = next(row for row in rows(corpus / "ctc-human.jsonl") if row["x_speed"] == 0.9)
+    assert soundfile.info(corpus / slow["audio"]).duration == pytest.approx(1 / 0.9, abs=0.01)
+
+
+def test_every_second_sentence_sounds_as_through_a_telephone(corpus):
+    for row in rows(corpus / "ctc-neural.jsonl"):
+        wave, rate = soundfile.read(corpus / row["audio"])
+        power = np.abs(np.fft.rfft(wave)) ** 2
+        high = power[np.fft.rfftfreq(len(wave), 1 / rate) > 4200].sum() / power.sum()
+        assert (high < 1e-3) == row["x_narrow"]
 
 
 def test_clips_that_whisper_is_unsure_of_are_in_no_part(corpus):

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import soundfile
+import soxr
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from usam.saving import write_whole
@@ -30,8 +32,10 @@ SIZES = {
 }
 HUMAN = {"test": 100, "dev": 40}  # the rest is for training
 CTC_SHARE = 0.85  # of the human clips for training
-LEAST = -0.5  # mean log probability of the tokens of a label that is kept
+LEAST = {"held out": -0.5, "training": -1.0}  # mean log probability of the tokens of a label that is kept
+PERTURBED = (0.9, 1.1)  # speeds that human clips for training are played at too (Ko et al., 2015)
 SHORTEST, LONGEST = 0.4, 10.0  # seconds of a human clip
+NARROW = 8000  # Hz, samples of a telephone exchange
 FAINT = 0.01  # the greatest sample of a human clip that holds nothing
 SPEEDS, PITCHES = (0.85, 1.2), (0.9, 1.3)
 LICENCES = {"neural": "CC0-1.0", "espeak": "CC0-1.0", "human": "CC-BY-SA-3.0"}
@@ -48,6 +52,7 @@ class Job(NamedTuple):
     text: str
     speed: float
     pitch: float
+    narrow: bool  # as a telephone exchange has it, which the human clips are from
 
 
 def write_speech(
@@ -96,7 +101,13 @@ def write_speech(
     )
     for part in SIZES:
         rows = [_spoken_row(job, text, place) for job, text in jobs[part]]
-        rows += [_human_row(clip, text) for clip, text in human[part]]
+        rows += [_human_row(str(clip), text) for clip, text in human[part]]
+        if part not in HUMAN:
+            rows += [
+                _human_row(_played(clip, speed, place).relative_to(place).as_posix(), text, speed)
+                for speed in PERTURBED
+                for clip, text in human[part]
+            ]
         rows = [{**row, "task": "asr", "id": f"speech-{part}-{i:05d}"} for i, row in enumerate(rows, start=1)]
         _write(place / f"{part}.jsonl", rows)
         for voice in ("human", *sorted(SIZES[part])):
@@ -125,8 +136,8 @@ def _jobs(fetched: Path, place: Path, size: float, seed: int) -> dict[str, list[
         part, voice = name.split("/")
         for i, (answer, written) in enumerate(pairs, start=1):
             draw = random.Random(f"{seed}:{name}:{i}")
-            job = Job(place / name / f"{i:05d}.flac", voice, written, draw.uniform(*SPEEDS), draw.uniform(*PITCHES))
-            jobs[part].append((job, answer))
+            file, speed, pitch = place / name / f"{i:05d}.flac", draw.uniform(*SPEEDS), draw.uniform(*PITCHES)
+            jobs[part].append((Job(file, voice, written, speed, pitch, narrow=i % 2 == 0), answer))
     return jobs
 
 
@@ -162,10 +173,17 @@ class _Voices(NamedTuple):
 
 def _say(voice: Callable[[str], Voice], job: Job) -> None:
     wave = voice(job.voice).say(job.text, job.speed, job.pitch)
-    job.file.parent.mkdir(parents=True, exist_ok=True)
-    part = job.file.with_name(f".{job.file.name}")
+    if job.narrow:
+        wave = soxr.resample(soxr.resample(wave, RATE, NARROW), NARROW, RATE)
+    _saved(job.file, wave)
+
+
+def _saved(file: Path, wave: NDArray[Any]) -> None:
+    """A clip at 16 kHz, there whole or not."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}")
     soundfile.write(part, wave.clip(-1, 1), RATE, subtype="PCM_16", format="FLAC")
-    os.replace(part, job.file)
+    os.replace(part, file)
 
 
 def _label(labeller: Any, files: Sequence[Path]) -> list[tuple[Path, str, float]]:
@@ -215,29 +233,53 @@ def _journal(file: Path) -> dict[str, tuple[str, float]]:
 
 
 def _split(labels: Iterable[tuple[Path, str, float]], size: float, seed: int) -> dict[str, list[tuple[Path, str]]]:
-    """Human clips by part; what is said in a clip of the test or of dev is said in no clip of training."""
-    sure = [(file, said(words)) for file, text, log in labels if is_sure(words := worded(text), log, LEAST)]
+    """Human clips by part; what is said in a clip of the test or of dev is said in no clip of training.
+
+    Of the test and of dev are those whose labels are surest.
+    """
+    usable = [
+        (file, said(words), log)
+        for file, text, log in labels
+        if is_sure(words := worded(text), log, min(LEAST.values()))
+    ]
+    sure = [clip for clip in usable if clip[2] >= LEAST["held out"]]
     held = {part: max(2, round(size * count)) for part, count in HUMAN.items()}
     if len(sure) <= sum(held.values()):
         raise ValueError(f"{len(sure)} human clips have a sure label; more than {sum(held.values())} are needed")
-    test, rest = sure[: held["test"]], sure[held["test"] :]
-    heard = {text for _, text in test}
-    rest = [(file, text) for file, text in rest if text not in heard]
-    dev, rest = rest[: held["dev"]], rest[held["dev"] :]
-    heard = {text for _, text in dev}
-    rest = [(file, text) for file, text in rest if text not in heard]
+    found = {"test": sure[: held["test"]]}
+    found["dev"] = _others(sure, found["test"])[: held["dev"]]
+    rest = _others(usable, found["test"] + found["dev"])
     middle = round(CTC_SHARE * len(rest))
-    return {"ctc": rest[:middle], "train": rest[middle:], "dev": dev, "test": test}
+    found |= {"ctc": rest[:middle], "train": rest[middle:]}
+    return {part: [(file, text) for file, text, _ in clips] for part, clips in found.items()}
+
+
+def _others(
+    clips: list[tuple[Path, str, float]], taken: list[tuple[Path, str, float]]
+) -> list[tuple[Path, str, float]]:
+    """Clips in which is said what is said in none of those that are taken."""
+    heard = {text for _, text, _ in taken}
+    return [clip for clip in clips if clip[1] not in heard]
+
+
+def _played(clip: Path, speed: float, place: Path) -> Path:
+    """A clip played faster or slower, its pitch with it."""
+    file = place / "human" / f"{speed:g}" / f"{clip.parent.name}-{clip.stem}.flac"
+    if not file.exists():
+        wave, rate = soundfile.read(clip, dtype="float32", always_2d=True)
+        _saved(file, soxr.resample(wave.mean(1), rate * speed, RATE))
+    return file
 
 
 def _spoken_row(job: Job, answer: str, place: Path) -> dict[str, Any]:
     audio = job.file.relative_to(place).as_posix()
-    return {"audio": audio, "answer": answer, "x_voice": job.voice, "x_label": "text", "x_licence": LICENCES[job.voice]}
+    who = {"x_voice": job.voice, "x_label": "text", "x_licence": LICENCES[job.voice]}
+    return {"audio": audio, "answer": answer, "x_speed": round(job.speed, 3), "x_narrow": job.narrow, **who}
 
 
-def _human_row(clip: Path, answer: str) -> dict[str, Any]:
+def _human_row(audio: str, answer: str, speed: float = 1.0) -> dict[str, Any]:
     who = {"x_voice": "human", "x_label": "whisper-tiny.en", "x_licence": LICENCES["human"]}
-    return {"audio": str(clip), "answer": answer, **who}
+    return {"audio": audio, "answer": answer, "x_speed": speed, **who}
 
 
 def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
