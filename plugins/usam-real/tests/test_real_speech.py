@@ -1,6 +1,9 @@
 """Sentences are spoken and human clips labelled once, in disjoint parts; voice and clips are the tests' own."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +201,38 @@ class Broken:
 def test_a_tool_that_cannot_be_made_is_told_by_many_processes_too():
     with pytest.raises(FileNotFoundError, match="nothing was fetched"):
         list(_each(print, Broken(), ["a", "b", "c"], 2))
+
+
+ENDLESS = """
+import os, sys, time
+from pathlib import Path
+from usam_real.speech import _each
+
+def work(tool, job):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(_each(work, dict, [1, 2], 2))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_leaves_no_process_behind(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    (tmp_path / "pids").mkdir()
+
+    def soon(holds):
+        end = time.monotonic() + 120
+        while not holds() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert holds()
+
+    with subprocess.Popen([sys.executable, tmp_path / "endless.py", tmp_path / "pids"]) as run:
+        soon(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+        run.kill()
+    pids = [int(file.name) for file in (tmp_path / "pids").iterdir()]
+    soon(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_without_a_fetched_whisper_there_are_no_labels(tmp_path):

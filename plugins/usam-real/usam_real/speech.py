@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -298,12 +299,24 @@ def _each(work: Callable[[Any, Any], Any], maker: Maker, jobs: Sequence[Any], pr
         tool = maker()
         yield from (work(tool, job) for job in jobs)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         running = [pool.submit(_Work(work, maker), job) for job in jobs]
         try:
             yield from (done.result() for done in as_completed(running))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A process of a pool would wait forever for the next job of one that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 _tool: list[Any] = []  # of this process
