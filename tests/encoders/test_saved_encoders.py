@@ -39,10 +39,10 @@ def specialist(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["whisper", "ced", "mert"])
-def test_an_encoder_has_the_weights_that_were_trained(specialist, name):
-    trained = build_model(specialist).model.encoders[name].state_dict()
-    encoder = build_encoder(name, path=str(specialist))
+@pytest.mark.parametrize("kind", ["whisper", "ced", "mert", "usam:ced"])
+def test_an_encoder_has_the_weights_that_were_trained(specialist, kind):
+    trained = build_model(specialist).model.encoders[kind.removeprefix("usam:")].state_dict()
+    encoder = build_encoder(kind, path=str(specialist))
     assert encoder.state_dict().keys() == trained.keys()
     assert all(torch.equal(tensor, trained[key]) for key, tensor in encoder.state_dict().items())
 
