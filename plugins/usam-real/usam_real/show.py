@@ -26,6 +26,7 @@ from usam_real.fetch import fetch
 
 RUNS = Path(__file__).parent / "runs"
 STAGES = {"ctc": "ctc.yaml", "model": "read.yaml"}  # folder of what is trained, and its run file
+THREADS = {"ctc.yaml": 1}  # its products are so small that a second thread makes them slower; otherwise all
 SPECIALISTS = ("whisper", "aisfx", "crepe")
 LONGEST = 40  # tokens of an answer
 NEEDS = {"jiwer": "jiwer", "matplotlib": "matplotlib"}  # of tests and report
@@ -210,8 +211,7 @@ def _trained(folder: Path, place: str, name: str) -> None:
     if (folder / place / "config.json").is_file():
         print(f"{folder / place}: there already")
         return
-    threads = os.cpu_count() or 1
-    if _usam(folder, "train", name, "--resume", threads=threads).wait():
+    if _usam(folder, "train", name, "--resume", threads=THREADS.get(name) or os.cpu_count() or 1).wait():
         raise SystemExit(1)
 
 
