@@ -26,7 +26,7 @@ from usam_real.fetch import fetch
 
 RUNS = Path(__file__).parent / "runs"
 STAGES = {"ctc": "ctc.yaml", "model": "read.yaml"}  # folder of what is trained, and its run file
-THREADS = {"ctc.yaml": 1}  # its products are so small that a second thread makes them slower; otherwise all
+THREADS = {"ctc.yaml": 1}  # its products are small, and a second processor reads clips meanwhile; otherwise all
 SPECIALISTS = ("whisper", "aisfx", "crepe")
 LONGEST = 40  # tokens of an answer
 NEEDS = {"jiwer": "jiwer", "matplotlib": "matplotlib"}  # of tests and report
