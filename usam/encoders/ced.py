@@ -21,7 +21,6 @@ from usam.encoders import Encoder
 from usam.encoders._front_end import FrontEnd
 from usam.encoders._layers import LayerMix, Layers
 from usam.encoders._windows import encode_heard
-from usam.encoders.norm import StoredNorm
 from usam.parts import of_saved
 from usam.registry import ComponentError, did_you_mean
 from usam.spec.page import SpecError
@@ -191,7 +190,7 @@ class Ced(Encoder):
 
         mel = self.mel(audio, samples, max(1, config.chunks_at_once // len(audio)) * chunk)
         inside = prefix_mask(samples // HOP + 1, mel.shape[-1]).unsqueeze(1)
-        mel = self.init_bn(mel.float()).masked_fill(~inside, 0)
+        mel = self.init_bn(mel).masked_fill(~inside, 0)
 
         patches = max(1, min(mel.shape[-1], chunk) // PATCH)  # of a chunk
         count = max(1, ceil_div(size, patches * config.frames_per_step))
@@ -300,6 +299,38 @@ def reflected(audio: Tensor, samples: Tensor, start: int, stop: int) -> Tensor:
     index = torch.where(index > last, 2 * last - index, index)
     audio = audio if audio.shape[1] else F.pad(audio, (0, 1))  # an index must point at something
     return audio.gather(1, index.clamp(0, audio.shape[1] - 1))
+
+
+class StoredNorm(nn.Module):
+    """Batch normalisation over mel bins by stored statistics alone, which never move.
+
+    Args:
+        bins: mel bins.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(bins))
+        self.bias = nn.Parameter(torch.empty(bins))
+        self.register_buffer("running_mean", torch.empty(bins))
+        self.register_buffer("running_var", torch.empty(bins))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The identity."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.running_mean)
+        nn.init.ones_(self.running_var)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, bins, frames), normalised in float32."""
+        mean, var, weight, bias = (t.float() for t in (self.running_mean, self.running_var, self.weight, self.bias))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.batch_norm(x.float(), mean, var, weight, bias)
 
 
 def own_tensors(source: Source) -> dict[str, Tensor]:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from usam import ComponentError, Encoder, Frames
 from usam.clock import N, ceil_div
-from usam.encoders.norm import StoredNorm
 from usam.parts import of_saved
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import prefix_mask
 from usam.weights import Source
 from usam_real._checkpoint import located, tensors_of
+from usam_real._norm import StoredNorm
 
 RATE, FFT, HOP, BINS = 44100, 2048, 1024, 96
 LOUDEST = 9.457798957824707  # of all spectrograms that it was trained on, by which they were divided
@@ -151,9 +151,9 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.bn1 = StoredNorm(out_channels)
+        self.bn1 = StoredNorm(out_channels, eps=1e-5)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = StoredNorm(out_channels)
+        self.bn2 = StoredNorm(out_channels, eps=1e-5)
 
     def forward(self, x: Tensor, own: Tensor) -> Tensor:
         """(piece, in_channels, frames, bins), (piece, 1, frames, 1) -> (piece, out_channels, frames, bins)."""

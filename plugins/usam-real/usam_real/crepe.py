@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from usam import ComponentError, Encoder, Frames
 from usam.clock import N, ceil_div
-from usam.encoders.norm import StoredNorm
 from usam.parts import of_saved
 from usam.spec.page import SpecError
 from usam.spec.spec import Config
 from usam.types import prefix_mask
 from usam.weights import Source
 from usam_real._checkpoint import located, tensors_of
+from usam_real._norm import StoredNorm
 
 RATE, WINDOW = 16000, 1024
 KERNEL, STRIDE, OTHER_KERNEL = 512, 4, 64

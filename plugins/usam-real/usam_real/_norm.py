@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 class StoredNorm(nn.Module):
-    """Normalises each channel by stored statistics, which never move, also not in training.
+    """Statistics never move, also in training: a clip's features depend on that clip alone.
 
     Args:
-        channels: the size of dimension 1.
+        channels: of dimension 1.
         eps: added to the variance.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(channels))
