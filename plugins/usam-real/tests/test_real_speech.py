@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from usam_real.labels import Labeller, is_sure, worded
 from usam_real.sentences import said, sentences, shared
-from usam_real.speech import SIZES, _each, _labelled, write_speech
+from usam_real.speech import SIZES, _each, _labelled, _split, write_speech
 from usam_real.voices import Neural
 
 SIZE = 0.004
@@ -180,6 +180,15 @@ def test_stopped_it_goes_on_and_says_and_labels_nothing_twice(fetched, tmp_path)
     for log in ("said", "heard"):
         lines = (tmp_path / log).read_text().splitlines()
         assert len(lines) == len(set(lines)) > 5
+
+
+def test_a_label_that_is_not_sure_enough_to_be_held_out_is_for_training():
+    labels = [(Path(f"{word}.wav"), word, -0.1) for word in ("one", "two", "three", "four", "five", "six")]
+    labels = [(Path("unsure.wav"), "unsure", -0.8), (Path("guessed.wav"), "guessed", -1.2), *labels]
+    found = {part: {text for _, text in clips} for part, clips in _split(labels, 0.01, 0).items()}
+    assert "unsure" in found["ctc"] | found["train"]
+    assert found["test"] | found["dev"] == {"one", "two", "three", "four"}
+    assert "guessed" not in set().union(*found.values())
 
 
 def test_a_line_of_labels_that_was_cut_off_is_made_again(fetched, tmp_path):

@@ -236,7 +236,7 @@ def _journal(file: Path) -> dict[str, tuple[str, float]]:
 def _split(labels: Iterable[tuple[Path, str, float]], size: float, seed: int) -> dict[str, list[tuple[Path, str]]]:
     """Human clips by part; what is said in a clip of the test or of dev is said in no clip of training.
 
-    Of the test and of dev are those whose labels are surest.
+    Training also has clips whose labels would not be sure enough for these two.
     """
     usable = [
         (file, said(words), log)
