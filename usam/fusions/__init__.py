@@ -226,9 +226,11 @@ def _on_clock(frames: Frames, rate: float, size: int) -> Tensor:
     for index, weight in taps:
         counts = (index <= last) & (index >= 0)
         weight = weight * counts
-        total = total + _take(x, index.clamp_min(0).minimum(last)) * weight.unsqueeze(-1).to(x.dtype)
+        rows = x.index_select(1, index.clamp(0, x.shape[1] - 1))
+        total = total + rows * weight.unsqueeze(-1).to(x.dtype)
         weights = weights + weight
-    held = _take(x, last.expand(-1, size))  # past the last real frame the stream stands still
+    # Past the last real frame the stream stands still.
+    held = x.gather(1, last.unsqueeze(-1).expand(-1, -1, x.shape[2]))
     mean = total / weights.clamp_min(1e-12).unsqueeze(-1).to(x.dtype)
     return torch.where(weights.unsqueeze(-1) > 1e-9, mean, held)
 
@@ -252,10 +254,6 @@ def _taps(step: float, size: int, device: torch.device) -> list[tuple[Tensor, Te
         (first.long(), torch.where(inside, 1 - share, 0.0)),
         ((first + 1).long(), torch.where(inside, share, 1.0)),
     ]
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
 
 registry: Registry[Fusion] = Registry(Fusion, "usam.fusions")

@@ -117,6 +117,6 @@ def test_packages_that_are_missing_are_told_in_one_line_before_anything_is_made(
 def test_what_is_there_needs_no_package(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "NEEDS", {"music": {"no_sound_font": "no-sound-font"}})
     (tmp_path / "music").mkdir()
-    (tmp_path / "music/recipe.json").write_text('{"size": 1.0, "seed": 0}')
+    (tmp_path / "music/recipe.json").write_text(json.dumps(corpora.recipe_of("music", 1.0, 0)))
     assert corpora.needed(tmp_path) == {}
     assert corpora.needed(tmp_path, seed=1) == {"no_sound_font": "no-sound-font"}

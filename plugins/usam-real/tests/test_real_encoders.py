@@ -153,15 +153,17 @@ def as_published(tensors, window):
     return torch.cat([embedding, pitch.sigmoid()])
 
 
+@pytest.mark.parametrize(("hop", "rate", "count"), [(200, 80, 15), (1600, 10, 2)])
 @torch.no_grad()
-def test_a_frame_is_what_crepe_hears_around_its_middle(crepe):
+def test_a_frame_is_what_crepe_hears_around_its_middle(crepe, hop, rate, count):
     path, tensors = crepe
     audio = 0.1 * torch.randn(1, 3000)
-    frames = build_encoder("crepe", path=str(path), features="both", hop=200)(audio, heard(audio))
-    middle = 7 * 200 + 100
-    expected = as_published(tensors, audio[0, middle - 512 : middle + 512])
-    assert (frames.rate, frames.x.shape) == (80, (1, 15, 32 + 360))
-    torch.testing.assert_close(frames.x[0, 7], expected, rtol=1e-4, atol=1e-5)
+    frames = build_encoder("crepe", path=str(path), features="both", hop=hop)(audio, heard(audio))
+    assert (frames.rate, frames.x.shape) == (rate, (1, count, 32 + 360))
+    for i in [i for i in range(count) if i * hop + hop // 2 >= 512 and i * hop + hop // 2 + 512 <= 3000]:
+        middle = i * hop + hop // 2
+        expected = as_published(tensors, audio[0, middle - 512 : middle + 512])
+        torch.testing.assert_close(frames.x[0, i], expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ def score(value):
 def results(**changed):
     """What `show` writes; the numbers are nobody's."""
     heard = {"human": 0.25, "neural": 0.5, "espeak": 0.75, "sounds": 2.0, "music": 1.0}
-    tests = {name: {"heard": score(value), "shuffled": score(0.5)} for name, value in heard.items()}
-    tests["human"] |= {"shuffled": score(1.1)}
+    tests = {name: {"heard": score(value)} for name, value in heard.items()}
+    for name, value in {"human": 1.1, "sounds": 0.5, "music": 0.5}.items():
+        tests[name]["shuffled"] = score(value)
     for name, worse in {"human": (1.0, 0.3, 0.2), "sounds": (1.9, 0.5, 2.0), "music": (0.4, 0.9, 0.6)}.items():
         tests[name] |= {f"without {one}": score(v) for one, v in zip(("whisper", "aisfx", "crepe"), worse, strict=True)}
     plain = {"tests": tests, "seconds": {"fetch": 60.0, "test": 120.0}, "seed": 3, "size": 1.0, "steps": 1.0}
@@ -53,7 +54,7 @@ def test_all_between_the_marks_is_new_and_the_rest_as_it_was(write):
 def test_a_test_stands_with_its_intervals(write):
     text = write(results())
     assert "| human | 100 | word error rate ↓ | 25.0% [20.0%, 30.0%] | 110.0% [105.0%, 115.0%] | 100.0% [" in text
-    assert "| neural | 100 | word error rate ↓ | 50.0% [45.0%, 55.0%] | 50.0% [45.0%, 55.0%] |  |  |  |" in text
+    assert "| neural | 100 | word error rate ↓ | 50.0% [45.0%, 55.0%] |  |  |  |  |" in text
     assert "| sounds | 100 | CIDEr-D ↑ | 2.00 [1.95, 2.05] | 0.50 [" in text
 
 

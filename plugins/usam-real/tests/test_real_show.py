@@ -14,7 +14,8 @@ from test_real_smollm2 import ENTRIES, llama, write_gguf
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from usam_real import show as showing
-from usam_real import smollm2
+from usam_real import smollm2, speech
+from usam_real.corpora import recipe_of
 from usam_real.show import ASKED, SPECIALISTS, STAGES, show, silenced
 
 from usam import build_encoder
@@ -31,7 +32,7 @@ EAR = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encode
 MOUTH = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 64}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 TASKS = {"speech": "asr", "words": "asr", "events": "sounds", "music": "music"}
-VOICES = ("human", "neural", "espeak")
+VOICES = ("human", "neural", "flite", "espeak")
 PARTS = ("ctc", "train", "dev", "test", *(f"{part}-{voice}" for part in ("ctc", "train", "test") for voice in VOICES))
 
 
@@ -69,7 +70,7 @@ def corpora(folder):
         for part in PARTS:
             rows = [{"audio": f"{i}.wav", "task": task, "answer": f"the {'abcd'[i]}", "id": f"{i}"} for i in range(4)]
             (place / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (place / "recipe.json").write_text(json.dumps({"size": 1.0, "seed": 0}))
+        (place / "recipe.json").write_text(json.dumps(recipe_of(kind, 1.0, 0)))
     return folder
 
 
@@ -138,7 +139,7 @@ def test_a_specialist_that_there_is_not_is_refused(stages, tmp_path):
     assert not (tmp_path / "without").exists()
 
 
-@pytest.mark.parametrize(("share", "steps"), [(1, 2400), (0.5, 1200), (0, 2)])
+@pytest.mark.parametrize(("share", "steps"), [(1, 4000), (0.5, 2000), (0, 2)])
 def test_fewer_steps_are_a_share_of_the_run_file_s(share, steps, tmp_path):
     assert yaml.safe_load(showing._run(tmp_path, "ctc.yaml", share, 0))["train"]["max_steps"] == steps
 
@@ -157,7 +158,7 @@ def test_what_stage_2_hears_is_listened_to_by_the_encoders_of_stage_1(tmp_path):
     assert (listening["model"], listening["data"]) == (first["model"], second["data"])
 
 
-@pytest.mark.parametrize("voice", ["neural", "espeak"])
+@pytest.mark.parametrize("voice", ["neural", "flite", "espeak"])
 def test_each_stage_learns_sentences_of_its_own(voice, tmp_path):
     files = []
     for name in STAGES.values():
@@ -214,6 +215,15 @@ def test_packages_that_are_missing_are_told_before_anything_is_done(tmp_path, mo
     assert not (tmp_path / "real").exists()
 
 
+def test_a_folder_that_another_recipe_began_is_left_alone(tmp_path, monkeypatch):
+    asked = {"size": 1.0, "recipe": showing._recipe()}
+    showing._begin(tmp_path, asked)
+    monkeypatch.setitem(speech.SIZES, "ctc", {"neural": 7})
+    assert showing._recipe() != asked["recipe"]
+    with pytest.raises(ValueError, match=rf"was begun with recipe {asked['recipe']}, and not {showing._recipe()}"):
+        showing._begin(tmp_path, {**asked, "recipe": showing._recipe()})
+
+
 @pytest.mark.slow
 def test_all_of_it_is_shown_and_nothing_is_made_twice(fetched, tmp_path, capsys):
     pytest.importorskip("jiwer", reason="word error rates are jiwer's")
@@ -224,7 +234,7 @@ def test_all_of_it_is_shown_and_nothing_is_made_twice(fetched, tmp_path, capsys)
     results = json.loads((folder / "results.json").read_text())
     assert results["tests"].keys() == ASKED.keys()
     assert results["tests"]["human"].keys() == {"heard", "shuffled", *(f"without {name}" for name in SPECIALISTS)}
-    assert results["tests"]["espeak"].keys() == {"heard", "shuffled"}
+    assert results["tests"]["espeak"].keys() == {"heard"}
     assert [one["whisper"] for one in results["transcripts"]] == ["the a", "the b", "the c", "the d"]
     assert (folder / "report.html").is_file()
     show(folder, fetched=fetched, steps=0)

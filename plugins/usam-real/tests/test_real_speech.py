@@ -1,18 +1,21 @@
 """Sentences are spoken and human clips labelled once, in disjoint parts; voice and clips are the tests' own."""
 
+import ctypes
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from usam_real import voices
 from usam_real.labels import Labeller, is_sure, worded
 from usam_real.sentences import said, sentences, shared
 from usam_real.speech import SIZES, _each, _labelled, _split, write_speech
-from usam_real.voices import Neural
+from usam_real.voices import Flite, Neural
 
 SIZE = 0.004
 
@@ -60,7 +63,7 @@ def fetched(tmp_path_factory):
 
 
 def made(fetched, place, *, stop_after=None):
-    tools = {"voices": dict.fromkeys(("neural", "espeak"), lambda: Tone(place.parent / "said", stop_after))}
+    tools = {"voices": dict.fromkeys(("neural", "flite", "espeak"), lambda: Tone(place.parent / "said", stop_after))}
     tools["labeller"] = lambda: Ear(place.parent / "heard")
     write_speech(fetched, place, size=SIZE, seed=0, processes=1, **tools)
     return place
@@ -109,7 +112,7 @@ def test_rows_say_who_labelled_them(corpus):
 
 def test_human_clips_for_training_are_there_at_three_speeds_and_held_out_ones_as_they_are(corpus):
     for part in SIZES:
-        own = rows(corpus / f"{part}-human.jsonl")
+        own = rows(corpus / f"{part}-human.jsonl") if part != "train" else []
         said = {speed: [row["answer"] for row in own if row["x_speed"] == speed] for speed in (0.9, 1.0, 1.1)}
         others = [] if part in ("dev", "test") else said[1.0]
         assert said[0.9] == said[1.1] == others
@@ -166,10 +169,11 @@ def test_clips_of_subfolders_are_used_and_silent_ones_are_not(tmp_path):
 
 
 def test_each_part_is_there_by_voice_too(corpus):
-    for part in SIZES:
-        voices = {voice: rows(corpus / f"{part}-{voice}.jsonl") for voice in ("human", "neural", "espeak")}
-        assert sum(map(len, voices.values())) == len(rows(corpus / f"{part}.jsonl"))
-        assert all(row["x_voice"] == voice for voice, own in voices.items() for row in own)
+    for part, counts in SIZES.items():
+        each = {file.stem.removeprefix(f"{part}-"): rows(file) for file in corpus.glob(f"{part}-*.jsonl")}
+        assert set(each) == {*counts, *(["human"] if part != "train" else [])}
+        assert sum(map(len, each.values())) == len(rows(corpus / f"{part}.jsonl"))
+        assert all(row["x_voice"] == voice for voice, own in each.items() for row in own)
 
 
 def test_stopped_it_goes_on_and_says_and_labels_nothing_twice(fetched, tmp_path):
@@ -253,6 +257,63 @@ def test_without_a_fetched_voice_nothing_is_said(tmp_path):
     pytest.importorskip("piper", reason="the neural voice is piper-tts's")
     with pytest.raises(FileNotFoundError, match="no voice is there; run `python -m usam_real fetch` first"):
         Neural(tmp_path)
+
+
+def test_without_the_libraries_of_flite_nothing_is_said(tmp_path):
+    (tmp_path / "libflite.so.2.2").touch()
+    with pytest.raises(FileNotFoundError, match=r"libflite_usenglish, libflite_cmulex, .* not there; run `python -m"):
+        Flite(tmp_path)
+
+
+def test_libraries_that_this_system_cannot_load_are_told(tmp_path):
+    for name in FLITE:
+        (tmp_path / f"libflite{name}.so.2.2").write_text("no library")
+    with pytest.raises(OSError, match=r"Flite cannot be loaded: .*libflite\.so\.2\.2.*apt-get install libasound2"):
+        Flite(tmp_path)
+
+
+FLITE = ("", "_usenglish", "_cmulex", "_cmu_us_awb", "_cmu_us_rms", "_cmu_us_slt")
+
+
+class Libraries(SimpleNamespace):
+    """Flite's libraries, of which every voice is a tone of a second, longer by the stretch, between silences."""
+
+    def __init__(self):
+        said, stretches, kept = [], [], []
+
+        def register(speaker):
+            return lambda folder: ctypes.pointer(voices._Speaker(speaker, None))
+
+        def speak(text, speaker):
+            said.append((speaker.contents.name.decode(), text.decode()))
+            tone = 9000 * np.sin(np.arange(round(16000 * stretches[-1])) / 10)
+            kept.append(np.concatenate([np.zeros(4000), tone, np.zeros(3000)]).astype(np.int16))
+            samples = kept[-1].ctypes.data_as(ctypes.POINTER(ctypes.c_short))
+            return ctypes.pointer(voices._Wave(None, 16000, len(kept[-1]), 1, samples))
+
+        super().__init__(
+            said=said,
+            flite_init=lambda: None,
+            delete_wave=lambda wave: None,
+            feat_set_float=lambda features, name, value: stretches.append(value),
+            flite_text_to_wave=speak,
+            **{f"register_cmu_us_{speaker}": register(speaker.encode()) for speaker in ("slt", "rms", "awb")},
+        )
+
+
+def test_flite_says_a_sentence_at_a_speed_and_pitch_and_without_silence(tmp_path, monkeypatch):
+    for name in FLITE:
+        (tmp_path / f"libflite{name}.so.2.2").touch()
+    libraries = Libraries()
+    monkeypatch.setattr(voices.ctypes, "CDLL", lambda file, mode: libraries)
+    voice = Flite(tmp_path)
+    wave = voice.say("Hello there.", speed=1.25, pitch=1.1)
+    assert len(wave) / 16000 == pytest.approx(1 / (1.25 * Flite.PACE) + 0.1, abs=0.01)
+    assert np.abs(wave).max() == pytest.approx(9000 / 32768, rel=0.02)
+    for pitch in np.linspace(0.9, 1.3, 20):
+        voice.say("And again.", 1.0, pitch)
+    assert {speaker for speaker, _ in libraries.said} == {"slt", "rms", "awb"}
+    assert {text for _, text in libraries.said} == {"Hello there.", "And again."}
 
 
 def test_another_recipe_begins_anew(fetched, tmp_path):

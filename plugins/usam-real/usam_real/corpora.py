@@ -12,11 +12,10 @@ import soundfile
 from tqdm import tqdm
 
 from usam.saving import whole
-from usam_real import scenes, tunes
+from usam_real import scenes, speech, tunes
 from usam_real._needs import require
-from usam_real.speech import write_speech
 
-SIZES = {"train": 800, "dev": 100, "test": 100}
+SIZES = {"train": 500, "dev": 40, "test": 50}
 KINDS = ("events", "music", "words", "speech")
 TASKS = {"events": "sounds", "music": "music", "words": "asr"}
 # What a kind is made with beside what this package requires: by the module, what pip is to be told.
@@ -48,12 +47,12 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
     kinds = list(kinds)
     require(needed(folder, kinds, size=size, seed=seed), "corpora")
     for kind in kinds:
-        place, recipe = folder / kind, {"size": size, "seed": seed}
+        place, recipe = folder / kind, recipe_of(kind, size, seed)
         if _made(place) == recipe:
             print(f"{place}: there already", flush=True)
             continue
         if kind == "speech":
-            write_speech(fetched, place, size=size, seed=seed)
+            speech.write_speech(fetched, place, size=size, seed=seed)
             continue
         with whole(place, replaces=["*"]) as new:
             for part, count in SIZES.items():
@@ -68,8 +67,13 @@ def write(fetched: Path, folder: Path, kinds: Iterable[str] = KINDS, *, size: fl
 
 def needed(folder: Path, kinds: Iterable[str] = KINDS, *, size: float = 1.0, seed: int = 0) -> dict[str, str]:
     """What `write` needs for the kinds that are not there yet: by the module, what pip is to be told."""
-    missing = [kind for kind in kinds if _made(folder / kind) != {"size": size, "seed": seed}]
+    missing = [kind for kind in kinds if _made(folder / kind) != recipe_of(kind, size, seed)]
     return {module: asked for kind in missing for module, asked in NEEDS.get(kind, {}).items()}
+
+
+def recipe_of(kind: str, size: float, seed: int) -> dict[str, Any]:
+    """What a kind is made by: what was made by another recipe is made anew."""
+    return speech.recipe_of(size, seed) if kind == "speech" else {"size": size, "seed": seed, "clips": SIZES}
 
 
 def _made(place: Path) -> Any:

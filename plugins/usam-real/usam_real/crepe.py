@@ -59,8 +59,9 @@ class Crepe(Encoder):
         """`channels` of the six layers; null reads them from `path`."""
         features: Literal["embedding", "pitch", "both"] = "embedding"
         """What makes a frame: the fifth layer, the strength of 360 pitches (20 cents apart, from 31.7 Hz), or both."""
-        hop: int = Field(320, ge=1, le=WINDOW)
-        """Samples from one frame to the next, at 16 kHz: 320 gives 50 frames a second."""
+        hop: int = Field(320, ge=1, le=RATE)
+        """Samples from one frame to the next, at 16 kHz: 320 gives 50 frames a second. Above 1024, which a frame hears,
+        what lies between two frames is not heard."""
         frames_at_once: int = Field(256, ge=1)
         """Frames computed together: bounds the memory."""
 

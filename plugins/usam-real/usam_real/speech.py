@@ -1,4 +1,4 @@
-"""Speech: sentences in a neural voice and by eSpeak NG, and human clips with the real Whisper's own words."""
+"""Speech: sentences in a neural voice, by Flite and by eSpeak NG, and human clips with the real Whisper's own words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,24 +23,24 @@ from tqdm import tqdm
 from usam.saving import write_whole
 from usam_real.labels import Labeller, is_sure, worded
 from usam_real.sentences import said, sentences, shared
-from usam_real.voices import RATE, ESpeak, Neural, Voice
+from usam_real.voices import RATE, ESpeak, Flite, Neural, Voice
 
-# Clips by part and voice. `ctc` and `train` are both for training, for one stage each, and share no sentence.
+# Clips by part and voice. `ctc` and `train` are both for training, for one stage each, and share no sentence; human
+# clips for training are in `ctc`, whatever the stage.
 SIZES = {
-    "ctc": {"neural": 2200, "espeak": 400},
-    "train": {"neural": 1400, "espeak": 100},
-    "dev": {"neural": 60, "espeak": 30},
-    "test": {"neural": 100, "espeak": 100},
+    "ctc": {"neural": 800, "flite": 3200, "espeak": 200},
+    "train": {"neural": 500, "flite": 900, "espeak": 50},
+    "dev": {"neural": 40, "espeak": 20},
+    "test": {"neural": 50, "espeak": 30},
 }
 HUMAN = {"test": 100, "dev": 40}  # the rest is for training
-CTC_SHARE = 0.85  # of the human clips for training
 LEAST = {"held out": -0.5, "training": -1.0}  # mean log probability of the tokens of a label that is kept
 PERTURBED = (0.9, 1.1)  # speeds that human clips for training are played at too (Ko et al., 2015)
 SHORTEST, LONGEST = 0.4, 10.0  # seconds of a human clip
 NARROW = 8000  # Hz, samples of a telephone exchange
 FAINT = 0.01  # the greatest sample of a human clip that holds nothing
 SPEEDS, PITCHES = (0.85, 1.2), (0.9, 1.3)
-LICENCES = {"neural": "CC0-1.0", "espeak": "CC0-1.0", "human": "CC-BY-SA-3.0"}
+LICENCES = {"neural": "CC0-1.0", "flite": "Flite's, MIT-style", "espeak": "CC0-1.0", "human": "CC-BY-SA-3.0"}
 BATCH = 8  # clips that are labelled together
 
 Maker = Callable[[], Any]
@@ -76,7 +77,7 @@ def write_speech(
         place: where to; of another recipe what is there is removed first.
         size: how many clips, as a share of `SIZES` and of the human ones.
         seed: another one draws other sentences, and other human clips for the test.
-        voices: makers of voices, by name; otherwise the neural one and eSpeak NG.
+        voices: makers of voices, by name; otherwise the neural one, Flite's and eSpeak NG.
         labeller: maker of what labels human clips; otherwise the real Whisper.
         processes: that speak and label; otherwise one for each of at most two processors.
 
@@ -85,10 +86,14 @@ def write_speech(
         ImportError: a package is missing; says which.
         ValueError: there are too few sentences or human clips.
     """
-    recipe = {"size": size, "seed": seed}
+    recipe = recipe_of(size, seed)
     _begin(place, recipe)
-    voices = voices or {"neural": _Neural(fetched / "models/voice-joe"), "espeak": ESpeak}
-    labeller = labeller or _Whisper(fetched / "models/whisper-tiny.en")
+    voices = voices or {
+        "neural": partial(Neural, fetched / "models/voice-joe"),
+        "flite": partial(Flite, fetched / "models/voices-flite"),
+        "espeak": ESpeak,
+    }
+    labeller = labeller or partial(Labeller, fetched / "models/whisper-tiny.en")
     processes = processes or min(2, os.cpu_count() or 1)
     jobs = _jobs(fetched, place, size, seed)
     missing = [job for part in jobs.values() for job, _ in part if not job.file.exists()]
@@ -111,9 +116,15 @@ def write_speech(
             ]
         rows = [{**row, "task": "asr", "id": f"speech-{part}-{i:05d}"} for i, row in enumerate(rows, start=1)]
         _write(place / f"{part}.jsonl", rows)
-        for voice in ("human", *sorted(SIZES[part])):
+        for voice in sorted({row["x_voice"] for row in rows}):
             _write(place / f"{part}-{voice}.jsonl", [row for row in rows if row["x_voice"] == voice])
     write_whole(place / "recipe.json", json.dumps(recipe) + "\n")
+
+
+def recipe_of(size: float, seed: int) -> dict[str, Any]:
+    """What the clips are made by, as plain data: what was made by another is not taken for the same."""
+    kept = {"human": HUMAN, "least": LEAST, "perturbed": list(PERTURBED), "narrow": NARROW}
+    return {"size": size, "seed": seed, "clips": SIZES, **kept}
 
 
 def _begin(place: Path, recipe: Mapping[str, Any]) -> None:
@@ -140,20 +151,6 @@ def _jobs(fetched: Path, place: Path, size: float, seed: int) -> dict[str, list[
             file, speed, pitch = place / name / f"{i:05d}.flac", draw.uniform(*SPEEDS), draw.uniform(*PITCHES)
             jobs[part].append((Job(file, voice, written, speed, pitch, narrow=i % 2 == 0), answer))
     return jobs
-
-
-class _Neural(NamedTuple):
-    folder: Path
-
-    def __call__(self) -> Voice:
-        return Neural(self.folder)
-
-
-class _Whisper(NamedTuple):
-    folder: Path
-
-    def __call__(self) -> Labeller:
-        return Labeller(self.folder)
 
 
 class _Voices(NamedTuple):
@@ -250,8 +247,7 @@ def _split(labels: Iterable[tuple[Path, str, float]], size: float, seed: int) ->
     found = {"test": sure[: held["test"]]}
     found["dev"] = _others(sure, found["test"])[: held["dev"]]
     rest = _others(usable, found["test"] + found["dev"])
-    middle = round(CTC_SHARE * len(rest))
-    found |= {"ctc": rest[:middle], "train": rest[middle:]}
+    found |= {"ctc": rest, "train": []}
     return {part: [(file, text) for file, text, _ in clips] for part, clips in found.items()}
 
 
