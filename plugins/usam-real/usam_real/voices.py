@@ -57,7 +57,7 @@ class Neural:
 class Flite:
     """The voices of CMU ARCTIC by Flite (Black and Lenzo, 2001), out of the libraries in a folder that `fetch` filled.
 
-    The speaker changes with the pitch that is asked for: one woman and two men.
+    The speaker changes with the pitch that is asked for: one woman and two men. They draw noise at every sentence.
 
     Raises:
         FileNotFoundError: the folder has no libraries.
