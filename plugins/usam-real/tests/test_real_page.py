@@ -24,6 +24,7 @@ def results(**changed):
     for name, worse in {"human": (1.0, 0.3, 0.2), "sounds": (1.9, 0.5, 2.0), "music": (0.4, 0.9, 0.6)}.items():
         tests[name] |= {f"without {one}": score(v) for one, v in zip(("whisper", "aisfx", "crepe"), worse, strict=True)}
     plain = {"tests": tests, "seconds": {"fetch": 60.0, "test": 120.0}, "seed": 3, "size": 1.0, "steps": 1.0}
+    plain["machine"] = {"cpus": 2, "system": "Linux-1-x86_64"}
     said = [{"heard": "press | *one*", "whisper": "press one"}]
     return {**plain, "delta_bytes": 32_000_000, "transcripts": said, **changed}
 
@@ -87,7 +88,8 @@ def test_that_nothing_became_worse_agrees_with_nothing(write):
 
 
 def test_it_says_how_the_run_was_made(write):
-    assert "One run, seed 3, of 3 minutes. What is saved beside the frozen models is 32.0 MB." in write(results())
+    made = "One run, seed 3, of 3 minutes on 2 processors (Linux-1-x86_64). What is saved beside the frozen models is 32.0 MB."
+    assert made in write(results())
     assert "seed 3, with 0.5 of the clips, of" in write(results(size=0.5))
 
 

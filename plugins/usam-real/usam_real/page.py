@@ -52,7 +52,8 @@ def _made(found: Results) -> str:
     ]
     only = f", with {' and '.join(shares)}" if shares else ""
     delta = f"What is saved beside the frozen models is {found['delta_bytes'] / 1e6:.1f} MB."
-    return f"One run, seed {found['seed']}{only}, of {minutes:.0f} minutes. {delta}"
+    place = f"{found['machine']['cpus']} processors ({found['machine']['system']})"
+    return f"One run, seed {found['seed']}{only}, of {minutes:.0f} minutes on {place}. {delta}"
 
 
 def _tests(found: Results) -> str:

@@ -95,6 +95,7 @@ def show(folder: Path, *, fetched: Path | None = None, size: float = 1.0, steps:
     found = {name: {how: _score(record) for how, record in hows.items()} for name, hows in records.items()}
     weights = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
     results = {"tests": found, "seconds": seconds, "seed": seed, "size": size, "steps": steps, "delta_bytes": weights}
+    results["machine"] = records["human"]["heard"].about["machine"]
     results["transcripts"] = [
         {"heard": answer["prediction"], "whisper": answer["references"][0]}
         for answer in records["human"]["heard"].answers[:20]
