@@ -88,8 +88,9 @@ def test_that_nothing_became_worse_agrees_with_nothing(write):
 
 
 def test_it_says_how_the_run_was_made(write):
-    made = "One run, seed 3, of 3 minutes on 2 processors (Linux-1-x86_64). What is saved beside the frozen models"
-    assert made in write(results())
+    text = write(results())
+    assert "One run, seed 3, of 3 minutes on 2 processors (Linux-1-x86_64). " in text
+    assert "What is saved beside the frozen models is 32.0 MB." in text
     assert "seed 3, with 0.5 of the clips, of" in write(results(size=0.5))
 
 

@@ -28,7 +28,7 @@ from usam_real.voices import RATE, ESpeak, Flite, Neural, Voice
 # Clips by part and voice. `ctc` and `train` are both for training, for one stage each, and share no sentence; human
 # clips for training are in `ctc`, whatever the stage.
 SIZES = {
-    "ctc": {"neural": 800, "flite": 3200, "espeak": 200},
+    "ctc": {"neural": 800, "flite": 5700, "espeak": 200},
     "train": {"neural": 500, "flite": 900, "espeak": 50},
     "dev": {"neural": 40, "espeak": 20},
     "test": {"neural": 50, "espeak": 30},
