@@ -139,7 +139,7 @@ def test_a_specialist_that_there_is_not_is_refused(stages, tmp_path):
     assert not (tmp_path / "without").exists()
 
 
-@pytest.mark.parametrize(("share", "steps"), [(1, 4000), (0.5, 2000), (0, 2)])
+@pytest.mark.parametrize(("share", "steps"), [(1, 3600), (0.5, 1800), (0, 2)])
 def test_fewer_steps_are_a_share_of_the_run_file_s(share, steps, tmp_path):
     assert yaml.safe_load(showing._run(tmp_path, "ctc.yaml", share, 0))["train"]["max_steps"] == steps
 

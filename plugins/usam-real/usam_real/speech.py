@@ -28,7 +28,7 @@ from usam_real.voices import RATE, ESpeak, Flite, Neural, Voice
 # Clips by part and voice. `ctc` and `train` are both for training, for one stage each, and share no sentence; human
 # clips for training are in `ctc`, whatever the stage.
 SIZES = {
-    "ctc": {"neural": 800, "flite": 5700, "espeak": 200},
+    "ctc": {"neural": 800, "flite": 3400, "espeak": 400},
     "train": {"neural": 500, "flite": 900, "espeak": 50},
     "dev": {"neural": 40, "espeak": 20},
     "test": {"neural": 50, "espeak": 30},
@@ -39,7 +39,8 @@ PERTURBED = (0.9, 1.1)  # speeds that human clips for training are played at too
 SHORTEST, LONGEST = 0.4, 10.0  # seconds of a human clip
 NARROW = 8000  # Hz, samples of a telephone exchange
 FAINT = 0.01  # the greatest sample of a human clip that holds nothing
-SPEEDS, PITCHES = (0.85, 1.2), (0.9, 1.3)
+SPEEDS = (0.85, 1.2)
+PITCHES = {"neural": (0.9, 1.3), "flite": (0.88, 1.15), "espeak": (0.9, 1.3)}
 LICENCES = {"neural": "CC0-1.0", "flite": "Flite's, MIT-style", "espeak": "CC0-1.0", "human": "CC-BY-SA-3.0"}
 BATCH = 8  # clips that are labelled together
 
@@ -123,8 +124,9 @@ def write_speech(
 
 def recipe_of(size: float, seed: int) -> dict[str, Any]:
     """What the clips are made by, as plain data: what was made by another is not taken for the same."""
-    kept = {"human": HUMAN, "least": LEAST, "perturbed": list(PERTURBED), "narrow": NARROW}
-    return {"size": size, "seed": seed, "clips": SIZES, **kept}
+    said = {"clips": SIZES, "speeds": SPEEDS, "pitches": PITCHES, "narrow": NARROW}
+    human = {"human": HUMAN, "least": LEAST, "perturbed": PERTURBED}
+    return dict(json.loads(json.dumps({"size": size, "seed": seed, **said, **human})))
 
 
 def _begin(place: Path, recipe: Mapping[str, Any]) -> None:
@@ -148,7 +150,7 @@ def _jobs(fetched: Path, place: Path, size: float, seed: int) -> dict[str, list[
         part, voice = name.split("/")
         for i, (answer, written) in enumerate(pairs, start=1):
             draw = random.Random(f"{seed}:{name}:{i}")
-            file, speed, pitch = place / name / f"{i:05d}.flac", draw.uniform(*SPEEDS), draw.uniform(*PITCHES)
+            file, speed, pitch = place / name / f"{i:05d}.flac", draw.uniform(*SPEEDS), draw.uniform(*PITCHES[voice])
             jobs[part].append((Job(file, voice, written, speed, pitch, narrow=i % 2 == 0), answer))
     return jobs
 

@@ -12,7 +12,6 @@ import soxr
 from numpy.typing import NDArray
 
 RATE = 16000
-FAINT, MARGIN = 0.01, 0.05  # of the loudest sample, what is silence; seconds of it that stay at both ends
 
 
 class Voice(Protocol):
@@ -65,7 +64,6 @@ class Flite:
     """
 
     SPEAKERS = ("slt", "rms", "slt", "awb")
-    PACE = 1.15  # as fast as the neural voice
 
     def __init__(self, folder: Path) -> None:
         names = ("", "_usenglish", "_cmulex", *(f"_cmu_us_{speaker}" for speaker in sorted(set(self.SPEAKERS))))
@@ -89,16 +87,16 @@ class Flite:
             self.speakers[speaker] = register(None)
 
     def say(self, text: str, speed: float, pitch: float) -> NDArray[Any]:
-        """Longer by the pitch, and then played faster by it; without silence around it."""
+        """Longer by the pitch, and then played faster by it."""
         speaker = self.speakers[self.SPEAKERS[int(pitch * 1000) % len(self.SPEAKERS)]]
-        self.library.feat_set_float(speaker.contents.features, b"duration_stretch", pitch / (speed * self.PACE))
+        self.library.feat_set_float(speaker.contents.features, b"duration_stretch", pitch / speed)
         made = self.library.flite_text_to_wave(text.encode(), speaker)
         if not made:
             raise ValueError(f"Flite cannot say {text!r}")
         samples, rate = made.contents.samples, made.contents.rate
         wave = np.ctypeslib.as_array(samples, (made.contents.count,)).astype(np.float32) / 32768
         self.library.delete_wave(made)
-        return _without_silence(soxr.resample(wave, rate * pitch, RATE))
+        return soxr.resample(wave, rate * pitch, RATE)
 
 
 class _Wave(ctypes.Structure):
@@ -117,14 +115,6 @@ class _Speaker(ctypes.Structure):
     """The beginning of Flite's `cst_voice`."""
 
     _fields_: ClassVar = [("name", ctypes.c_char_p), ("features", ctypes.c_void_p)]
-
-
-def _without_silence(wave: NDArray[Any]) -> NDArray[Any]:
-    heard = np.flatnonzero(np.abs(wave) > FAINT * np.abs(wave).max(initial=0))
-    if not len(heard):
-        return wave
-    margin = round(MARGIN * RATE)
-    return wave[max(0, heard[0] - margin) : heard[-1] + 1 + margin]
 
 
 class ESpeak:
