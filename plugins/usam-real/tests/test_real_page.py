@@ -87,6 +87,13 @@ def test_that_nothing_became_worse_agrees_with_nothing(write):
     assert re.search(r"\| human \| .* \| \*\*no\*\* \|", write(same))
 
 
+def test_twice_nothing_is_not_enough(write):
+    silent = results()
+    silent["tests"]["sounds"] |= {"heard": score(0.0), "shuffled": score(0.0)}
+    said = "- sounds: CIDEr-D 0.00, and 0.00 with another clip's sound; asked for: at least 2 times as much"
+    assert f"{said}, **not met**." in write(silent)
+
+
 def test_it_says_how_the_run_was_made(write):
     text = write(results())
     assert "One run, seed 3, of 3 minutes on 2 processors (Linux-1-x86_64). " in text

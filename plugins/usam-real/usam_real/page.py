@@ -79,7 +79,7 @@ def _bounds(found: Results) -> str:
     for name in ("sounds", "music"):
         heard, other = (tests[name][how]["value"] for how in HOWS[:2])
         said = f"{name}: CIDEr-D {heard:.2f}, and {other:.2f} with another clip's sound"
-        lines.append(_held(said, heard >= TWICE * other, f"at least {TWICE:g} times as much"))
+        lines.append(_held(said, heard > 0 and heard >= TWICE * other, f"at least {TWICE:g} times as much"))
     return "\n".join(lines)
 
 
