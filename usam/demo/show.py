@@ -38,8 +38,12 @@ class Asked(NamedTuple):
 ASKED = {
     "asr": Asked({"type": "wer"}, "word error rate", True, "at most 12 %", lambda heard, _: heard <= 0.12),
     "s2tt": Asked({"type": "accuracy"}, "exact match", True, "at least 80 %", lambda heard, _: heard >= 0.8),
-    "aac": Asked({"type": "cider_d"}, "CIDEr-D", False, "twice the shuffled", lambda heard, other: 0 < heard >= 2 * other),
-    "mc": Asked({"type": "cider_d"}, "CIDEr-D", False, "twice the shuffled", lambda heard, other: 0 < heard >= 2 * other),
+    "aac": Asked(
+        {"type": "cider_d"}, "CIDEr-D", False, "twice the shuffled", lambda heard, other: 0 < heard >= 2 * other
+    ),
+    "mc": Asked(
+        {"type": "cider_d"}, "CIDEr-D", False, "twice the shuffled", lambda heard, other: 0 < heard >= 2 * other
+    ),
 }
 LONGEST = 100  # bytes of an answer
 PROCESSES = 4  # that fill one cache, at most
