@@ -33,7 +33,7 @@ class Audio:
     @property
     def lengths(self) -> Tensor:
         """Samples of each clip: (clip,)."""
-        return self.mask.sum(-1, dtype=torch.int32).long()  # six times as fast as a sum in 64 bits
+        return self.mask.sum(-1, dtype=torch.int32).long()  # a sum in 64 bits is slower
 
     def at(self, rate: int) -> Audio:
         """The same sound at another rate; zero where masked, `ceil(n * rate / self.rate)` samples long.

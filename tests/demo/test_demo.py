@@ -50,6 +50,8 @@ def scores(heard, other):
         ("s2tt", 0.79, 0.0, False),
         ("aac", 2.0, 1.0, True),
         ("mc", 1.9, 1.0, False),
+        ("aac", 0.0, 0.0, False),
+        ("mc", 0.0, 0.0, False),
     ],
 )
 def test_a_bound_holds_or_does_not(task, heard, other, right):
